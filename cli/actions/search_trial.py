@@ -4,11 +4,13 @@ The models/, samples/ and metrics/ of the project do not change. The training is
 so it can be resumed.
 """
 
+import csv
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 from cli.actions.model_sweep import score_grid
 from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
+from cli.shared.options import RayOptions
 from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.config import Config, load
@@ -24,7 +27,8 @@ from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import About, TrialResult
+from diffusion.search.search_dir import About, Trial, TrialResult
+from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
@@ -35,8 +39,9 @@ from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.trainer import Trainer
+from diffusion.train.validation_loss import LOSS
 from flows.dvc_stage import fetch_pretrained
-from flows.ray.trial_runner import STARTER, run_process
+from flows.ray.trial_runner import STARTER, ray_trials, run_process
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, VERDICT, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.project import title_of
@@ -92,6 +97,26 @@ def run_in_process(folder: Path) -> TrialResult:
     return result
 
 
+def trial_runner(
+    options: RayOptions,
+    config: Config,
+    folder: Path,
+    run: Callable[[Trial], TrialResult],
+    address: str | None = None,
+) -> AbstractContextManager[TrialRunner]:
+    """Return the runner of the trials in a folder: here, one by one by `run`, or on Ray."""
+    if not options.ray:
+        return nullcontext(TrialRunner(run))
+    return ray_trials(
+        address or config.sample.address,
+        folder,
+        (*MODULE, "--local"),
+        at_once=options.max_parallel,
+        cpus=options.cpus or 1,
+        gpus=config.train.devices if isinstance(config.train.devices, int) else 1,
+    )
+
+
 @dataclass
 class TrialRun:
     """A trial in its folder, which is two levels below that of its search, or of a verdict: no section."""
@@ -130,6 +155,8 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
             raise
         trial.stop.clear()
         return TrialResult("pruned")
+    if trial.section is None and about.search["metric"] == "loss":
+        return TrialResult("done", _validation_loss(trial.folder / search_dir.CURVE, plan.train.steps))
     config, folder = trial.config, training.run.folder
     document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder)
     result = TrialResult("done", document.best.value)
@@ -144,6 +171,17 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         spool.close("FINISHED")
     close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])
     return result
+
+
+def _validation_loss(curve: Path, steps: int) -> float:
+    """Return the EMA's validation loss after the last step; DiffctlError if the training has none."""
+    with curve.open(encoding="utf-8", newline="") as file:
+        *_, last = csv.DictReader(file)
+    value = float(last.get(LOSS, "nan"))
+    if int(last["step"]) != steps or not math.isfinite(value):
+        found = f"the training has no {LOSS} after step {steps:,}: another command made it"
+        raise DiffctlError(f"{found} with train.val_every null, so use --metric fd, or another train.seed")
+    return value
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A hyperparameter search: its trials one by one or in parallel on Ray, and its table."""
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 import typer
 
 from cli.actions.model_sweep import check_reference
-from cli.actions.search_trial import MODULE, run_in_process
+from cli.actions.search_trial import run_in_process, trial_runner
 from cli.commands.models import Search
 from cli.shared.console import print_table
 from diffusion.check import preflight
@@ -24,13 +23,11 @@ from diffusion.search.search_config import SearchConfig, describe_point
 from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
 from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
 from diffusion.search.study import SearchStudy, run_search
-from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
 from diffusion.train.plan import plan_training
 from flows.dvc_stage import fetch_pretrained
-from flows.ray.trial_runner import ray_trials
 from tracking.experiments import log_search
 from tracking.project import title_of
 
@@ -86,17 +83,7 @@ def search_settings(options: Search) -> None:
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
         about = search_dir.open_search(folder, section, settings, digest)
         trials = Trials(folder, values, search_config.count_trials(section))
-        runners: AbstractContextManager[TrialRunner] = nullcontext(TrialRunner(trials.run))
-        if options.ray:
-            runners = ray_trials(
-                options.address or config.sample.address,
-                folder,
-                (*MODULE, "--local"),
-                at_once=options.max_parallel,
-                cpus=options.cpus or 1,
-                gpus=config.train.devices if isinstance(config.train.devices, int) else 1,
-            )
-        with runners as runner:
+        with trial_runner(options, config, folder, trials.run, options.address) as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)
         _report(options, folder, about, title_of(config.data.name), done)
 

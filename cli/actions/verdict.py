@@ -10,8 +10,15 @@ import torch
 import typer
 
 from cli.actions.model_sweep import check_reference, score_grid
-from cli.actions.search_trial import run_in_process
-from cli.actions.verdict_arms import count_equal_work, identify, origin, read_arms, time_equal_work
+from cli.actions.search_trial import run_in_process, trial_runner
+from cli.actions.verdict_arms import (
+    check_metric,
+    count_equal_work,
+    identify,
+    origin,
+    read_arms,
+    time_equal_work,
+)
 from cli.actions.verdict_trials import Judge, VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.check import preflight
@@ -20,13 +27,14 @@ from diffusion.check.findings import Project
 from diffusion.check.timing import time_sampling, time_steps
 from diffusion.choice.paired_test import PairedTest
 from diffusion.config import parse
-from diffusion.layout import MODEL
-from diffusion.protocol.grid import Cell, cell_settings
+from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import MODEL, PREPARED
+from diffusion.protocol.grid import cell_settings
 from diffusion.protocol.scores_document import CellScores
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.search import search_dir
-from diffusion.search.search_dir import trial_dir
-from diffusion.search.trial_runner import TrialRunner
+from diffusion.search.search_dir import Trial, TrialResult, trial_dir
 from diffusion.system.devices import acquire_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
@@ -48,9 +56,11 @@ def judge_changes(options: Verdict) -> None:
     for arm in arms:
         fetch_pretrained(arm.config.train.init_from)
     subject = common_subject(arms[0], arms[1:], options.cell)
+    check_metric(options, arms, subject)
     arms, ratios = count_equal_work(options, arms, subject)
     folder, about = identify(arms, options, subject)
-    check_reference(arms[0].config)
+    if options.metric != "loss":
+        check_reference(arms[0].config)
     busy = f"this verdict is running ({folder}): wait for it or stop it"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
         about = search_dir.open_about(folder, about)
@@ -88,17 +98,23 @@ def _judge_trainings(
     control = arms[0]
     for arm in arms:
         preflight(arm.config, "train")
-    cell = control.cell(options.cell)
-    trials = VerdictTrials(folder, arms, cell, control.config.sample.num_images)
+    cell, images = control.cell(options.cell), control.config.sample.num_images
+    if options.metric == "loss":
+        images = min(control.config.train.val_images, len(open_store(PREPARED / "test", PreparedMeta)))
+    trials = VerdictTrials(folder, arms, cell, images, options.metric)
     first_seed = control.config.train.seed
     _announce(arms, f"and the seeds of a pair, from {first_seed} on: {test.first} to {test.last} pairs")
-    if options.seconds is not None:
+    if options.seconds is not None and not options.ray:
         _check_budget(options.seconds, trials, test)
-    runner = TrialRunner(lambda trial: run_in_process(trial_dir(folder, trial.number)))
-    judge = Judge(trials, test, options.metric, options.seconds, runner)
-    outcomes = judge.decide()
+
+    def run(trial: Trial) -> TrialResult:
+        return run_in_process(trial_dir(folder, trial.number))
+
+    with trial_runner(options, control.config, folder, run) as runner:
+        judge = Judge(trials, test, options.seconds, runner)
+        outcomes = judge.decide()
     values = {
-        "cell": cell.name,
+        "cell": None if options.metric == "loss" else cell.name,
         "images": trials.images,
         "metric": outcomes[0].metrics[0],
         "pairs": list(options.looks),
@@ -160,21 +176,25 @@ def _check_budget(budget: float, trials: VerdictTrials, test: PairedTest) -> Non
     if trials.is_fixed:
         return  # the first look was reached, and later pairs are estimated by these
     with acquire_device(partial(typer.echo, err=True)) as device:
-        pair = sum(_trial_seconds(arm, trials.cell, trials.images, device) for arm in trials.arms)
+        pair = sum(_trial_seconds(arm, trials, device) for arm in trials.arms)
     needs = [f"{count} pairs need about {format_duration(count * pair)}" for count in (test.first, test.last)]
     if test.first * pair > budget:
         raise UsageError(f"--budget: {needs[0]} here: give more time, or train fewer steps")
     typer.echo(f"{needs[1]} here, and the budget is {format_duration(budget)}", err=True)
 
 
-def _trial_seconds(arm: Arm, cell: Cell, images: int, device: torch.device) -> float:
+def _trial_seconds(arm: Arm, trials: VerdictTrials, device: torch.device) -> float:
     """Return the estimated duration of a training with its samples and scores."""
     config, plan = arm.config, arm.plan
     step = time_steps(Project(config), plan, config.train.batch_size, TIMED_SECONDS, device)
+    seconds = TRIAL_SECONDS + step.median * config.train.batch_size * config.train.steps
+    if trials.metric == "loss":
+        return seconds
     call = time_sampling(plan, config, TIMED_SECONDS, device)
-    nfe = count_nfe(cell_settings(config.sample, cell), config.process)
-    trained = step.median * config.train.batch_size * config.train.steps
-    return TRIAL_SECONDS + trained + call.median * nfe * images
+    return (
+        seconds
+        + call.median * count_nfe(cell_settings(config.sample, trials.cell), config.process) * trials.images
+    )
 
 
 def _show(outcomes: Sequence[Outcome], seconds: float | None) -> None:

@@ -22,7 +22,7 @@ from diffusion.system.devices import acquire_device, default_device, device_name
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.section import fingerprint
-from diffusion.verdict.arms import APART, Arm
+from diffusion.verdict.arms import APART, Arm, refuse_other_losses
 from diffusion.verdict.equal_work import (
     Ratio,
     flop_ratios,
@@ -57,6 +57,14 @@ def read_arms(options: Verdict) -> list[Arm]:
             Arm(one.name, applied(one.values, fixed, ""), one.seeds) for one in (control, *changes)
         )
     return [control, *changes]
+
+
+def check_metric(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
+    """Raise UsageError if the metric is the validation loss, and not one for all arms."""
+    if options.metric == "loss":
+        if subject == "sampling":
+            raise UsageError("--metric loss is of trainings, and the change is of the sampling alone")
+        refuse_other_losses(arms[0], arms[1:])
 
 
 def count_equal_work(

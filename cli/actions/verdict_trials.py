@@ -20,7 +20,8 @@ from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from diffusion.system.section import Section
-from diffusion.verdict.arms import Arm
+from diffusion.train.validation_loss import LOSS
+from diffusion.verdict.arms import Arm, Metric
 from diffusion.verdict.outcome import Pair, TrainingOutcome, needed_images, scoring_noise
 
 PROGRESS = "progress.json"
@@ -44,8 +45,8 @@ class Job(NamedTuple):
 class VerdictTrials:
     """The trainings of the control and its changes in the folder of a verdict."""
 
-    def __init__(self, folder: Path, arms: Sequence[Arm], cell: Cell, images: int) -> None:
-        self.folder, self.arms, self.cell = folder, arms, cell
+    def __init__(self, folder: Path, arms: Sequence[Arm], cell: Cell, images: int, metric: Metric) -> None:
+        self.folder, self.arms, self.cell, self.metric = folder, arms, cell, metric
         self._images = images
         self._progress: Progress | None = None
         self._known: dict[tuple[Job, int], tuple[TrialResult, CellScores | None]] = {}
@@ -70,8 +71,18 @@ class VerdictTrials:
         """Return the folder of a training."""
         return trial_dir(self.folder, self._number(job))
 
-    def scores(self, job: Job) -> CellScores:
-        """Return the scores of a finished training."""
+    def values(self, job: Job) -> dict[str, float]:
+        """Return a finished training's scores by name, the one that decides first."""
+        if self.metric == "loss":
+            result = self.result(job)
+            assert result is not None, "the training has run"
+            assert result.value is not None, "it did not fail"
+            return {LOSS: result.value}
+        scores = self._scores(job)
+        names = scores.spec.distance, scores.spec.kernel_distance
+        return {name: scores.scores[name] for name in (names if self.metric == "fd" else names[::-1])}
+
+    def _scores(self, job: Job) -> CellScores:
         found = self._read(job)
         assert found is not None, "the training has run"
         assert found[1] is not None, "it did not fail"
@@ -87,7 +98,7 @@ class VerdictTrials:
         key = job, self.images
         if key not in self._known and (result := search_dir.read_result(self.place(job))):
             scores = None
-            if result.state == "done":
+            if result.state == "done" and self.metric != "loss":
                 scores = read_scores(self.place(job) / search_dir.SCORES).cells[self.cell.name]
             if scores is None or scores.num_images == self.images:
                 self._known[key] = result, scores
@@ -115,9 +126,13 @@ class VerdictTrials:
         results = [result for job in jobs if (result := self.result(job)) is not None]
         return sum(one.seconds for one in results) + (self._progress.seconds if self._progress else 0.0)
 
-    def fix_images(self, jobs: Sequence[Job], metric: str) -> None:
-        """Raise the number of images until scoring's noise is below a third of that between seeds."""
-        wanted = [self._needed(arm, jobs, metric) for arm in {job.arm for job in jobs} - {0}]
+    def fix_images(self, jobs: Sequence[Job]) -> None:
+        """Raise the number of images until scoring's noise is below a third of that between seeds.
+
+        The images of a validation loss are the same in all trainings, so they stay.
+        """
+        arms = {job.arm for job in jobs} - {0} if self.metric != "loss" else set()
+        wanted = [self._needed(arm, jobs) for arm in arms]
         images = max(wanted, default=self.images)
         spent = self.seconds(jobs) if images != self.images else 0.0
         if images != self.images:
@@ -125,8 +140,9 @@ class VerdictTrials:
         write_json(self.folder / PROGRESS, add_checksum(Progress(images=images, seconds=spent).model_dump()))
         self._progress = Progress(images=images, seconds=spent)
 
-    def _needed(self, arm: int, jobs: Sequence[Job], metric: str) -> int:
-        pairs = [(self.scores(job), self.scores(Job(job.pair, 0))) for job in jobs if job.arm == arm]
+    def _needed(self, arm: int, jobs: Sequence[Job]) -> int:
+        metric = next(iter(self.values(jobs[0])))
+        pairs = [(self._scores(job), self._scores(Job(job.pair, 0))) for job in jobs if job.arm == arm]
         noise = [scoring_noise(*pair, metric) for pair in pairs]
         known = [one for one in noise if one is not None]
         if len(known) < len(pairs) or len(pairs) < 2:
@@ -151,10 +167,9 @@ class Judge:
     """Decides on all changes, pair by pair."""
 
     def __init__(
-        self, trials: VerdictTrials, test: PairedTest, metric: str, budget: float | None, runner: TrialRunner
+        self, trials: VerdictTrials, test: PairedTest, budget: float | None, runner: TrialRunner
     ) -> None:
-        self._trials, self._test, self._metric = trials, test, metric
-        self._budget, self._runner = budget, runner
+        self._trials, self._test, self._budget, self._runner = trials, test, budget, runner
         self.seconds = 0.0
         self.is_over_budget = False
 
@@ -174,9 +189,9 @@ class Judge:
             active = [number for number, one in enumerate(outcomes, start=1) if one.is_open]
             if not active or self._ends_budget(pair, done, len(active) + 1):
                 break
-            jobs = [Job(pair, arm) for arm in (0, *active)]
-            has_run = trials.run(jobs if pair % 2 == 0 else jobs[::-1], self._runner)
-            done += jobs
+            pairs = range(pair, pair + self._ahead(pair, done, len(active) + 1))
+            has_run = trials.run([job for one in pairs for job in _jobs(one, active)], self._runner)
+            done += _jobs(pair, active)
             if pair + 1 == test.first and not trials.is_fixed:
                 self._fix_images(done, active)
             for arm in active:
@@ -195,7 +210,7 @@ class Judge:
         arms = {0, *active} - {job.arm for job in failed}
         jobs = [job for job in done if job.arm in arms]
         if 0 in arms and len(arms) > 1:
-            trials.fix_images(jobs, self._metrics()[0])
+            trials.fix_images(jobs)
             trials.run(jobs, self._runner)
 
     def _with_pairs(self, outcome: TrainingOutcome, arm: int, pair: int) -> TrainingOutcome:
@@ -211,23 +226,33 @@ class Judge:
                     if job.arm == 0:
                         raise DiffctlError(f"{reason}: correct that, and remove {trials.place(job)}")
                     return replace(outcome, pairs=tuple(pairs), metrics=self._metrics(), failure=reason)
-            both = [trials.scores(Job(number, one)) for one in (0, arm)]
-            values = [{name: one.scores[name] for name in self._metrics()} for one in both]
+            values = [trials.values(Job(number, one)) for one in (0, arm)]
             pairs.append(Pair(trials.seed(Job(number, 0)), *values))
         return replace(outcome, pairs=tuple(pairs), metrics=self._metrics())
 
     def _metrics(self) -> tuple[str, ...]:
-        """Return the names of the score that decides and of the one that it is compared with."""
-        spec = self._trials.scores(Job(0, 0)).spec
-        names = spec.distance, spec.kernel_distance
-        return names if self._metric == "fd" else names[::-1]
+        """Return the names of the score that decides and of those that it is compared with."""
+        return tuple(self._trials.values(Job(0, 0)))
+
+    def _ahead(self, pair: int, done: Sequence[Job], arms: int) -> int:
+        """Return how many pairs are started at once, where several trainings can run.
+
+        They may turn out to be unnecessary, which wastes work and changes no verdict.
+        """
+        fitting = max(1, self._runner.room() // arms)
+        if pair < self._test.first:
+            return min(fitting, self._test.first - pair)  # later ones may need more images
+        fitting = min(fitting, self._test.last - pair)
+        return next((n for n in range(fitting, 1, -1) if not self._exceeds_budget(n * arms, done)), 1)
 
     def _ends_budget(self, pair: int, done: Sequence[Job], arms: int) -> bool:
-        """Return whether the next pair, of mean duration, would end after the budget."""
-        if self._budget is None or pair < self._test.first:
-            return False
-        self.is_over_budget = self.seconds * (1 + arms / len(done)) > self._budget
+        """Return whether the next pair would end after the budget."""
+        self.is_over_budget = pair >= self._test.first and self._exceeds_budget(arms, done)
         return self.is_over_budget
+
+    def _exceeds_budget(self, count: int, done: Sequence[Job]) -> bool:
+        """Return whether so many trainings more, of mean duration, exceed the budget."""
+        return self._budget is not None and self.seconds * (1 + count / len(done)) > self._budget
 
     def _report(self, pair: int, outcomes: Sequence[TrainingOutcome], active: Sequence[int]) -> None:
         """Print the scores of a pair, and what all show so far."""
@@ -241,3 +266,9 @@ class Judge:
             so_far = f"; so far {one.main.describe()}" if one.main.interval else ""
             place = f"pair {pair + 1} of at most {self._test.last}, seed {last.seed}"
             typer.echo(f"{place}: {sides}{so_far}", err=True)
+
+
+def _jobs(pair: int, active: Sequence[int]) -> list[Job]:
+    """Return the trainings of a pair in their order, in which the arms alternate."""
+    jobs = [Job(pair, arm) for arm in (0, *active)]
+    return jobs if pair % 2 == 0 else jobs[::-1]

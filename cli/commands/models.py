@@ -16,7 +16,15 @@ from cli.actions import (
     trial_search,
 )
 from cli.shared.command import Options, argument, command, group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, Preset, StorePath, flag_of, sampling_options
+from cli.shared.options import (
+    JsonOptions,
+    ModelOptions,
+    Preset,
+    RayOptions,
+    StorePath,
+    flag_of,
+    sampling_options,
+)
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
@@ -106,7 +114,7 @@ class Ema(JsonOptions):
 
 
 @command(app, lambda: trial_search.search_settings, "checking the points of the search")
-class Search(JsonOptions):
+class Search(JsonOptions, RayOptions):
     """Search hyperparameters: train and score every point of `search` in params.yaml.
 
     The models, samples and metrics of the project do not change. The same command resumes an interrupted
@@ -117,13 +125,11 @@ class Search(JsonOptions):
         "With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]"
     )
     name: str = option("The name of the search, stored in runs/search/NAME.", default="search")
-    ray: bool = option("Run trials in parallel on Ray, one per device.")
-    max_parallel: int | None = option("With --ray: trials at once. [default: all that fit]", min=1, max=4096)
-    cpus: int | None = option("With --ray: cores per trial. [default: 1]", min=1, max=4096)
 
     def __post_init__(self) -> None:
-        if not self.ray and any((self.address, self.max_parallel, self.cpus)):
-            raise UsageError("ADDRESS, --max-parallel and --cpus need --ray: add it, or leave them out")
+        super().__post_init__()
+        if self.address and not self.ray:
+            raise UsageError("ADDRESS needs --ray: add it, or leave it out")
         if find_spec("optuna") is None:
             raise UsageError("a search needs Optuna: pip install 'diffctl[search]'")
 

@@ -8,7 +8,7 @@ import typer
 
 from cli.actions import verdict
 from cli.shared.command import argument, command, option, out_option
-from cli.shared.options import JsonOptions
+from cli.shared.options import JsonOptions, RayOptions
 from diffusion.system.errors import UsageError, printable
 
 app = typer.Typer()
@@ -18,7 +18,7 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @command(app, lambda: verdict.judge_changes, "checking the changes")
-class Verdict(JsonOptions):
+class Verdict(JsonOptions, RayOptions):
     """Judge whether a change of params.yaml makes the model better.
 
     Trains with and without it, in pairs of equal seeds, until a sequential test decides at an error of 5%, or
@@ -45,7 +45,9 @@ class Verdict(JsonOptions):
     budget: str | None = option(
         "Start no pair that would end after this time, such as 20m or 2h.", metavar="TIME"
     )
-    metric: Literal["fd", "kd"] = option("The score: Fréchet or kernel distance.", default="fd")
+    metric: Literal["fd", "kd", "loss"] = option(
+        "The score: Fréchet or kernel distance, or the validation loss.", default="fd"
+    )
     cell: str | None = option(
         "The cell of the sweep that is scored. [default: the most steps]", metavar="NAME"
     )
@@ -54,6 +56,13 @@ class Verdict(JsonOptions):
     seeds_apart: bool = option("Judge other seeds of the same settings.", hidden=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ray and self.equal == "time":
+            raise UsageError(
+                "--equal time is measured on this machine: leave --ray out, or use --equal flops"
+            )
+        if self.metric == "loss" and self.cell:
+            raise UsageError("--cell has no effect on --metric loss: leave it out")
         if not (self.changes or self.against or self.seeds_apart):
             raise UsageError(
                 "there is nothing to judge: give a CHANGE such as train.lr.rate=0.001, or --against"

@@ -50,6 +50,18 @@ class JsonOptions(Options):
             typer.echo(text)
 
 
+class RayOptions(Options):
+    """The options of a command that runs trials."""
+
+    ray: bool = option("Run trials in parallel on Ray, one per device.")
+    max_parallel: int | None = option("With --ray: trials at once. [default: all that fit]", min=1, max=4096)
+    cpus: int | None = option("With --ray: cores per trial. [default: 1]", min=1, max=4096)
+
+    def __post_init__(self) -> None:
+        if not self.ray and any((self.max_parallel, self.cpus)):
+            raise UsageError("--max-parallel and --cpus need --ray: add it, or leave them out")
+
+
 class ModelOptions(Options):
     """The options that select a model."""
 

@@ -23,7 +23,10 @@ APART = 500_000  # between the seeds of arms that differ in their seeds alone
 PROTOCOL = ("data", "evaluate")  # sections that decide what scores are computed on
 IMAGES = ("num_images", "seed")  # of the section `sample`: which images are scored
 
+DRAWN_TIMES = {"t_sampler", "t_sampler_options", "stratified"}  # of a process, without effect on a loss's t
+
 Subject = Literal["training", "sampling"]
+Metric = Literal["fd", "kd", "loss"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,21 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
         found = f"{change.name} changes which images are made ({', '.join(wrong)})"
         raise UsageError(f"{found}: they could not be paired, so leave that equal in both arms")
     return "sampling"
+
+
+def refuse_other_losses(control: Arm, changes: Sequence[Arm]) -> None:
+    """Raise UsageError if validation losses of the arms cannot be compared, or are not computed."""
+    own = control.plan.process.model_dump(exclude=DRAWN_TIMES)
+    for arm in (control, *changes):
+        if arm.config.train.val_every is None:
+            raise UsageError(f"--metric loss: train.val_every of {arm.name} is null: give a number or auto")
+        if fields := changed_fields(own, arm.plan.process.model_dump(exclude=DRAWN_TIMES)):
+            found = f"--metric loss: {arm.name} changes the loss itself (process.{fields[0]})"
+            raise UsageError(f"{found}: use --metric fd or kd")
+        if arm.config.train.val_images != control.config.train.val_images:
+            raise UsageError(
+                f"--metric loss: {arm.name} changes train.val_images: leave it equal in both arms"
+            )
 
 
 def common_subject(control: Arm, changes: Sequence[Arm], cell: str | None) -> Subject:

@@ -21,6 +21,13 @@ REFUSED = {
     "data.name=cifar10": "what is scored",
     "sample.classes=data": "which images are made",
 }
+LOSSES = {
+    "process.prediction=x0": "the loss itself (process.prediction",
+    "process.weighting=min-snr": "the loss itself (process.weighting",
+    "train.val_images=4 train.batch_size=4": "train.val_images",
+    "train.val_every=null train.batch_size=4": "train.val_every",
+    "sample.spacing=trailing": "of the sampling alone",
+}
 
 
 def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke) -> None:
@@ -36,6 +43,8 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
     assert_refused(
         invoke("verdict", "train.batch_size=4", "--cell", "steps9-eta0"), "steps9-eta0", "steps3-eta1"
     )
+    for change, words in LOSSES.items():
+        assert_refused(invoke("verdict", *change.split(), "--metric", "loss"), "--metric loss", words)
     for quantity in ("time", "flops"):
         for change, words in (
             ("sample.spacing=trailing", "sampling alone"),

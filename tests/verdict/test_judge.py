@@ -27,6 +27,17 @@ class Stopped(Exception):
     """A kill before or after a training."""
 
 
+class Workers(TrialRunner):
+    """Several workers, of which the last one to start ends first."""
+
+    def __init__(self, run: Callable[[Trial], TrialResult], count: int) -> None:
+        super().__init__(run)
+        self.count = count
+
+    def room(self) -> int:
+        return self.count
+
+
 class Machine:
     """A machine on which a training takes 10 s and scores as chosen by (arm, seed).
 
@@ -64,16 +75,16 @@ class Machine:
         return result
 
     def judge(
-        self, budget: float | None = None, pairs: tuple[int, int] = (3, 12)
+        self, budget: float | None = None, pairs: tuple[int, int] = (3, 12), workers: int = 1
     ) -> tuple[Judge, list[TrainingOutcome]]:
         """Return a judge in a new process, and its outcomes."""
         arms = [
             Arm(f"arm{number}", params(train={"steps": 12 + number}))
             for number in range(len(self.effects) + 1)
         ]
-        trials = VerdictTrials(self.folder, arms, arms[0].cell(None), 20)
+        trials = VerdictTrials(self.folder, arms, arms[0].cell(None), 20, "fd")
         test = PairedTest(*pairs, 0.05 / len(self.effects))
-        judge = Judge(trials, test, "fd", budget, TrialRunner(self.run))
+        judge = Judge(trials, test, budget, Workers(self.run, workers))
         return judge, judge.decide()
 
 
@@ -127,6 +138,19 @@ def test_budget_ends_after_the_first_look_and_can_be_raised(machine: Callable[..
     assert (len(outcome.pairs), judge.seconds, judge.is_over_budget) == (5, 100, True)
     assert one.judge(budget=100.0)[1] == [outcome]
     assert len(one.trained) == 10
+
+
+@pytest.mark.parametrize("budget", [None, 165.0])
+@pytest.mark.parametrize("effects", [(EQUAL,), (BETTER,), (EQUAL, WORSE)])
+def test_workers_change_no_verdict(
+    machine: Callable[..., Machine], effects: tuple[float, ...], budget: float | None
+) -> None:
+    alone, many = (machine(*effects, noise=25.0, name=name) for name in ("alone", "many"))
+    judge, wanted = alone.judge(budget, pairs=(3, 5))
+    other, found = many.judge(budget, pairs=(3, 5), workers=7)
+    assert as_json(found) == as_json(wanted)
+    assert (other.seconds, other.is_over_budget) == (judge.seconds, judge.is_over_budget)
+    assert many.trained[0][1] > 0  # of the pairs that are started together the last one ends first
 
 
 def test_failed_training_of_a_change_ends_it_and_of_the_control_ends_all(

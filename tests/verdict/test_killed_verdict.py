@@ -121,3 +121,24 @@ def test_training_of_a_verdict_is_that_of_the_pipeline(project: Path) -> None:
     refused = diffctl(project, "verdict", "train.lr.rate=0.001", "--budget", "1s")
     assert (refused.returncode, "--budget: 3 pairs need about" in refused.stderr) == (2, True)
     assert params()["train"]["seed"] == 0
+
+
+@pytest.mark.long
+def test_verdict_on_ray_by_the_validation_loss(project: Path) -> None:
+    """The losses are those of the trainings' curves, and a verdict here finds all of Ray's trainings."""
+    write_params(project, **SETTINGS)
+    copy_reference(project)
+    line = ("verdict", "train.lr.rate=0.004", "--pairs", "2..2", "--metric", "loss", "--json")
+    done = diffctl(project, *line, "--ray", "--max-parallel", "2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (change,) = found["changes"]
+    (verdict,) = project.glob("runs/verdict/*")
+    for number, pair in enumerate(change["pairs"]):
+        for arm, name in enumerate(("control", "change")):
+            last = (trial_dir(verdict, 2 * number + arm) / "loss.csv").read_text().splitlines()[-1]
+            assert f"{pair[name]['val_loss']:.6g}" in last.split(",")
+    assert (found["cell"], found["metric"]) == (None, "val_loss")
+    again = diffctl(project, *line)
+    assert "pair 1: params.yaml" not in again.stderr
+    assert result(again.stdout)["changes"] == found["changes"]

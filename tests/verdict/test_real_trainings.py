@@ -53,9 +53,9 @@ def decide(project: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
     def judge(control: Arm, change: Arm, pairs: tuple[int, int]) -> str:
         folder = VERDICT_RUNS / f"{control.config.train.seed:016d}"
         open_about(folder, About(key=folder.name, data_digest="", settings={}, search={}))
-        trials = VerdictTrials(folder, [control, change], control.cell(None), 60)
+        trials = VerdictTrials(folder, [control, change], control.cell(None), 60, "fd")
         runner = TrialRunner(lambda trial: run(folder, trial))
-        (outcome,) = Judge(trials, PairedTest(*pairs), "fd", None, runner).decide()
+        (outcome,) = Judge(trials, PairedTest(*pairs), None, runner).decide()
         print(control.config.train.seed, change.name, outcome.sentence())
         return outcome.kind
 
