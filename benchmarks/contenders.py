@@ -32,8 +32,9 @@ from diffusion.sample.generate import generate, mixed_condition
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import TrainPlan, plan_training
-from diffusion.train.train_step import TrainState
+from diffusion.train.plan import TrainPlan
+from diffusion.train.planning import plan_training
+from diffusion.train.train_state import TrainState
 
 CPU = torch.device("cpu")
 SIZES = {"cifar10": 32, "imagenet64": 64}  # of images, by the data's name

@@ -43,10 +43,12 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.system.section import validate
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.plan import TrainPlan, plan_training, resolve_precision
+from diffusion.train.forward_passes import ForwardPasses
+from diffusion.train.initial_state import new_state
+from diffusion.train.plan import TrainPlan
+from diffusion.train.planning import plan_training, resolve_precision
 from diffusion.train.train_config import TrainSections
-from diffusion.train.train_step import new_state, train_step
+from diffusion.train.train_step import train_step
 
 PEERS = {"diffusers": "diffusers", "ddpm-pytorch": "denoising_diffusion_pytorch"}
 TASKS = ("train", "sample")
@@ -82,10 +84,11 @@ def ours(precision: str, shape: Shape) -> Contender:
     """Return this library's step: drawing the batch, loss, backward, clipping, AdamW, EMA."""
     plan, store = shape_plan(precision, shape)
     state = new_state(plan, CPU)
-    gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(CPU)), ImageLoader(store, CPU)
+    passes = ForwardPasses(plan, state.network, state.objective, ProcessGroup(CPU))
+    data = ImageLoader(store, CPU)
 
     def step() -> object:
-        return train_step(state, gradients, draw_batch(plan, state.time_sampler, data, state.step))
+        return train_step(state, passes, draw_batch(plan, state.time_sampler, data, state.step))
 
     sample = our_sample(LoadedModel(state.ema, plan), SampleSettings(steps=STEPS), shape.batch, CPU)
     return Contender(step, sample, count(state.network))

@@ -39,8 +39,8 @@ from diffusion.layout import MODEL
 from diffusion.model.unet import UNet
 from diffusion.train import trainer
 from diffusion.train.checkpoint.run_record import HEARTBEAT
+from diffusion.train.initial_state import new_state
 from diffusion.train.pretrained import store_pretrained
-from diffusion.train.train_step import new_state
 from tracking.spool.event_log import Spool
 
 STAGE = (sys.executable, "-m", "cli.entry", "stage")

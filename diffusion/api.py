@@ -21,6 +21,7 @@ from diffusion.model.unet_config import UNetSpec
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
+from diffusion.process.objective import Batch, TrainedNetwork, build_objective
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_samplers import build_time_sampler
 from diffusion.protocol.settings import SampleSettings
@@ -32,8 +33,6 @@ from diffusion.system.devices import float64_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
 from diffusion.train.batch import stratified_uniforms
-from diffusion.train.denoiser_objective import DENOISER
-from diffusion.train.objective import Batch
 
 __all__ = [
     "Condition",
@@ -130,6 +129,7 @@ def fit(
     _check_resolved(process, images)
     device = next(network.parameters()).device
     source, time_sampler = counter_generator("fit", seed), build_time_sampler(process)
+    objective = build_objective(process)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).eval()  # type: ignore[no-untyped-call]
@@ -147,10 +147,10 @@ def fit(
             drawn = torch.where(dropped.to(device), null_label, drawn)
         times = t.to(float64_device(device))  # where the process has its tables
         batch = Batch(images[rows].to(device), drawn, times, weights.to(device), noise.to(device))
-        losses = DENOISER.losses(network, process, batch)
+        losses = objective(TrainedNetwork(network, process), batch, step - 1)
         means = {name: (value * batch.weights).mean() for name, value in losses.items()}
         optimizer.zero_grad()
-        means["loss"].backward()  # type: ignore[no-untyped-call]
+        means["loss"].backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()

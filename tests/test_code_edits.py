@@ -119,9 +119,9 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
     model, classifier = ({name for name in code if " " not in name} for code in codes)
     entries = {name.rpartition(" ")[0].partition(" ")[2] for name in codes[0].keys() - codes[1].keys()}
     assert entries == {"", "process.loss", "process.t_sampler", "process.weighting"}
-    assert model - classifier == {"diffusion.train.denoiser_objective", "diffusion.process.losses"}
+    assert model - classifier == {"diffusion.process.losses"}
     assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
-    names = {f"train.{name}" for name in ("loop", "gradients", "batch", "train_step", "lr_schedule")}
+    names = {f"train.{name}" for name in ("loop", "forward_passes", "batch", "train_step", "lr_schedule")}
     names |= {"process.discrete", "images.pixels", "model.blocks"}
     assert {f"diffusion.{name}" for name in names} <= model & classifier
     others = {"downloads", "sample", "evaluate", "report", "analysis"}

@@ -20,7 +20,7 @@ from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output
-from diffusion.train.plan import plan_training
+from diffusion.train.planning import plan_training
 
 WIDEST, NARROWEST = 120, 72  # characters of a line
 

@@ -37,7 +37,8 @@ from diffusion.system.processes import die_with_parent
 from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed.launch import is_follower
-from diffusion.train.plan import DenoiserPlan, plan_training
+from diffusion.train.plan import DenoiserPlan
+from diffusion.train.planning import plan_training
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
 from flows.dvc_stage import fetch_pretrained

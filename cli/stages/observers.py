@@ -25,7 +25,7 @@ from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import Observer, observer_guard
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.step_memory import count_parameters
-from diffusion.train.train_step import TrainState
+from diffusion.train.train_state import TrainState
 from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags
 from tracking.spool.event_log import Spool
@@ -83,9 +83,9 @@ class ConsoleTraining(Observer):
             with observer_guard("heartbeat"):
                 self.run.beat(step)
 
-    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
+    def validate(self, state: TrainState, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Return the validation losses, if there are images for them."""
-        return self._heldout.losses(network, ema) if self._heldout else {}
+        return self._heldout.losses(state, network, ema) if self._heldout else {}
 
 
 class Validation(NamedTuple):
@@ -175,14 +175,14 @@ class TrackedTraining(ConsoleTraining):
             write_preview(path, self._plan, network, ema, self.real)
             self.spool.image(step, "preview", path)
 
-    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
+    def validate(self, state: TrainState, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Return the validation losses and add them to the spool."""
         with self._paused():
-            losses = super().validate(step, network, ema)
+            losses = super().validate(state, network, ema)
         if losses:
-            self.spool.metrics(step, {f"val/{name}": value for name, value in losses.items()})
+            self.spool.metrics(state.step, {f"val/{name}": value for name, value in losses.items()})
             if self.on_validation is not None:
-                self.on_validation(step, losses["loss"])
+                self.on_validation(state.step, losses["loss"])
         return losses
 
     def evaluate(self, step: int, ema: nn.Module) -> None:

@@ -17,7 +17,8 @@ from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
-from diffusion.train.plan import DenoiserPlan, plan_artefact, plan_training
+from diffusion.train.plan import DenoiserPlan, plan_artefact
+from diffusion.train.planning import plan_training
 from diffusion.train.train_config import ClassifierSections
 
 SPLITS = ("train", "test")

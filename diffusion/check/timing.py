@@ -27,10 +27,10 @@ from diffusion.sample.cell_images import shard_images
 from diffusion.sample.guidance import Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
-from diffusion.train.train_step import new_state
 
 REPEATS = 5
 GROWTH = 4  # of the number of images from trial to trial

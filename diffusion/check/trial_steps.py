@@ -21,9 +21,11 @@ from diffusion.sample.cell_images import shard_images
 from diffusion.sample.guidance import Guides
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.forward_passes import ForwardPasses
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.plan import Plan, TrainPlan, build_objective, plan_artefact, resolve_precision
+from diffusion.train.plan import TrainPlan, build_task, plan_artefact
+from diffusion.train.planning import Plan, resolve_precision
+from diffusion.train.train_step import accumulate_gradients
 
 CPU = torch.device("cpu")
 IMAGES = 2
@@ -69,11 +71,11 @@ def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
 
     Without `network` the plan's own is built.
     """
-    objective, steps = build_objective(plan), plan.train.steps
+    task, process, steps = build_task(plan), build_process(plan.process), plan.train.steps
     data = ImageLoader(random_images(plan.network, IMAGES), CPU)
-    batch = draw_batch(plan, objective.time_sampler(build_process(plan.process)), data, 0)
-    gradients = GradientAccumulator(plan, network or objective.network(plan.network), ProcessGroup(CPU))
-    losses, *_ = gradients(batch, 0)
+    batch = draw_batch(plan, task.time_sampler(process), data, 0)
+    network, objective = network or task.network(plan.network), task.objective(process)
+    losses, *_ = accumulate_gradients(ForwardPasses(plan, network, objective, ProcessGroup(CPU)), batch, 0)
     rates = torch.tensor([learning_rate(plan.train.lr, step, steps) for step in (0, steps - 1)])
     if not torch.cat([*losses.values(), rates]).isfinite().all():
         raise ValueError("the loss of random images, or the learning rate, is NaN or infinite")

@@ -19,12 +19,13 @@ class Condition:
     """The inputs of a network apart from image and time, for `count` images.
 
     `labels` are (B,) int64, None for an unconditional network. `null_label` is the label that means none,
-    where the network was trained with one.
+    where the network was trained with one. `augmentation` (B, 9) is how training images were transformed.
     """
 
     count: int
     labels: Tensor | None = None
     null_label: int | None = None
+    augmentation: Tensor | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -44,7 +45,9 @@ class Condition:
     def rows(self, index: slice | Tensor) -> "Condition":
         """Return the condition of some of the images; `index` is a slice or row numbers."""
         count = len(range(self.count)[index]) if isinstance(index, slice) else len(index)
-        return replace(self, count=count, labels=None if self.labels is None else self.labels[index])
+        parts = (None if part is None else part[index] for part in (self.labels, self.augmentation))
+        labels, augmentation = parts
+        return replace(self, count=count, labels=labels, augmentation=augmentation)
 
     def to(self, device: torch.device) -> "Condition":
         """Return the same on a device, without a synchronisation."""

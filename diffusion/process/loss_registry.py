@@ -1,8 +1,8 @@
 """The objectives, error weights and time distributions of trainings by name. It loads no torch.
 
-They are `process.loss`, `process.weighting` and `process.t_sampler`. A further objective is a function of a
-process and a `Noised` batch (diffusion/process/losses.py), a further weight a function of (α, σ, σ_data,
-options), a further distribution a TimeSampler (diffusion/process/time_samplers.py). Each has an entry here.
+They are `process.loss`, `process.weighting` and `process.t_sampler`. A further objective is an Objective
+(diffusion/process/objective.py), a further weight a function of (α, σ, σ_data, options), a further
+distribution a TimeSampler (diffusion/process/time_samplers.py). Each has an entry here.
 """
 
 from dataclasses import dataclass
@@ -23,16 +23,20 @@ class LossWeight(BuilderEntry, OptionsEntry):
 
 
 @dataclass(frozen=True)
-class Objective(BuilderEntry):
-    """`builder` is the function, as a "module:name".
+class ObjectiveEntry(BuilderEntry, OptionsEntry):
+    """`builder` makes an Objective of a process and options; `options` is the class of `loss_options`.
 
-    `learned_variance` is whether it trains one, and needs it; `is_weighted` whether `weighting` applies.
+    Each is a "module:name", the options without torch. `learned_variance` is whether it trains one, and needs
+    it; `is_weighted` whether `weighting` applies. With `whole_batch` its losses depend on all images of a
+    batch, so that micro-batches and several processes are refused.
     """
 
     builder: str
     source: str
+    options: str = "diffusion.system.section:NoOptions"
     learned_variance: bool = False
     is_weighted: bool = True
+    whole_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,16 @@ LOSS_WEIGHTS: Registry[LossWeight] = Registry(
     },
 )  # fmt: skip
 
-OBJECTIVES: Registry[Objective] = Registry(
+OBJECTIVES: Registry[ObjectiveEntry] = Registry(
     "process.loss",
-    "`NoiseProcess`, `Noised` → losses by name, (B,) each (`diffusion/process/losses.py`)",
+    "`NoiseProcess`, options → `Objective` (`diffusion/process/objective.py`)",
     {
-        "simple": Objective("diffusion.process.losses:simple", "DDPM, 2006.11239, eq. 14"),
-        "hybrid": Objective(
-            "diffusion.process.losses:hybrid", "iDDPM, 2102.09672, eq. 16", learned_variance=True
+        "simple": ObjectiveEntry("diffusion.process.losses:Simple", "DDPM, 2006.11239, eq. 14"),
+        "hybrid": ObjectiveEntry(
+            "diffusion.process.losses:Hybrid", "iDDPM, 2102.09672, eq. 16", learned_variance=True
         ),
-        "vlb": Objective(
-            "diffusion.process.losses:vlb", "iDDPM, 2102.09672, eq. 4", learned_variance=True,
+        "vlb": ObjectiveEntry(
+            "diffusion.process.losses:VariationalBound", "iDDPM, 2102.09672, eq. 4", learned_variance=True,
             is_weighted=False,
         ),
     },

@@ -1,23 +1,21 @@
-"""The losses of DDPM and iDDPM per image, their weights, and the posterior and the bound that they use.
+"""The objectives of DDPM and iDDPM, loss weights, and the posterior and the bound that they use.
 
 L_simple is a mean over pixels, L_vlb is in bits per dimension.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffusion.process.denoiser import Condition, Network, expand, expand_times, split_output
+from diffusion.process.denoiser import Condition, Network, expand, split_output
 from diffusion.process.discrete import require_discrete
-from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.objective import Batch, Objective, TrainedNetwork, build_objective
 from diffusion.process.process_options import MinSNROptions, VelocityOptions
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device
-from diffusion.system.registry import load_reference
 from diffusion.system.section import Section
 
 
@@ -31,48 +29,60 @@ class Noised(NamedTuple):
     output: Tensor
 
 
+def noised(network: TrainedNetwork, batch: Batch) -> Noised:
+    """Return x_t of the batch with the network's output for it."""
+    x_t = network.process.q_sample(batch.x_0, batch.t, batch.noise)
+    output = network.output(x_t, batch.t, batch.condition)
+    return Noised(batch.x_0, x_t, batch.t, batch.noise, output)
+
+
 def training_losses(
     network: Network, process: NoiseProcess, x_0: Tensor, t: Tensor, noise: Tensor, condition: Condition
 ) -> dict[str, Tensor]:
-    """Return the objective's losses per image, each (B,): `loss`, which is minimised, and its parts.
-
-    `t` (B,) are times, whole ones of a discrete process. `mse` is the unweighted error of the prediction.
-    """
-    x_t = process.q_sample(x_0, t, noise)
-    received, time = process.network_input(x_t, t)
-    output = network(received, expand_times(time, x_t), condition.labels).to(x_t.dtype)
-    objective: Callable[[NoiseProcess, Noised], dict[str, Tensor]]
-    objective = load_reference(OBJECTIVES[process.config.loss].builder)
-    return objective(process, Noised(x_0, x_t, t, noise, output))
+    """Return the losses (B,) of the process's objective for images at times (B,), outside a training."""
+    batch = Batch(x_0, condition.labels, t, torch.ones(len(t)), noise)
+    losses: dict[str, Tensor] = build_objective(process)(TrainedNetwork(network, process), batch, 0)
+    return losses
 
 
-def simple(process: NoiseProcess, batch: Noised) -> dict[str, Tensor]:
+class Simple(Objective):
     """L_simple: the squared error of what the network predicts (DDPM eq. 14), weighted by `weighting`."""
-    mse = _squared_error(process, batch)
-    return {"loss": _weighted(process, batch, mse), "mse": mse}
+
+    def forward(self, network: TrainedNetwork, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return `loss` and the unweighted error `mse`."""
+        mse = squared_error(self.process, made := noised(network, batch))
+        return {"loss": weighted_error(self.process, made, mse), "mse": mse}
 
 
-def hybrid(process: NoiseProcess, batch: Noised) -> dict[str, Tensor]:
+class Hybrid(Objective):
     """L_simple + (T/1000)·L_vlb, whose mean is detached so that it trains the variance (iDDPM eq. 16)."""
-    mse = _squared_error(process, batch)
-    term, timesteps = _vlb(process, batch, trains_mean=False)
-    return {"loss": _weighted(process, batch, mse) + timesteps / 1000 * term, "mse": mse, "vlb": term}
+
+    def forward(self, network: TrainedNetwork, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return `loss` and its parts `mse` and `vlb`."""
+        mse = squared_error(self.process, made := noised(network, batch))
+        term, timesteps = _vlb(self.process, made, trains_mean=False)
+        loss = weighted_error(self.process, made, mse) + timesteps / 1000 * term
+        return {"loss": loss, "mse": mse, "vlb": term}
 
 
-def vlb(process: NoiseProcess, batch: Noised) -> dict[str, Tensor]:
+class VariationalBound(Objective):
     """T·L_vlb in bits per dimension, whose mean over uniform t is the bound (iDDPM eq. 4)."""
-    term, timesteps = _vlb(process, batch, trains_mean=True)
-    return {"loss": timesteps * term, "mse": _squared_error(process, batch), "vlb": term}
+
+    def forward(self, network: TrainedNetwork, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return `loss`, its terms `vlb`, and the error `mse`."""
+        term, timesteps = _vlb(self.process, made := noised(network, batch), trains_mean=True)
+        return {"loss": timesteps * term, "mse": squared_error(self.process, made), "vlb": term}
 
 
-def _squared_error(process: NoiseProcess, batch: Noised) -> Tensor:
+def squared_error(process: NoiseProcess, batch: Noised) -> Tensor:
+    """Return the mean squared error (B,) of what the network predicts."""
     predicted, _ = split_output(batch.output, batch.x_t.shape[1])
     target = process.target(batch.x_0, batch.t, batch.noise)
     return (target - predicted).square().flatten(1).mean(1)
 
 
-def _weighted(process: NoiseProcess, batch: Noised, mse: Tensor) -> Tensor:
-    """Return the weighted errors; `mse`'s device may lack the weights' own dtype."""
+def weighted_error(process: NoiseProcess, batch: Noised, mse: Tensor) -> Tensor:
+    """Return the errors times `weighting` (B,); `mse`'s device may lack the weights' own dtype."""
     return to_device(process.loss_weight(batch.t).to(mse.dtype), mse.device) * mse
 
 

@@ -5,7 +5,7 @@ with its own α and σ, and an entry of PROCESSES.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -209,12 +209,22 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """Run one forward pass; return the prediction in x's dtype."""
+        times = self._times(x, t)
+        return self.process.read(self.output(x, times, condition), x, times)
+
+    def output(self, x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
+        """Run one forward pass; return the network's output of C or 2C channels in x's dtype."""
+        received, time = self.process.network_input(x, self._times(x, t))
+        inputs = received, expand_times(time, x), condition.labels
+        if condition.augmentation is None:
+            return self.network(*inputs).to(x.dtype)
+        conditioned: Callable[..., Tensor] = self.network  # a network with a layer for it
+        return conditioned(*inputs, augmentation=condition.augmentation).to(x.dtype)
+
+    def _times(self, x: Tensor, t: Tensor | float) -> Tensor:
         times = time_tensor(t)
-        if times.ndim and float64_device(x.device) == x.device:  # where the process has its tables
-            times = to_device(times, x.device)
-        received, time = self.process.network_input(x, times)
-        output = self.network(received, expand_times(time, x), condition.labels)
-        return self.process.read(output.to(x.dtype), x, times)
+        is_near = times.ndim and float64_device(x.device) == x.device  # where the process has its tables
+        return to_device(times, x.device) if is_near else times
 
 
 def _sum(factors: tuple[Tensor | float, Tensor | float], first: Tensor, second: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ ObjectiveName = Annotated[str, AfterValidator(partial(check_name, registry=OBJEC
 LossWeightName = Annotated[str, AfterValidator(partial(check_name, registry=LOSS_WEIGHTS))]
 TimeDistributionName = Annotated[str, AfterValidator(partial(check_name, registry=TIME_DISTRIBUTIONS))]
 EntryOptions = dict[str, Any]
+WITH_OPTIONS: Mapping[str, Registry[Any]]
+WITH_OPTIONS = {"loss": OBJECTIVES, "t_sampler": TIME_DISTRIBUTIONS, "weighting": LOSS_WEIGHTS}
 Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or a predicted one (iDDPM eq. 15)."""
 
@@ -74,9 +76,9 @@ class ProcessConfig(RegistrySection):
     their mean, which EDM's preconditioning and weights use; by default that of the training data.
 
     `loss` is a name of OBJECTIVES, `weighting` one of LOSS_WEIGHTS: how the squared error is weighted over
-    time. `t_sampler` is a name of TIME_DISTRIBUTIONS, from which training draws t. `weighting_options` and
-    `t_sampler_options` are those that only this entry has. With `stratified` row i of B has the uniform
-    number (u + i/B) mod 1, one u a step (VDM, 2107.00630), else one of its own.
+    time. `t_sampler` is a name of TIME_DISTRIBUTIONS, from which training draws t. `loss_options`,
+    `weighting_options` and `t_sampler_options` are those that only this entry has. With `stratified` row i of
+    B has the uniform number (u + i/B) mod 1, one u a step (VDM, 2107.00630), else one of its own.
     """
 
     CHOSEN_BY = "schedule"
@@ -84,6 +86,7 @@ class ProcessConfig(RegistrySection):
 
     schedule: Annotated[str, AfterValidator(partial(check_name, registry=PROCESSES))] = "cosine"
     loss: ObjectiveName = "simple"
+    loss_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
     t_sampler: TimeDistributionName = "uniform"
     t_sampler_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
     stratified: bool = Field(default=False, exclude_if=operator.not_)
@@ -118,12 +121,12 @@ class ProcessConfig(RegistrySection):
             raise UsageError("process.sigma_data was not measured: prepare the data again, or set it")
         return self.model_copy(update={"sigma_data": pixel_std})
 
-    @field_validator("t_sampler_options", "weighting_options")
+    @field_validator("loss_options", "t_sampler_options", "weighting_options")
     @classmethod
     def _known_options(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """Return the options that differ from their default; ValueError for an invalid one."""
         field = str(info.field_name).removesuffix("_options")
-        registry: Mapping[str, Any] = TIME_DISTRIBUTIONS if field == "t_sampler" else LOSS_WEIGHTS
+        registry = WITH_OPTIONS[field]
         name = info.data.get(field)
         if name is None:  # refused before
             return values

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from diffusion.images.pixels import to_model
 from diffusion.process.noise import counter_generator
+from diffusion.process.objective import Batch
 from diffusion.process.time_samplers import TimeSampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.threads import prefetch
 from diffusion.train.augmentation import augment
-from diffusion.train.objective import Batch
-from diffusion.train.plan import TrainPlan, build_objective
+from diffusion.train.plan import TrainPlan, build_task
 
 if TYPE_CHECKING:
     from diffusion.images.store import ImageStore
@@ -91,7 +91,7 @@ def draw_batch(
     Step k has the images at the places k·B … (k+1)·B − 1 of the sequence of epochs.
     """
     seed, size, spec, device = plan.train.seed, plan.train.batch_size, plan.network, data.device
-    purpose = build_objective(plan).steps_purpose
+    purpose = build_task(plan).steps_purpose
     name, drawn = (purpose, seed, step), range(size)[share]
     places = range(step * size + drawn.start, step * size + drawn.stop)
     rows = epoch_rows(purpose, seed, places, len(data))

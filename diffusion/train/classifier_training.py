@@ -9,20 +9,20 @@ from torch import Tensor
 
 from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.denoiser import Network, expand_times
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.objective import Batch, Objective, TrainedNetwork
 from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain
-from diffusion.train.objective import Batch, Objective
-from diffusion.train.plan import TrainPlan, make_plan
+from diffusion.train.plan import TrainPlan
+from diffusion.train.planning import make_plan
+from diffusion.train.task import Task
 from diffusion.train.train_config import ClassifierSections, ClassifierTrainConfig
 
 
 class ClassifierPlan(TrainPlan):
     """The plan of a classifier."""
 
-    OBJECTIVE = "diffusion.train.classifier_training:CLASSIFIER"
+    TASK = "diffusion.train.classifier_training:CLASSIFIER"
 
     kind: Literal["classifier"] = "classifier"
     network: UNetSpec
@@ -49,15 +49,17 @@ def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: to
     return make_plan(ClassifierPlan, config, network, section.train, meta, device)
 
 
-def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:
-    """Return each image's cross-entropy in nats and whether its class is the likeliest, (B,) each."""
-    assert batch.labels is not None, "plan_classifier() refuses data without classes"
-    x_t = process.q_sample(batch.x_0, batch.t, batch.noise)
-    received, time = process.network_input(x_t, batch.t)
-    logits = network(received, expand_times(time, x_t), None)
-    hit = (logits.argmax(1) == batch.labels).to(logits.dtype)
-    return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
+class ClassError(Objective):
+    """Each image's cross-entropy in nats, and whether its class is the likeliest."""
+
+    def forward(self, network: TrainedNetwork, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return `loss` and `accuracy`, (B,) each."""
+        assert batch.labels is not None, "plan_classifier() refuses data without classes"
+        x_t = self.process.q_sample(batch.x_0, batch.t, batch.noise)
+        logits = network.output(x_t, batch.t, batch.condition.unlabelled())
+        hit = (logits.argmax(1) == batch.labels).to(logits.dtype)
+        return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
 
 
 PURPOSES = "classifier", "classifier weights", "classifier dropout"
-CLASSIFIER = Objective(Classifier, _losses, default_time_sampler, ClassifierArtefact, *PURPOSES)
+CLASSIFIER = Task(Classifier, ClassError, default_time_sampler, ClassifierArtefact, *PURPOSES)

@@ -11,12 +11,13 @@ from diffusion.system.errors import Interrupted, LastingError
 from diffusion.train import validation_loss
 from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, rank_zero_first
-from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.forward_passes import ForwardPasses
 from diffusion.train.loss_bands import with_band_means
 from diffusion.train.lr_schedule import learning_rate
 from diffusion.train.observers import AsyncMetrics, Observer, ThreadMonitor, observer_guard
 from diffusion.train.step_memory import translate_oom
-from diffusion.train.train_step import TrainState, train_step
+from diffusion.train.train_state import TrainState
+from diffusion.train.train_step import train_step
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
 
@@ -43,18 +44,19 @@ def train(
     config, saved_at, shards = state.plan.train, state.step, state.shards
     allow_tf32(config.tf32, group.device)
     computing = shards.computing if shards else state.network
-    gradients, metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
+    passes = ForwardPasses(state.plan, computing, state.objective, group, shards)
+    metrics = AsyncMetrics()
     data, steps = ImageLoader(store, group.device), range(state.step, config.steps)
     is_monitored = group.is_rank_zero and group.device.type == "cpu"
     threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (
         translate_oom(config.PREFIX),
-        closing(batches(state.plan, state.time_sampler, data, steps, gradients.share)) as remaining,
+        closing(batches(state.plan, state.time_sampler, data, steps, passes.share)) as remaining,
     ):
         while state.step < config.steps:
             try:
                 check_stop()
-                metrics.add(train_step(state, gradients, next(remaining)))
+                metrics.add(train_step(state, passes, next(remaining)))
                 threads.count_step()
                 _record(state, metrics, observer, group)
             except (Interrupted, RankFailed, Diverged) as error:
@@ -128,7 +130,7 @@ def _observe(state: TrainState, observer: Observer, newest: dict[str, float], is
     try:
         if config.is_validated(step):
             with observer_guard(f"validation loss of step {step:,}"):
-                validation_loss.add_to_history(state.history, step, observer.validate(step, network, ema))
+                validation_loss.add_to_history(state.history, step, observer.validate(state, network, ema))
         if config.is_due(step, "preview_every"):
             with observer_guard(f"preview of step {step:,}"):
                 observer.preview(step, network, ema)

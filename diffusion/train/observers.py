@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffusion.system.errors import DiffctlWarning, reason
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.distributed.process_group import RankFailed
-from diffusion.train.train_step import TrainState
+from diffusion.train.train_state import TrainState
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -48,7 +48,7 @@ class Observer:
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
         """Make preview images; called every `train.preview_every` steps."""
 
-    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
+    def validate(self, state: TrainState, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Return validation losses for the curve, or none; called if `train.is_validated`."""
         return {}
 

@@ -1,32 +1,24 @@
-"""From a configuration and prepared data to a training plan: the description of the resulting model."""
+"""The plan of a training, which describes the resulting model, and the training's identity."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import torch
-from pydantic import ValidationError
-
-from diffusion.code_digest import CodeSince, ModuleDigests, code_since
+from diffusion.code_digest import CodeSince, ModuleDigests
 from diffusion.entry_code import Chosen, code_of
-from diffusion.model.model_file import Artefact, DataCard, ModelDescription
-from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
-from diffusion.model.precision import Precision
+from diffusion.model.model_file import Artefact, ModelDescription
+from diffusion.model.network_registry import MODELS, ModelConfig
 from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTRIBUTIONS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig
-from diffusion.system.errors import UsageError
 from diffusion.system.registry import load_reference, reference_module
-from diffusion.system.section import explain, fingerprint
+from diffusion.system.section import fingerprint
 from diffusion.train.lr_schedule import LR_SCHEDULES
-from diffusion.train.objective import Objective
-from diffusion.train.pretrained import check_pretrained
+from diffusion.train.task import Task
 from diffusion.train.train_config import (
     AugmentConfig,
-    ClassifierSections,
     OptimisationConfig,
     PretrainedConfig,
     TrainConfig,
-    TrainSections,
 )
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
@@ -40,9 +32,9 @@ TRACKED_FIELDS = {"ema_profiles"}  # part of the fingerprint, but of no effect o
 
 
 class TrainPlan(ModelDescription):
-    """The resulting model's description with `train` as an object; `OBJECTIVE` refers to its Objective."""
+    """The resulting model's description with `train` as an object; `TASK` refers to its Task."""
 
-    OBJECTIVE: ClassVar[str]
+    TASK: ClassVar[str]
 
     train: OptimisationConfig
 
@@ -68,84 +60,15 @@ Plan = TypeVar("Plan", bound=TrainPlan)
 class DenoiserPlan(TrainPlan):
     """The plan of a diffusion model."""
 
-    OBJECTIVE = "diffusion.train.denoiser_objective:DENOISER"
+    TASK = "diffusion.train.task:DENOISER"
 
     train: TrainConfig
 
 
-def build_objective(plan: TrainPlan) -> Objective:
-    """Return the plan's objective."""
-    objective: Objective = load_reference(plan.OBJECTIVE)
-    return objective
-
-
-def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.device) -> DenoiserPlan:
-    """Plan the training on a split with this `meta`; UsageError, or PretrainedRefused, if they do not fit."""
-    classes = meta["classes"] if config.model.class_cond else []
-    if config.model.class_cond and not classes:
-        raise UsageError(f"model.class_cond: {meta['name']} has no labels: set it to false, p_uncond to 0")
-    spec = load_reference(MODELS[config.model.name].spec)
-    if config.train.augment and "augmented" not in spec.model_fields:
-        raise UsageError(f"train.augment: a {config.model.name} cannot be conditioned with it: remove it")
-    channels = meta["channels"]
-    try:
-        network = NetworkSpec.model_validate(
-            {
-                **config.model.model_dump(),
-                "image_size": meta["image_size"],
-                "in_channels": channels,
-                "out_channels": 2 * channels if config.process.learned_variance else channels,
-                "num_classes": len(classes),
-                "null_class": config.train.p_uncond > 0,
-                **({"augmented": True} if config.train.augment else {}),
-            }
-        )
-    except ValidationError as error:
-        raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
-    plan = make_plan(DenoiserPlan, config, network, config.train, meta, device)
-    if config.train.init_from is None:
-        return plan
-    start = check_pretrained(config.train.init_from, plan)
-    return plan.model_copy(update={"lineage": start.lineage})
-
-
-def make_plan(
-    kind: type[Plan],
-    config: TrainSections | ClassifierSections,
-    network: NetworkSpec,
-    train: OptimisationConfig,
-    meta: dict[str, Any],
-    device: torch.device,
-) -> Plan:
-    """Return the plan of a network on a split with this `meta`; labels are unused without `num_classes`."""
-    shape = (meta["channels"], meta["image_size"], meta["image_size"])
-    code = training_code(kind, config.process, network, train.lr.schedule)
-    return kind(
-        network=network,
-        process=config.process.resolve(shape, meta.get("pixel_std")),
-        train=train,
-        data=DataCard(
-            name=meta["name"],
-            classes=tuple(meta["classes"]) if network.num_classes else (),
-            counts=tuple(meta["counts"]) if network.num_classes else (),
-            digest=meta["digest"],
-            flip=config.data.flip,
-        ),
-        step=train.steps,
-        precision=resolve_precision(train.precision, device),
-        code=(code_since(0, code),),
-    )
-
-
-def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """Return the precision; auto is bf16 on CPUs with AVX-512 BF16 and NVIDIA GPUs from Ampere on."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    if device.type == "mps":
-        return "fp32"  # not all have bf16, and none was measured
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+def build_task(plan: TrainPlan) -> Task:
+    """Return the plan's task."""
+    task: Task = load_reference(plan.TASK)
+    return task
 
 
 def training_code(
@@ -163,7 +86,7 @@ def training_code(
         entries.append((TIME_DISTRIBUTIONS, process.t_sampler))
         entries.append((LOSS_WEIGHTS, process.weighting))
         entries.append((OBJECTIVES, process.loss))
-    roots = ["diffusion.train.loop", reference_module(kind.OBJECTIVE), LR_SCHEDULES.module(schedule)]
+    roots = ["diffusion.train.loop", reference_module(kind.TASK), LR_SCHEDULES.module(schedule)]
     return code_of(roots, entries)
 
 
@@ -182,7 +105,7 @@ def plan_artefact(plan: TrainPlan, code: Sequence[CodeSince] = ()) -> Artefact:
     defaults = {name: field.default for name, field in fields if name in neutral}
     train = plan.train.model_copy(update=defaults).model_dump(mode="json")
     values = {**dict(plan), "train": train, "code": tuple(code or plan.code)}
-    return build_objective(plan).artefact.model_validate(values)
+    return build_task(plan).artefact.model_validate(values)
 
 
 def training_settings(plan: TrainPlan) -> dict[str, Any]:

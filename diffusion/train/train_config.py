@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from diffusion.data.data_config import DataConfig
 from diffusion.model.network_registry import ModelConfig
 from diffusion.model.unet_config import UNetConfig
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.limits import MAX_COUNT, MAX_HELD
 from diffusion.system.section import (
@@ -223,6 +224,8 @@ class TrainSections(Section):
     def _model_fits(self) -> Self:
         if self.train.p_uncond and not self.model.class_cond:
             raise ValueError("train.p_uncond > 0 drops labels, so it needs model.class_cond: true")
+        if OBJECTIVES[self.process.loss].whole_batch:
+            self._check_whole_batch(self.process.loss)
         if self.data.image_size is not None:
             try:
                 self.model.check_size(self.data.image_size)
@@ -230,6 +233,13 @@ class TrainSections(Section):
                 size = self.data.image_size
                 raise ValueError(f"model for images of {size}×{size} pixels: {error}") from None
         return self
+
+    def _check_whole_batch(self, loss: str) -> None:
+        whole, train = f"process.loss {loss} needs the whole batch", self.train
+        if isinstance(train.microbatch, int) and train.microbatch < train.batch_size:
+            raise ValueError(f"{whole}: set train.microbatch to auto")
+        if train.devices not in ("auto", 1):
+            raise ValueError(f"{whole}: set train.devices to 1")
 
 
 class ClassifierTrainConfig(OptimisationConfig):

@@ -24,10 +24,11 @@ from diffusion.train.checkpoint.run_dir import (
 from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed.launch import launch_ranks
 from diffusion.train.distributed.process_group import ProcessGroup, rank_zero_first
+from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_state import TrainState
 from diffusion.train.validation_loss import write_loss_curve
 
 Run = TypeVar("Run", bound=Observer)

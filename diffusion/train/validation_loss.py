@@ -10,22 +10,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast
 from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import build_process
+from diffusion.process.objective import Batch, FeatureHooks, TrainedNetwork
 from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
 from diffusion.train.batch import draw_rows
 from diffusion.train.loss_bands import band_sums, with_band_means
-from diffusion.train.objective import Batch
-from diffusion.train.plan import TrainPlan, build_objective
+from diffusion.train.plan import TrainPlan
 from diffusion.train.train_config import BAND_NAMES
+from diffusion.train.train_state import TrainState
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -52,24 +53,29 @@ class ValidationLoss:
 
     def __init__(self, plan: TrainPlan, store: ImageStore) -> None:
         self._plan, self._store = plan, store
-        self._objective, self._process = build_objective(plan), build_process(plan.process)
+        self._process = build_process(plan.process)
         self._times = default_time_sampler(self._process)
         order = torch.randperm(len(store), generator=counter_generator("held-out images"))
         self._rows = order[: plan.train.val_images]
 
     @torch.no_grad()
-    def losses(self, network: nn.Module, ema: nn.Module) -> Losses:
-        """Return mean losses, also by band of the log-SNR, of EMA and raw weights, in eval mode."""
+    def losses(self, state: TrainState, network: nn.Module, ema: nn.Module) -> Losses:
+        """Return mean losses, also by band of the log-SNR, of EMA and raw weights, in eval mode.
+
+        The networks are those of the state, unsharded.
+        """
         device = next(network.parameters()).device
         wanted = self._plan.train.microbatch
         size = min(wanted, MAX_BATCH) if isinstance(wanted, int) else MAX_BATCH
         found: Losses = {}
-        for prefix, weights in (("", ema), (RAW, network)):
+        for prefix, weights, objective in (("", ema, state.ema_objective), (RAW, network, state.objective)):
+            hooks = FeatureHooks(weights, objective.features)
             forward = autocast(weights, self._plan.precision)
-            parts = [
-                (self._objective.losses(forward, self._process, batch), batch.t)
-                for batch in self._batches(size, device)
+            trained = TrainedNetwork(forward, self._process, hooks.latest)
+            parts: list[tuple[dict[str, Tensor], Tensor]] = [
+                (objective(trained, batch, state.step), batch.t) for batch in self._batches(size, device)
             ]
+            hooks.remove()
             losses = {name: torch.cat([part[name] for part, _ in parts]).cpu() for name in parts[0][0]}
             t = torch.cat([t for _, t in parts]).cpu()
             means = {name: value.double().mean() for name, value in losses.items()}
@@ -124,8 +130,12 @@ def _has_risen(losses: Sequence[float]) -> bool:
 
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """Write the training's means by step as CSV, with the columns of CURVE that occur, else nan."""
-    names = [name for name in CURVE if any(name in row for row in history)]
+    """Write the training's means by step as CSV, nan where one is missing.
+
+    Columns are those of CURVE that occur, and the objective's own.
+    """
+    found = dict.fromkeys(name for row in history for name in row if name not in BAND_NAMES)
+    names = [*(name for name in CURVE if name in found), *(name for name in found if name not in CURVE)]
     lines = [",".join(names)] + [
         ",".join(f"{row.get(name, math.nan):.{DIGITS.get(name, 6)}g}" for name in names) for row in history
     ]

@@ -17,7 +17,8 @@ from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.fields import changed_fields
-from diffusion.train.plan import DenoiserPlan, plan_training, training_fingerprint
+from diffusion.train.plan import DenoiserPlan, training_fingerprint
+from diffusion.train.planning import plan_training
 
 APART = 500_000  # between the seeds of arms that differ in their seeds alone
 PROTOCOL = ("data", "evaluate")  # sections that decide what scores are computed on

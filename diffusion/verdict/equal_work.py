@@ -22,9 +22,9 @@ from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json
 from diffusion.system.section import Section
+from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan
 from diffusion.train.step_memory import FlopCounter
-from diffusion.train.train_step import new_state
 from diffusion.verdict.arms import Arm
 
 TIMES = "step_seconds.json"  # in a verdict's folder

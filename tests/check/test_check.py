@@ -21,7 +21,8 @@ from diffusion.model.network_registry import build_network
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train import step_memory
-from diffusion.train.plan import plan_artefact, plan_training
+from diffusion.train.plan import plan_artefact
+from diffusion.train.planning import plan_training
 from diffusion.train.step_memory import activation_bytes
 from tests.conftest import ROOT, params, write_params
 from tests.helpers.networks import small_model

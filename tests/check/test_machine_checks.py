@@ -20,9 +20,9 @@ from diffusion.protocol.grid import grid
 from diffusion.sample.cell_images import make_cell
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import UsageError
+from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
 from diffusion.train.step_memory import count_parameters, step_bytes
-from diffusion.train.train_step import new_state
 from tests.conftest import params
 from tests.helpers.prepared import copy_data
 

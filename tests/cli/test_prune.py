@@ -27,7 +27,8 @@ from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
 from diffusion.train.lr_schedule import ConstantLR
-from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint, training_settings
+from diffusion.train.plan import plan_artefact, training_fingerprint, training_settings
+from diffusion.train.planning import plan_training
 from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database

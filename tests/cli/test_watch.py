@@ -19,9 +19,10 @@ from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
+from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
 from diffusion.train.plan import DenoiserPlan
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_state import TrainState
 from tests.helpers.trainings import CPU, Recorder, assert_same, plan_of, run, run_until
 from tracking.spool.event_log import Spool
 

@@ -17,8 +17,9 @@ from diffusion.images.store import open_store
 from diffusion.model.model_file import load_model, tensors_sha256
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule
 from diffusion.protocol.settings import SampleSettings
+from diffusion.train.initial_state import new_state
 from diffusion.train.plan import plan_artefact
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_state import TrainState
 from tests.conftest import diffctl, params, write_params
 from tests.helpers.digits_sweep import normal
 from tests.helpers.mlflow_server import empty_database

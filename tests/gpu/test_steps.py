@@ -25,9 +25,10 @@ from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
 from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.forward_passes import ForwardPasses
+from diffusion.train.initial_state import new_state
 from diffusion.train.observers import AsyncMetrics
-from diffusion.train.train_step import new_state, train_step
+from diffusion.train.train_step import train_step
 from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, spec_of
@@ -83,12 +84,12 @@ def test_a_training_step_does_not_synchronise(device, changes, store) -> None:
     train = {**changes["train"], "batch_size": 8, "microbatch": 4}
     plan = plan_of(store, **{**changes, "train": train})
     state, group, coming_means = new_state(plan, device), ProcessGroup(device), AsyncMetrics()
-    gradients, data = GradientAccumulator(plan, state.network, group), ImageLoader(store, device)
-    coming = batches(plan, state.time_sampler, data, range(4), gradients.share)
-    coming_means.add(train_step(state, gradients, next(coming)))
+    passes, data = ForwardPasses(plan, state.network, state.objective, group), ImageLoader(store, device)
+    coming = batches(plan, state.time_sampler, data, range(4), passes.share)
+    coming_means.add(train_step(state, passes, next(coming)))
     with waiting_fails(device):
         for batch in coming:
-            coming_means.add(train_step(state, gradients, batch))
+            coming_means.add(train_step(state, passes, batch))
     assert len(list(coming_means.arrived(everything=True))) == 4
 
 

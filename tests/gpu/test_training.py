@@ -18,8 +18,10 @@ from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
-from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.forward_passes import ForwardPasses
+from diffusion.train.initial_state import new_state
+from diffusion.train.train_state import TrainState
+from diffusion.train.train_step import accumulate_gradients
 from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers import process_pair
 from tests.helpers.trainings import plan_of, restore, run, run_until
@@ -71,7 +73,9 @@ def test_resume_from_a_state_written_in_the_background(device, store, tmp_path) 
 def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list[torch.Tensor]:
     """Return the gradient of step 0."""
     batch = draw_batch(state.plan, state.time_sampler, ImageLoader(store, device), 0)
-    GradientAccumulator(state.plan, state.network, ProcessGroup(device))(batch, 0)
+    accumulate_gradients(
+        ForwardPasses(state.plan, state.network, state.objective, ProcessGroup(device)), batch, 0
+    )
     return [parameter.grad.clone() for parameter in state.network.parameters()]
 
 
@@ -155,15 +159,15 @@ def test_sums_of_gradients_are_exact_and_asynchronous(device, store, monkeypatch
         for group in (two, ProcessGroup(device)):
             state = begun(store, device, train={**FP32, "batch_size": 8, "microbatch": 2})
             plan, data = state.plan, ImageLoader(store, device)
-            gradients = GradientAccumulator(plan, state.network, group)
-            gradients.share = two.share(8)
+            passes = ForwardPasses(plan, state.network, state.objective, group)
+            passes.share = two.share(8)
             first, second = (
-                draw_batch(plan, state.time_sampler, data, step, gradients.share) for step in range(2)
+                draw_batch(plan, state.time_sampler, data, step, passes.share) for step in range(2)
             )
-            gradients(first, 0)  # initialises NCCL's connections and cuDNN's plans
+            accumulate_gradients(passes, first, 0)  # initialises NCCL's connections and cuDNN's plans
             state.network.zero_grad()
             with waiting_fails(device):
-                gradients(second, 1)
+                accumulate_gradients(passes, second, 1)
             found.append([parameter.grad.clone() for parameter in state.network.parameters()])
     for a, b in zip(*found, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))

@@ -17,16 +17,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusion.images.store import ImageStore, open_store
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.system.errors import Interrupted
 from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
+from diffusion.train.initial_state import new_state
 from diffusion.train.loop import allow_tf32, train
 from diffusion.train.observers import Observer
-from diffusion.train.train_step import new_state
 from diffusion.train.trainer import share_state
 from tests.conftest import environment
+from tests.helpers.objectives import ENTRY
 from tests.helpers.trainings import Recorder, plan_of
 
 CPU = torch.device("cpu")
@@ -82,6 +84,7 @@ def main() -> None:
     rank, world, port = map(int, sys.argv[1:4])
     images, jobs = open_store(Path(sys.argv[4])), json.loads(sys.argv[5])
     torch.set_num_threads(1)
+    OBJECTIVES.data["learned"] = ENTRY
     process_group.BUCKET = 20_000
     group = ProcessGroup(device_of(sys.argv[6], rank), rank, world)
     with join_group(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):

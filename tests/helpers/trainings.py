@@ -14,10 +14,12 @@ from diffusion.system.errors import Interrupted
 from diffusion.train.checkpoint.run_dir import RunDir, open_training, restore_state, save_snapshots
 from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import DenoiserPlan, plan_training
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.plan import DenoiserPlan
+from diffusion.train.planning import plan_training
+from diffusion.train.train_state import TrainState
 from tests.conftest import params
 
 CPU = torch.device("cpu")

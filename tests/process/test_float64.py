@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from diffusion.process.noise_process import build_process
+from diffusion.process.objective import Batch
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.objective import Batch
-from diffusion.train.plan import build_objective
+from diffusion.train.forward_passes import ForwardPasses
+from diffusion.train.plan import build_task
+from diffusion.train.train_step import accumulate_gradients
 from tests.helpers.no_sync_tensors import Float64, no_float64
 from tests.helpers.trainings import CPU, plan_of
 from tests.train.test_classifier import resolved
@@ -44,11 +45,10 @@ def test_training_step_creates_no_float64(store, process):
         plan = resolved(store, precision="fp32")
     else:
         plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
-    objective, data = build_objective(plan), ImageLoader(store, CPU)
-    batch = draw_batch(plan, objective.time_sampler(build_process(plan.process)), data, 0)
+    task, data, built = build_task(plan), ImageLoader(store, CPU), build_process(plan.process)
+    batch = draw_batch(plan, task.time_sampler(built), data, 0)
     with no_float64() as device:
-        network = objective.network(plan.network).to(device)
-        losses, *numbers = GradientAccumulator(plan, network, ProcessGroup(device))(
-            to_device(device, batch), 0
-        )
+        network = task.network(plan.network).to(device)
+        passes = ForwardPasses(plan, network, task.objective(built), ProcessGroup(device))
+        losses, *numbers = accumulate_gradients(passes, to_device(device, batch), 0)
     assert {part.device for part in (*losses.values(), *numbers)} == {device}

@@ -12,8 +12,8 @@ from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
-from diffusion.train.plan import plan_training
-from diffusion.train.train_step import new_state
+from diffusion.train.initial_state import new_state
+from diffusion.train.planning import plan_training
 from tests.conftest import params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document

@@ -13,8 +13,8 @@ from scipy import stats
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.system.errors import UsageError
 from diffusion.train.augmentation import affine_resample, augment, draw_params
+from diffusion.train.initial_state import new_state
 from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
-from diffusion.train.train_step import new_state
 from tests.helpers.trainings import CPU, plan_of, run
 
 NAME = ("train", 0, 0)
@@ -88,7 +88,7 @@ def test_the_network_learns_the_condition(store):
 
 
 def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
-    monkeypatch.setattr("diffusion.train.plan.load_reference", lambda reference: NetworkSpec)
+    monkeypatch.setattr("diffusion.train.planning.load_reference", lambda reference: NetworkSpec)
     with pytest.raises(UsageError, match=r"train\.augment"):
         plan_of(store, train=OFTEN)
 

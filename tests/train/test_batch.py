@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from diffusion.images.store import ImageStore
+from diffusion.process.objective import Batch
 from diffusion.process.time_samplers import HISTORY, LossAware, TimeSampler, Uniform
 from diffusion.train.batch import ImageLoader, draw_batch, draw_rows, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.objective import Batch
 from diffusion.train.plan import TrainPlan
 from tests.helpers.trainings import CPU, plan_of
 from tests.helpers.trajectories import process_of

@@ -14,7 +14,7 @@ from diffusion.images.store import ImageStore
 from diffusion.model.classifier import AttentionPool, load_classifier
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact, save_artefact
 from diffusion.process.denoiser import Condition
-from diffusion.process.noise_process import build_process
+from diffusion.process.objective import TrainedNetwork
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
@@ -24,9 +24,8 @@ from diffusion.sample.guidance import Guides, classifier_gradient, shift_eps, sh
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
-from diffusion.train.plan import build_objective
+from diffusion.train.initial_state import new_state
 from diffusion.train.train_config import ClassifierSections
-from diffusion.train.train_step import new_state
 from tests.helpers import papers
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, randomise, spec_of
@@ -179,11 +178,11 @@ def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any)
 
 def test_losses_are_cross_entropy_and_accuracy_per_image(store):
     plan = resolved(store)
-    objective, process = build_objective(plan), build_process(plan.process)
     network = loaded_classifier().network
     state = new_state(plan, CPU)
     batch = draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0)
-    losses = objective.losses(network, process, batch)
+    process = state.objective.process
+    losses = state.objective(TrainedNetwork(network, process), batch, 0)
     assert list(losses) == ["loss", "accuracy"]
     logits = network(process.q_sample(batch.x_0, batch.t, batch.noise), batch.t)
     p = logits.double().softmax(1)[torch.arange(8), batch.labels]

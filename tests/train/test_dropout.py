@@ -14,9 +14,10 @@ from diffusion.model.dit import DiT
 from diffusion.model.layers import Dropout
 from diffusion.model.unet import UNet
 from diffusion.train.batch import ImageLoader, draw_batch
-from diffusion.train.gradients import DropoutMasks
+from diffusion.train.forward_passes import DropoutMasks
+from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_state import TrainState
 from tests.helpers.networks import randomise
 from tests.helpers.process_pair import SMALL_DIT
 from tests.helpers.trainings import CPU, plan_of

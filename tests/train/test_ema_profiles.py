@@ -13,9 +13,11 @@ from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path
 from diffusion.system.errors import UsageError
 from diffusion.train.checkpoint.run_dir import RunDir, publish_snapshots
+from diffusion.train.initial_state import new_state
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
-from diffusion.train.train_step import TrainState, lerp_tensors, new_state
+from diffusion.train.train_state import TrainState
+from diffusion.train.train_step import lerp_tensors
 from tests.conftest import params
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, Killed, run, run_in

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from diffusion.images.store import ImageStore
+from diffusion.process.objective import Batch
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.memory import cgroup_limit
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.objective import Batch
+from diffusion.train.forward_passes import ForwardPasses
+from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan
 from diffusion.train.step_memory import (
     STEP_SHARE,
@@ -22,7 +23,8 @@ from diffusion.train.step_memory import (
     is_out_of_memory,
     step_bytes,
 )
-from diffusion.train.train_step import TrainState, new_state, train_step
+from diffusion.train.train_state import TrainState
+from diffusion.train.train_step import accumulate_gradients, train_step
 from tests.helpers.networks import spec_of
 from tests.helpers.no_sync_tensors import nothing_waits
 from tests.helpers.process_pair import TRAININGS
@@ -41,9 +43,13 @@ def new_step(store: ImageStore, **train: Any) -> tuple[TrainPlan, TrainState, Ba
     return plan, state, draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0)
 
 
+def passes_of(state: TrainState, device: torch.device = CPU) -> ForwardPasses:
+    return ForwardPasses(state.plan, state.network, state.objective, ProcessGroup(device))
+
+
 def gradient(plan: TrainPlan, state: TrainState, batch: Batch) -> list[torch.Tensor]:
     state.network.zero_grad()
-    GradientAccumulator(plan, state.network, ProcessGroup(CPU))(batch, 0)
+    accumulate_gradients(passes_of(state), batch, 0)
     return [parameter.grad.clone() for parameter in state.network.parameters()]
 
 
@@ -138,8 +144,8 @@ def test_the_cpus_microbatch_is_the_largest_halving_that_fits(images, fits):
 
 def norms_of_a_step(store: ImageStore, **train: float | None) -> tuple[float, float]:
     """Return the reported norm of the first step, and that of the gradient in the optimiser."""
-    plan, state, batch = new_step(store, **train)
-    means = train_step(state, GradientAccumulator(plan, state.network, ProcessGroup(CPU)), batch)
+    _, state, batch = new_step(store, **train)
+    means = train_step(state, passes_of(state), batch)
     moments = [values["exp_avg"].flatten() for values in state.optimizer.state.values()]
     return float(means["grad_norm"]), float(torch.cat(moments).norm()) / (1 - BETA_1)
 
@@ -164,11 +170,11 @@ def test_a_step_moves_nothing_to_the_host(store, name, monkeypatch):
     for part in ("network", "ema", "ema_profiles"):
         setattr(state, part, getattr(state, part).to(meta))
     monkeypatch.setattr(state.optimizer, "step", lambda: None)  # the fused kernel has no meta version
-    gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(meta)), ImageLoader(store, CPU)
+    passes, data = passes_of(state, meta), ImageLoader(store, CPU)
     data.device, data.resident = meta, torch.empty(len(store), 1, 8, 8, dtype=torch.uint8, device=meta)
     with nothing_waits():
         batch = draw_batch(plan, state.time_sampler, data, 0)
-        means = train_step(state, gradients, batch)
+        means = train_step(state, passes, batch)
     assert {mean.device for mean in means.values()} == {meta}
     assert (batch.augmentation is None) == ("augment" not in train)
 

@@ -12,8 +12,8 @@ import torch
 
 from diffusion.images.store import ImageStore
 from diffusion.train.checkpoint.state_files import step_of
+from diffusion.train.initial_state import new_state
 from diffusion.train.plan import training_fingerprint
-from diffusion.train.train_step import new_state
 from tests.conftest import diffctl
 from tests.helpers.disks import Mount
 from tests.helpers.mlflow_server import empty_database

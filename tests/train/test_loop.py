@@ -11,9 +11,9 @@ from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import SavedState
+from diffusion.train.initial_state import new_state
 from diffusion.train.observers import ThreadMonitor
 from diffusion.train.plan import plan_artefact, training_fingerprint
-from diffusion.train.train_step import new_state
 from flows.dvc_stage import StageFailed, failure
 from flows.stage_outcome import StageOutcome
 from tests.helpers.process_pair import SMALL_DIT

@@ -19,9 +19,11 @@ from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.model.unet import UNet
 from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.plan import TrainPlan, plan_training
-from diffusion.train.train_step import new_state, train_step
+from diffusion.train.forward_passes import ForwardPasses
+from diffusion.train.initial_state import new_state
+from diffusion.train.plan import TrainPlan
+from diffusion.train.planning import plan_training
+from diffusion.train.train_step import train_step
 from tests.conftest import ROOT
 from tests.helpers.networks import randomise
 
@@ -62,9 +64,9 @@ def losses(profile: str) -> list[float]:
     """Return the losses of ten steps."""
     plan, store = shrunk(profile)
     state = new_state(plan, CPU)
-    gradients = GradientAccumulator(plan, state.network, ProcessGroup(CPU))
+    passes = ForwardPasses(plan, state.network, state.objective, ProcessGroup(CPU))
     coming = batches(plan, state.time_sampler, ImageLoader(store, CPU), range(10))
-    return [float(train_step(state, gradients, batch)["loss"]) for batch in coming]
+    return [float(train_step(state, passes, batch)["loss"]) for batch in coming]
 
 
 @pytest.mark.parametrize("profile", PROFILES)

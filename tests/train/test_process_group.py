@@ -21,9 +21,9 @@ from diffusion.train.distributed.process_group import (
     RankFailed,
     translate_dist_errors,
 )
+from diffusion.train.initial_state import new_state
 from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record
 from diffusion.train.observers import AsyncMetrics, Observer
-from diffusion.train.train_step import new_state
 from tests.conftest import run_python, write_params
 from tests.helpers.training_process import (
     logged_steps,

@@ -23,7 +23,7 @@ from diffusion.train.checkpoint.state_files import (
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import DenoiserPlan, TrainPlan
 from diffusion.train.train_config import CURVE_ROWS, TrainConfig
-from diffusion.train.train_step import TrainState
+from diffusion.train.train_state import TrainState
 from tests.helpers import trainings
 from tests.helpers.trainings import assert_same, run_in
 from tests.train.test_state_files import equal

@@ -15,9 +15,11 @@ from diffusion.train.checkpoint import state_files
 from diffusion.train.checkpoint.state_files import LazyTensors, meta_tensors, newest_state, save_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, meta_copy, with_parameters
+from diffusion.train.initial_state import new_state
 from diffusion.train.optimizers import make_optimizer
 from diffusion.train.plan import TrainPlan
-from diffusion.train.train_step import TrainState, ema_copy, new_state
+from diffusion.train.train_state import TrainState
+from diffusion.train.train_step import ema_copy
 from tests.helpers.process_pair import (
     CHANGES,
     SHARDED,
@@ -116,7 +118,8 @@ def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_rank
         )
         optimizer = make_optimizer(state.plan.train, local, [{"params": list(local.parameters())}])
         profiles = nn.ModuleList([ema_copy(local)])
-        parts = local, ema_copy(local), optimizer, state.time_sampler, profiles, shards
+        own = state.time_sampler, state.objective, state.ema_objective
+        parts = local, ema_copy(local), optimizer, *own, profiles, shards
         resumed = TrainState(state.plan, *parts, code=list(state.plan.code))
         held = Held()
         lazy = LazyTensors(saved.tensors, lambda name, held=held: held.add(saved.tensors[name].clone()))

@@ -30,8 +30,8 @@ from diffusion.train.checkpoint.state_files import (
     write_tensors,
 )
 from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
-from diffusion.train.train_step import new_state
 from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.trainings import CPU, Recorder, assert_same, plan_of, restore, run
 

@@ -24,7 +24,7 @@ from diffusion.train.checkpoint import state_mirror
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state, state_name
 from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
-from diffusion.train.train_step import TrainState
+from diffusion.train.train_state import TrainState
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
     DEADLINE,

@@ -16,12 +16,13 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import build_process
 from diffusion.system.errors import Interrupted
+from diffusion.train.initial_state import new_state
 from diffusion.train.loss_bands import band_sums, with_band_means
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
 from diffusion.train.train_config import BAND_NAMES, CURVE_ROWS, VALIDATION_SHARE, TrainConfig
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_state import TrainState
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, write_loss_curve
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, run
@@ -36,7 +37,7 @@ def trained(
     store: ImageStore, plan: TrainPlan, state: TrainState | None = None, stop_at: int | None = None
 ) -> TrainState:
     state, observer, heldout = state or new_state(plan, CPU), Observer(), ValidationLoss(plan, store)
-    observer.validate = lambda step, network, ema: heldout.losses(network, ema)  # type: ignore[method-assign]
+    observer.validate = heldout.losses  # type: ignore[method-assign]
     with suppress(Interrupted):
         run(state, store, stop_at=stop_at, observer=observer)
     return state
@@ -48,7 +49,7 @@ def test_validation_loss_is_the_mean_over_its_fixed_draws(store: ImageStore, pre
     plan = plan_of(store, {"dropout": 0.3}, precision=precision)
     state = new_state(plan, CPU)
     torch.nn.init.normal_(state.ema.head.weight, generator=torch.Generator().manual_seed(0))  # type: ignore
-    found = ValidationLoss(plan, store).losses(state.network.eval(), state.ema)
+    found = ValidationLoss(plan, store).losses(state, state.network.eval(), state.ema)
     rows = torch.randperm(64, generator=counter_generator("held-out images"))[:20]
     x_0 = torch.from_numpy(store.images[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
     noise, t = torch.empty_like(x_0), torch.empty(20, dtype=torch.int64)

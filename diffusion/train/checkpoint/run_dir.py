@@ -47,7 +47,7 @@ from diffusion.train.plan import (
 from diffusion.train.train_config import OptimisationConfig
 
 if TYPE_CHECKING:
-    from diffusion.train.train_step import TrainState
+    from diffusion.train.train_state import TrainState
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The added process, weight, times, spacing, guidance rule, data and network against closed forms."""
+"""The added process, weight, times, objective, spacing, guidance rule, data and network: closed forms."""
 
 from pathlib import Path
 
@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.images.store import ImageStore
 from diffusion.model.network_registry import build_network
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import build_process
+from diffusion.process.objective import Batch, TrainedNetwork, build_objective
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.section import NoOptions
+from diffusion.train.initial_state import new_state
 from plugins.model.tiny import TinySpec
 from plugins.process.log_uniform import LogUniform
 from tests.helpers.raw_data import prepared
+from tests.helpers.trainings import CPU, Killed, assert_same, plan_of, run, run_in
 
 TIMES = torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64)
 
@@ -51,6 +55,38 @@ def test_weight_of_the_noise_is_a_sigmoid() -> None:
     values = {"prediction": "eps", "weighting": "sigmoid", "weighting_options": {"shift": 1.0}}
     process = build_process(ProcessConfig(schedule="arc", **values))
     assert torch.allclose(process.loss_weight(TIMES), torch.sigmoid(1 - 2 * process.log_snr(TIMES)))
+
+
+def test_learned_variance_is_the_error_of_each_noise_level() -> None:
+    """E/e^u + u is least at u = log E."""
+    options = {"loss": "uncertainty", "loss_options": {"waves": 32}, "prediction": "velocity"}
+    process = build_process(ProcessConfig(schedule="arc", **options))
+    torch.manual_seed(0)
+    objective = build_objective(process)
+    t = torch.linspace(0.05, 1.5, 20, dtype=torch.float64)
+    size = (0.5 + t)[:, None, None, None]
+    x_0, noise = torch.zeros(20, 1, 2, 2), torch.ones(20, 1, 2, 2)
+    wrong = (process.target(x_0, t, noise) + size).float()
+    network, batch = TrainedNetwork(lambda x, t, labels: wrong, process), Batch(x_0, None, t, t, noise)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        objective(network, batch, 0)["loss"].mean().backward()
+        optimizer.step()
+    assert torch.allclose(objective.log_variance(t), 2 * size.flatten().float().log(), atol=0.1)
+
+
+def test_killed_training_with_an_objectives_parameters_resumes_bitwise(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    plan = plan_of(store, process={"variance": "small", "loss": "uncertainty"}, train={"save_every": 3})
+    whole = new_state(plan, CPU)
+    run(whole, store)
+    run_in(store, plan, tmp_path, stop_at=5, error=Killed())
+    _, resumed, begun = run_in(store, plan, tmp_path)
+    assert begun == 3
+    assert_same(resumed, whole)
+    assert whole.tensors()["objective.amplitudes"].abs().min() > 0
 
 
 def test_times_are_cubes_of_even_numbers() -> None:

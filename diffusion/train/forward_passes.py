@@ -1,4 +1,4 @@
-"""The gradient of a batch, in micro-batches that fit the memory, summed over the ranks; dropout masks.
+"""The forward passes of a step: micro-batches that fit the memory, sums over the ranks, dropout masks.
 
 The masks follow from (seed, step, row of the batch), independent of ranks and micro-batches. For each layer
 and step one tape of random bits is drawn, longer than a row's mask. A row's mask is a window of the tape, at
@@ -7,24 +7,24 @@ each position, unless their offsets are equal. A step draws about as many bits a
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm as total_norm
 
 from diffusion.model.layers import Dropout
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Network
 from diffusion.process.noise import counter_generator
-from diffusion.process.noise_process import build_process
+from diffusion.process.objective import Batch, FeatureHooks, Objective, TrainedNetwork
 from diffusion.system.devices import to_device
-from diffusion.system.errors import DiffctlError, DiffctlWarning, first_line
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, first_line
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards, meta_copy
-from diffusion.train.objective import Batch
-from diffusion.train.plan import TrainPlan, build_objective
+from diffusion.train.plan import TrainPlan, build_task
 from diffusion.train.step_memory import (
     device_memory,
     fitting_microbatch,
@@ -39,116 +39,130 @@ MIN_OFFSETS = 2**14  # possible offsets of a row: in a batch of 128 rows two sel
 Losses = dict[str, Tensor]
 
 
-class GradientAccumulator:
-    """Computes the gradient of one batch after another, equal to the whole batch's except for rounding.
+class ForwardPasses:
+    """The forward passes of steps: a network within its process, micro-batches that fit, sums over ranks.
 
     `train.microbatch` is the size of a micro-batch. With `auto` it is the number of this rank's images that
     the total memory suggests, twice that on a GPU, and it is halved whenever memory runs out: the step is
-    retried with the same random numbers.
+    retried with the same random numbers. An objective of the whole batch has one micro-batch.
 
     With `shards` every forward pass is a collective. So all ranks make equally many, no step can be retried,
     and `auto` is the estimate.
     """
 
     def __init__(
-        self, plan: TrainPlan, network: nn.Module, group: ProcessGroup, shards: Shards | None = None
+        self,
+        plan: TrainPlan,
+        network: nn.Module,
+        objective: Objective,
+        group: ProcessGroup,
+        shards: Shards | None = None,
     ) -> None:
         train = plan.train
-        self._plan, self._network, self._group, self._shards = plan, network, group, shards
-        self._objective, self._process = build_objective(plan), build_process(plan.process)
+        self.objective, self.batch_size = objective, train.batch_size
+        self._plan, self._module = plan, network
+        self._group, self._shards = group, shards
         self.share = group.share(train.batch_size, train.PREFIX)
         self.microbatch = self._initial_microbatch(self.share.stop - self.share.start)
         if shards:
             self.microbatch = group.reduce_number(self.microbatch, dist.ReduceOp.MIN)
-        purpose, template = self._objective.dropout_purpose, shards.meta if shards else network
+        purpose, template = build_task(plan).dropout_purpose, shards.meta if shards else network
         has_dropout = any(layer.p > 0 for layer in _layers(template))
         self._masks = DropoutMasks(network, plan, purpose, template) if has_dropout else None
         is_worth_it = group.device.type == "cuda" and train.steps >= MIN_COMPILED_STEPS
         self._is_compiling = not shards and (is_worth_it if train.compile == "auto" else train.compile)
-        self._forward: Network | None = None
+        self._latest = FeatureHooks(network, objective.features).latest
+        self._network: TrainedNetwork | None = None
 
-    def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor, Tensor]:
-        """Accumulate a step's gradient; DiffctlError if memory runs out.
+    @property
+    def network(self) -> TrainedNetwork:
+        """The network under autocast, compiled if that is worth it."""
+        if self._network is None:  # within a step, where a failure of torch.compile is caught
+            network: Network = self._module
+            if self._is_compiling:
+                network = torch.compile(self._module, dynamic=False)
+            forward = autocast(network, self._plan.precision)
+            self._network = TrainedNetwork(forward, self.objective.process, self._latest)
+        return self._network
 
-        Returns on every rank, of the whole batch, (B,) float32 each: losses by name, their weights, times,
-        and λ = log α/σ.
+    def micro_batches(self, batch: Batch, step: int) -> Iterator[Batch]:
+        """Divide this rank's share of a batch, and set the dropout masks of each part.
+
+        With shards there are as many parts as on every other rank.
         """
-        losses = self._compute_losses(batch, step)
+        least, largest = len(batch.t), len(batch.t)
         if self._shards:
-            self._shards.take_gradients()
-        else:
-            self._group.all_reduce(_gradients(self._network.parameters()))
-        numbers = [batch.t, self._process.log_snr(batch.t)]
-        times = [to_device(one.float(), batch.weights.device) for one in numbers]
-        values = torch.stack([*losses.values(), batch.weights, *times])
-        padded = values.new_zeros(len(values), self._plan.train.batch_size)
-        padded[:, self.share] = values
-        self._group.all_reduce([padded])
-        *of_losses, weights, t, log_snr = padded.unbind()
-        return dict(zip(losses, of_losses, strict=True)), weights, t, log_snr
+            least, rest = divmod(self.batch_size, self._group.world_size)
+            largest = least + bool(rest)
+        if self._masks:
+            self._masks.draw(step, self._group.device)
+        row = self.share.start
+        for part in self.objective.divide(batch, min(least, -(-largest // self.microbatch))):
+            if self._masks:
+                self._masks.select_rows(slice(row, row + len(part.t)))
+            yield part
+            row += len(part.t)
 
-    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-        """Scale the gradients down to `max_norm` if their norm is larger; return their norm before."""
-        learned = [parameter for parameter in parameters if parameter.grad is not None]
-        gradients = _gradients(learned)
-        norm = self._shards.norm(gradients) if self._shards else torch.nn.utils.get_total_norm(gradients)
-        torch.nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
-        return norm
-
-    def _compute_losses(self, batch: Batch, step: int) -> Losses:
-        """Run forward and backward passes, and retry them after a failure that can be handled."""
+    def retried(self, compute: Callable[[], Losses]) -> Losses:
+        """Run the passes of a step, again after a failure that can be handled; DiffctlError for no memory."""
         while True:
             try:
                 with translate_dist_errors():  # with shards a pass is a collective
-                    losses = self._attempt(batch, step)
+                    losses = compute()
             except RuntimeError as error:
                 self._handle_failure(error)
             else:
                 self._is_compiling = False  # compilation has succeeded: later errors have other causes
                 return losses
             # Here, where the error no longer refers to the attempt's tensors.
-            self._network.zero_grad(set_to_none=True)
+            for module in (self._module, self.objective):
+                module.zero_grad(set_to_none=True)
             if self._group.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _attempt(self, batch: Batch, step: int) -> Losses:
-        if self._masks:
-            self._masks.draw(step, self._group.device)
-        if self._forward is None:  # here, where a failure of torch.compile is caught
-            network: Network = self._network
-            if self._is_compiling:
-                network = torch.compile(self._network, dynamic=False)
-            self._forward = autocast(network, self._plan.precision)
-        parts, row = [], self.share.start
-        for part in self._microbatches(batch):
-            if self._masks:
-                self._masks.select_rows(slice(row, row + len(part.t)))
-            losses = self._objective.losses(self._forward, self._process, part)
-            mean = (losses["loss"] * part.weights).sum() / self._plan.train.batch_size
-            mean.backward()  # type: ignore[no-untyped-call]
-            parts.append({name: value.detach() for name, value in losses.items()})
-            row += len(part.t)
-        return {name: torch.cat([losses[name] for losses in parts]) for name in parts[0]}
-
-    def _microbatches(self, batch: Batch) -> list[Batch]:
-        """Divide this rank's share; with shards into as many micro-batches as on every other rank."""
-        least, largest = len(batch.t), len(batch.t)
+    def reduce_gradients(self) -> None:
+        """Sum the gradients over the ranks."""
+        own = _gradients(self.objective.parameters())
         if self._shards:
-            least, rest = divmod(self._plan.train.batch_size, self._group.world_size)
-            largest = least + bool(rest)
-        return list(batch.divide(min(least, -(-largest // self.microbatch))))
+            self._shards.take_gradients()
+            self._group.all_reduce(own)
+        else:
+            self._group.all_reduce([*_gradients(self._module.parameters()), *own])
+
+    def gather(self, losses: Losses, batch: Batch) -> tuple[Losses, Tensor, Tensor, Tensor]:
+        """Return losses, weights, times and λ = log α/σ of the whole batch, (B,) float32, on every rank."""
+        numbers = [batch.t, self.objective.process.log_snr(batch.t)]
+        times = [to_device(one.float(), batch.weights.device) for one in numbers]
+        values = torch.stack([*losses.values(), batch.weights, *times])
+        padded = values.new_zeros(len(values), self.batch_size)
+        padded[:, self.share] = values
+        self._group.all_reduce([padded])
+        *of_losses, weights, t, log_snr = padded.unbind()
+        return dict(zip(losses, of_losses, strict=True)), weights, t, log_snr
+
+    def clip(self, network: nn.Module, max_norm: float) -> dict[str, Tensor]:
+        """Scale the gradients down to `max_norm` if their norm is larger; return their norms before.
+
+        Those of the objective's parameters, if it has any, are a norm of their own.
+        """
+        norms = {"grad_norm": _clip(network, max_norm, self._shards.norm if self._shards else total_norm)}
+        if _gradients(self.objective.parameters()):
+            norms["objective_grad_norm"] = _clip(self.objective, max_norm, total_norm)
+        return norms
 
     def _handle_failure(self, error: RuntimeError) -> None:
         """Halve the micro-batch or disable compilation; raise if neither applies."""
+        train = self._plan.train
         if is_out_of_memory(error):
-            if self._plan.train.microbatch != "auto" or self.microbatch == 1 or self._shards:
-                hint = oom_hint(self._plan.train.PREFIX)
+            is_fixed = train.microbatch != "auto" or self.objective.whole_batch
+            if is_fixed or self.microbatch == 1 or self._shards:
+                hint = oom_hint(train.PREFIX)
                 message = f"a step of {self.microbatch} images does not fit the memory: {hint}"
                 raise DiffctlError(message) from None
             self.microbatch = -(-self.microbatch // 2)
             message = f"out of memory: continuing with micro-batches of {self.microbatch} images"
         elif self._is_compiling:
-            self._is_compiling, self._forward = False, None
+            self._is_compiling, self._network = False, None
             why = first_line(error)
             message = f"the network cannot be compiled ({why}): training continues without compilation"
         else:
@@ -157,7 +171,10 @@ class GradientAccumulator:
 
     def _initial_microbatch(self, images: int) -> int:
         wanted, device = self._plan.train.microbatch, self._group.device
-        if wanted is None:
+        if self.objective.whole_batch and self._group.world_size > 1:
+            name = self._plan.process.loss
+            raise UsageError(f"process.loss {name} needs the whole batch: set train.devices to 1")
+        if wanted is None or self.objective.whole_batch:
             return images
         if wanted != "auto":
             return min(wanted, images)
@@ -174,6 +191,14 @@ class GradientAccumulator:
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _clip(module: nn.Module, max_norm: float, norm_of: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    """Scale a module's gradients down to `max_norm` if their norm is larger; return their norm before."""
+    learned = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    norm = norm_of(_gradients(learned))
+    torch.nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
+    return norm
 
 
 class DropoutMasks:

@@ -1,0 +1,90 @@
+"""From a configuration and prepared data to a training plan."""
+
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import ValidationError
+
+from diffusion.code_digest import code_since
+from diffusion.model.model_file import DataCard
+from diffusion.model.network_registry import MODELS, NetworkSpec
+from diffusion.model.precision import Precision
+from diffusion.system.errors import UsageError
+from diffusion.system.registry import load_reference
+from diffusion.system.section import explain
+from diffusion.train.plan import DenoiserPlan, TrainPlan, training_code
+from diffusion.train.pretrained import check_pretrained
+from diffusion.train.train_config import ClassifierSections, OptimisationConfig, TrainSections
+
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
+
+Plan = TypeVar("Plan", bound=TrainPlan)
+
+
+def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.device) -> DenoiserPlan:
+    """Plan the training on a split with this `meta`; UsageError, or PretrainedRefused, if they do not fit."""
+    classes = meta["classes"] if config.model.class_cond else []
+    if config.model.class_cond and not classes:
+        raise UsageError(f"model.class_cond: {meta['name']} has no labels: set it to false, p_uncond to 0")
+    spec = load_reference(MODELS[config.model.name].spec)
+    if config.train.augment and "augmented" not in spec.model_fields:
+        raise UsageError(f"train.augment: a {config.model.name} cannot be conditioned with it: remove it")
+    channels = meta["channels"]
+    try:
+        network = NetworkSpec.model_validate(
+            {
+                **config.model.model_dump(),
+                "image_size": meta["image_size"],
+                "in_channels": channels,
+                "out_channels": 2 * channels if config.process.learned_variance else channels,
+                "num_classes": len(classes),
+                "null_class": config.train.p_uncond > 0,
+                **({"augmented": True} if config.train.augment else {}),
+            }
+        )
+    except ValidationError as error:
+        raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
+    plan = make_plan(DenoiserPlan, config, network, config.train, meta, device)
+    if config.train.init_from is None:
+        return plan
+    start = check_pretrained(config.train.init_from, plan)
+    return plan.model_copy(update={"lineage": start.lineage})
+
+
+def make_plan(
+    kind: type[Plan],
+    config: TrainSections | ClassifierSections,
+    network: NetworkSpec,
+    train: OptimisationConfig,
+    meta: dict[str, Any],
+    device: torch.device,
+) -> Plan:
+    """Return the plan of a network on a split with this `meta`; labels are unused without `num_classes`."""
+    shape = (meta["channels"], meta["image_size"], meta["image_size"])
+    code = training_code(kind, config.process, network, train.lr.schedule)
+    return kind(
+        network=network,
+        process=config.process.resolve(shape, meta.get("pixel_std")),
+        train=train,
+        data=DataCard(
+            name=meta["name"],
+            classes=tuple(meta["classes"]) if network.num_classes else (),
+            counts=tuple(meta["counts"]) if network.num_classes else (),
+            digest=meta["digest"],
+            flip=config.data.flip,
+        ),
+        step=train.steps,
+        precision=resolve_precision(train.precision, device),
+        code=(code_since(0, code),),
+    )
+
+
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """Return the precision; auto is bf16 on CPUs with AVX-512 BF16 and NVIDIA GPUs from Ampere on."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "mps":
+        return "fp32"  # not all have bf16, and none was measured
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
