@@ -9,9 +9,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from diffusion.system.section import explain
+from serving.edits import start_edit
 from serving.handlers import EventStreamResponse, Work, http_errors, respond
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
-from serving.schemas import EventsRequest, ImagesRequest, ImagesResponse, ModelCard, Problem
+from serving.schemas import (
+    EditEventsRequest,
+    EditsRequest,
+    EditsResponse,
+    EventsRequest,
+    ImagesRequest,
+    ImagesResponse,
+    ModelCard,
+    Problem,
+)
 from serving.service import Service
 
 DESCRIPTION = """Images of a diffusion model. Image i depends on the model, the settings and i alone.
@@ -21,7 +31,7 @@ Every response names its model in the headers X-Model-Name, X-Model-Version and 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 Responses = dict[int | str, dict[str, Any]]
 
-EVENT = {  # data is the JSON of a StepEvent, an ImagesResponse or a Problem
+EVENT = {  # data is the JSON of a StepEvent, an ImagesResponse or EditsResponse, or a Problem
     "type": "object",
     "required": ["event", "data"],
     "properties": {
@@ -73,6 +83,7 @@ def create_app(service: Service, token: bytes | None = None, *further: APIRouter
 def _add_routes(app: FastAPI, service: Service) -> None:
     errors: Responses = {key: ERRORS[key] for key in (400, 422, 429, 503)}
     formats: Responses = {200: {"content": {"image/png": BINARY, "application/x-npz": BINARY}}}
+    events: Responses = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
     @app.post("/v1/images", response_model=ImagesResponse, responses={**errors, **formats})
     async def images(body: ImagesRequest, request: Request) -> Response:
@@ -80,8 +91,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         with http_errors(service) as model:
             work = Work(service, model, model.submit(body))
         return await respond(work, body.format, request)
-
-    events: Responses = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
     @app.post("/v1/images/events", response_class=Response, responses={**errors, **events})
     async def image_events(body: EventsRequest) -> Response:
@@ -92,6 +101,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """
         with http_errors(service) as model:
             return EventStreamResponse(Work(service, model, model.submit(body, body.every)))
+
+    @app.post("/v1/edits", response_model=EditsResponse, responses={**errors, **formats})
+    async def edits(body: EditsRequest, request: Request) -> Response:
+        """Fill, restore or sample again a picture, and return all results. A disconnect cancels them."""
+        return await respond(await start_edit(service, body), body.format, request)
+
+    @app.post("/v1/edits/events", response_class=Response, responses={**errors, **events})
+    async def edit_events(body: EditEventsRequest) -> Response:
+        """Edit a picture and send server-sent events, as /v1/images/events; `images` as of /v1/edits."""
+        return EventStreamResponse(await start_edit(service, body, body.every))
 
     @app.get("/v1/models")
     async def models() -> dict[str, list[ModelCard]]:

@@ -21,12 +21,11 @@ from diffusion.images.store import Images, save_npz
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import UsageError
 from serving.middleware import model_headers
-from serving.schemas import ImagesResponse, Problem, StepEvent
+from serving.schemas import RETRY_SECONDS, EditsResponse, ImagesResponse, Problem, StepEvent
 from serving.served_model import PendingImages, ServedModel, StoppedError
 from serving.service import Service
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected
-RETRY_SECONDS = 5  # Retry-After if the queue is full
 
 
 class Work(NamedTuple):
@@ -71,7 +70,8 @@ def encode_pngs(images: Images) -> list[str]:
 
 def images_response(images: Images, about: dict[str, Any]) -> ImagesResponse:
     """Return images (N, H, W, C) with their metadata."""
-    return ImagesResponse(**about, images=encode_pngs(images))
+    response = EditsResponse if "edit" in about else ImagesResponse
+    return response(**about, images=encode_pngs(images))
 
 
 def format_response(form: str, images: Images, about: dict[str, Any]) -> Response:

@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.schemas import MAX_BODY, ModelRef
+from serving.schemas import BODY_LIMITS, MAX_BODIES, MAX_BODY, RETRY_SECONDS, ModelRef
 from serving.service import Service
 
 HEALTH_PATHS = {"/healthz", "/readyz"}
 METRIC_PATHS = {
-    "/v1/images", "/v1/images/events", "/v1/models", "/openapi.json", "/metrics", *HEALTH_PATHS
+    "/v1/images", "/v1/images/events", *BODY_LIMITS, "/v1/models", "/openapi.json", "/metrics", *HEALTH_PATHS
 }  # fmt: skip
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
@@ -95,31 +95,49 @@ class AccessMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Reads the body of a request before the routes, up to MAX_BODY bytes."""
+    """Reads the body of a request before the routes, up to the limit of its path and of all requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._held = 0  # bytes of unfinished requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        body, more = b"", True
+        body = bytearray()
+        try:
+            if await self._read(scope, receive, send, body):
+                pending = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+                async def replay() -> Message:
+                    return pending.pop() if pending else await receive()
+
+                await self._app(scope, replay, send)
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send, body: bytearray) -> bool:
+        """Append the request's body; return False if the client is gone, or was refused."""
+        limit, more = BODY_LIMITS.get(scope["path"], MAX_BODY), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > MAX_BODY:
-                too_large = _problem(413, f"a request has {MAX_BODY:,} bytes at most")
-                return await too_large(scope, receive, send)
+                return False
+            part = message.get("body", b"")
+            body += part
+            self._held += len(part)
+            if len(body) > limit:
+                await _problem(413, f"a request has {limit:,} bytes at most")(scope, receive, send)
+                return False
+            if self._held > MAX_BODIES:
+                sentence = (
+                    f"the server holds {MAX_BODIES:,} bytes of requests: try again in {RETRY_SECONDS} s"
+                )
+                await _problem(429, sentence, {"Retry-After": str(RETRY_SECONDS)})(scope, receive, send)
+                return False
             more = message.get("more_body", False)
-        pending = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return pending.pop() if pending else await receive()
-
-        return await self._app(scope, replay, send)
+        return True
 
 
 def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

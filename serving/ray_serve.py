@@ -23,10 +23,9 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
 from serving.app import create_app
-from serving.handlers import RETRY_SECONDS
 from serving.http_server import FLUSH_SECONDS, MAX_CONNECTIONS
 from serving.model_source import FixedSource, ModelSource, PublishedModel
-from serving.schemas import ServeConfig
+from serving.schemas import RETRY_SECONDS, ServeConfig
 from serving.service import Service
 
 NAME = "diffctl"

@@ -1,10 +1,11 @@
 """Bodies of requests and responses, and the limits of a server."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, Self, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from diffusion.protocol.edits import MAX_SIGMA_Y, METHODS, OPERATORS, PRODUCT
 from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.settings import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
@@ -13,6 +14,11 @@ from diffusion.system.section import NotBool, PositiveInt, Section, Seed
 
 MAX_IMAGES = 1024  # per response: 16 MB of PNG at 64×64×3 pixels
 MAX_BODY = 64 * 1024  # bytes; a request with 1,024 indices has 20 KB
+MAX_EDIT_BODY = 8 << 20  # bytes: a photograph of 6 MB in base64
+MAX_EDIT_PIXELS = 1 << 24  # of a picture or a mask: 4096×4096
+BODY_LIMITS = dict.fromkeys(("/v1/edits", "/v1/edits/events"), MAX_EDIT_BODY)
+RETRY_SECONDS = 5  # Retry-After of 429
+MAX_BODIES = 256 << 20  # bytes of all unfinished requests
 
 HTTP_OPTIONS = {name: one for name, one in SAMPLING_OPTIONS.items() if one.http and name != "seed"}
 
@@ -59,17 +65,12 @@ _OptionFields: Any = fields_section(
 )
 
 
-class SampleRequest(_OptionFields):  # type: ignore[misc]
-    """The images to make. Image i depends on the model, the settings and i alone.
-
-    `indices` are the images; without them 0 … num − 1. An option that is left out is as in the best cell of
-    the sweep, or 50 steps of DDIM. `budget` takes the best cell for this NFE per image.
-    """
+class SettingsRequest(_OptionFields):  # type: ignore[misc]
+    """The settings of images, and which ones: `indices`, without them 0 … num − 1."""
 
     num: int = Field(default=1, ge=1, le=MAX_IMAGES)
     indices: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_IMAGES)
     seed: Seed = 0
-    budget: PositiveInt | None = None
     class_name: Annotated[str, Field(max_length=MAX_NAME)] | Index | None = Field(
         default=None, alias="class", description="By name or number; without it all in turn."
     )
@@ -89,14 +90,95 @@ class SampleRequest(_OptionFields):  # type: ignore[misc]
         return range(self.num) if self.indices is None else self.indices
 
 
+class SampleRequest(SettingsRequest):
+    """The images to make. Image i depends on the model, the settings and i alone.
+
+    `indices` are the images; without them 0 … num − 1. An option that is left out is as in the best cell of
+    the sweep, or 50 steps of DDIM. `budget` takes the best cell for this NFE per image.
+    """
+
+    budget: PositiveInt | None = None
+
+
+Format = Literal["json", "grid", "npz"]
+
+
 class ImagesRequest(SampleRequest):
     """SampleRequest with `format`: json has a PNG per image, grid one PNG with all, npz the arrays."""
 
-    format: Literal["json", "grid", "npz"] = "json"
+    format: Format = "json"
 
 
 class EventsRequest(SampleRequest):
     """SampleRequest with an event of intermediate images every `every` steps."""
+
+    every: PositiveInt = 10
+
+
+EncodedPicture = Annotated[
+    str,
+    Field(
+        max_length=MAX_EDIT_BODY,
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+    ),
+]
+
+
+class EditRequest(SettingsRequest):
+    """A picture, what is measured of it, and the images to make from it, as `diffctl edit` does.
+
+    Result k depends on the model, the picture, the settings and k alone. A picture or a mask of another size
+    than needed is cropped to its middle and resized. An option that is left out is as in `diffctl edit`: 50
+    steps of DDIM, without guidance.
+    """
+
+    image: EncodedPicture = Field(description="PNG, JPEG, WebP or GIF in base64.")
+    mask: EncodedPicture | Literal["alpha"] | None = Field(
+        default=None,
+        description="A picture in base64 whose white pixels are filled; `alpha` fills the transparent ones "
+        "of the image. A box is the operator mask:LEFT,TOP,RIGHT,BOTTOM.",
+    )
+    operator: Annotated[str, Field(max_length=MAX_NAME)] | None = Field(
+        default=None,
+        description=f"What was measured: of {', '.join(OPERATORS)}, joined by {PRODUCT}. By default mask, if "
+        "there is a mask.",
+        json_schema_extra={"examples": ["downsample:4", "gray+downsample:2", "blur:1.5", "mask:4,4,12,12"]},
+    )
+    strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="Without an operator: the noise from which the picture is sampled again."
+    )
+    degrade: bool = Field(default=False, description="The image is an original: measure it first.")
+    sigma_y: Annotated[float, Field(ge=0, le=MAX_SIGMA_Y)] = Field(
+        default=0.0, description="The noise of the measurement, in units of [-1, 1]."
+    )
+    method: Annotated[str, Field(max_length=MAX_NAME)] | None = Field(
+        default=None,
+        description="By default ddnm; sdedit with a strength.",
+        json_schema_extra={"examples": list(METHODS)},
+    )
+    method_options: dict[str, Any] = Field(default_factory=dict, max_length=MAX_SAMPLER_OPTIONS)
+    num: int = Field(default=8, ge=1, le=MAX_IMAGES)
+    class_name: Annotated[str, Field(max_length=MAX_NAME)] | Index | None = Field(
+        default=None, alias="class", description="By name or number; without it no class."
+    )
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.mask is None and self.operator is None and self.strength is None and self.method is None:
+            raise ValueError("nothing to do: give a mask, an operator or a strength")
+        if self.strength is not None and (self.mask is not None or self.operator is not None):
+            raise ValueError("strength edits the whole picture: leave out strength, or mask and operator")
+        return self
+
+
+class EditsRequest(EditRequest):
+    """EditRequest with `format`, as ImagesRequest."""
+
+    format: Format = "json"
+
+
+class EditEventsRequest(EditRequest):
+    """EditRequest with an event of intermediate images every `every` steps."""
 
     every: PositiveInt = 10
 
@@ -124,6 +206,13 @@ class ImagesResponse(BaseModel):
     indices: list[int]
     labels: list[int] | None
     images: list[str]
+
+
+class EditsResponse(ImagesResponse):
+    """ImagesResponse with the method and its options, the operator, and how the picture was `resized`."""
+
+    edit: dict[str, Any]
+    resized: str | None
 
 
 class StepEvent(BaseModel):

@@ -23,7 +23,7 @@ from diffusion.sample.sampler import CustomTrajectory
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import validate
 from serving.model_source import PublishedModel
-from serving.schemas import ModelCard, ModelRef, SampleRequest, ServeConfig, check_count
+from serving.schemas import ModelCard, ModelRef, SampleRequest, ServeConfig, SettingsRequest, check_count
 
 MAX_QUEUED_STEPS = 8  # a slow client gets fewer step events
 
@@ -40,6 +40,7 @@ class PendingImages:
 
     def __init__(self, job: Job, every: int = 0) -> None:
         self.job, self._every = job, every
+        self.about: dict[str, Any] = {}  # further metadata of the response
         self.images: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         self.steps: asyncio.Queue[ChunkStep | None] = asyncio.Queue()
 
@@ -157,7 +158,7 @@ class ServedModel:
         guides: Guides,
     ) -> None:
         self.published, self.config, self.artefact = published, config, loaded.artefact
-        self._loaded, self._guides = loaded, guides
+        self._loaded, self._guides, self.device = loaded, guides, device
         self.ref = ModelRef(
             name=published.name, version=published.version, sha256=loaded.artefact.model_sha256
         )
@@ -181,12 +182,16 @@ class ServedModel:
             raise UsageError(f"{self.ref.name} has no scores to choose by: give steps instead of budget")
         else:
             settings = budget_settings(scores, request.budget, request.seed, self.ref.name, self.ref.sha256)
-        refuse_idle(options, settings)
+        self.check(request, settings)
+        return settings
+
+    def check(self, request: SettingsRequest, settings: SampleSettings) -> None:
+        """Raise UsageError if the settings of a request have idle options or exceed the limits."""
+        refuse_idle(request.options, settings)
         check_count(len(request.image_indices), self.config)
         if settings.steps > self.config.steps:
             raise UsageError(f"{settings.steps} steps are too many: ask for {self.config.steps} at most")
         check_served_guide(settings, self.guide, self.ref.name)
-        return settings
 
     def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:
         """Queue the images of a request; raise UsageError if it does not fit, Full if the queue is full."""
@@ -204,6 +209,7 @@ class ServedModel:
             "nfe": job.nfe,
             "indices": list(job.indices),
             "labels": None if labels is None else labels.tolist(),
+            **pending.about,
         }
 
     def card(self, state: Literal["serving", "draining"]) -> ModelCard:

@@ -19,7 +19,7 @@ from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.edit.pictures import (
     fit,
     in_channels,
-    kept_pixels,
+    masked_operator,
     measure,
     picture_shape,
     show_measurement,
@@ -150,8 +150,6 @@ def _operator(options: Edit, text: str, image_shape: Shape) -> LinearOperator:
     """Return the operator, with a mask from a file or from the picture's transparency."""
     if "mask" not in text.split(PRODUCT) or options.mask is None:
         return build_operator(text, image_shape)
-    *before, _ = text.split(PRODUCT)
-    measured = build_operator(PRODUCT.join(before), image_shape).shape if before else image_shape
     file = options.source if options.mask == "alpha" else Path(options.mask)
     if options.mask == "alpha":
         if not file.is_file():
@@ -159,7 +157,7 @@ def _operator(options: Edit, text: str, image_shape: Shape) -> LinearOperator:
         mask = 255 - read_picture(file, None, 4)[:, :, 3:]
     else:
         mask = read_picture(file, None, 1)
-    return build_operator(text, image_shape, kept_pixels(fit(mask, measured[1:])))
+    return masked_operator(text, image_shape, mask)
 
 
 def _edit(

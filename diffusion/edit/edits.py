@@ -22,6 +22,7 @@ from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampler import CustomTrajectory, SamplerDriver
 from diffusion.sample.sampling_card import sampling_card
 from diffusion.sample.sampling_steps import sampling_grid
+from diffusion.system.errors import UsageError
 
 
 def edit_trajectory(
@@ -30,13 +31,14 @@ def edit_trajectory(
     measurement: Measurement,
     process: NoiseProcess,
     device: torch.device,
+    max_nfe: int | None = None,
 ) -> CustomTrajectory:
     """Return the trajectories of edited images, for `generate` and for an engine's job.
 
     Image i depends on (seed, i), the measurement's row and the model alone. UsageError for settings that do
-    not fit the method.
+    not fit the method, and for a greater NFE per image than `max_nfe`.
     """
-    nfe = count_edit_nfe(edit, settings, measurement, process)
+    nfe = count_edit_nfe(edit, settings, measurement, process, max_nfe)
     measured = measurement.to(device)
     return CustomTrajectory(lambda rows: build_method(edit, settings, measured.rows(rows), process), nfe=nfe)
 
@@ -73,9 +75,13 @@ def edit_images(
 
 @torch.no_grad()
 def count_edit_nfe(
-    edit: EditSettings, settings: SampleSettings, measurement: Measurement, process: NoiseProcess
+    edit: EditSettings,
+    settings: SampleSettings,
+    measurement: Measurement,
+    process: NoiseProcess,
+    max_nfe: int | None = None,
 ) -> int:
-    """Return the NFE of an edited image, from a run without a network.
+    """Return the NFE of an edited image, from a run without a network; UsageError if it exceeds `max_nfe`.
 
     A call has that of the guidance where it applies, twice that with a gradient.
     """
@@ -86,6 +92,11 @@ def count_edit_nfe(
     while driver.call is not None:
         guided = guidance_weight(settings, process, driver.call.t)
         nfe += driver.call.nfe * (settings.guided_nfe if guided else 1)
+        if max_nfe is not None and nfe > max_nfe:
+            raise UsageError(
+                f"method {edit.method} takes more than {max_nfe} network evaluations per image with these "
+                "settings: give fewer steps, or other method_options"
+            )
         driver.advance(Prediction(x, x, x, gradient=x))
     return nfe
 

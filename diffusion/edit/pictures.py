@@ -7,12 +7,14 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from diffusion.edit.measurement import Measurement
+from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.images.pictures import MODES, flatten, to_pil
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.process.noise import counter_generator
+from diffusion.protocol.edits import PRODUCT
+from diffusion.system.errors import UsageError
 
 HIDDEN = 128  # the level of a mask from which a pixel is to be filled
 SPREAD = 4  # the factor of deviations in a picture: 64 levels are white
@@ -36,6 +38,20 @@ def in_channels(pixels: Images, channels: int) -> Images:
 def kept_pixels(mask: Images) -> Tensor:
     """Return where a mask (H, W, 1) keeps a pixel, (H, W): where it is darker than mid-grey."""
     return torch.from_numpy(mask[:, :, 0] < HIDDEN)
+
+
+def masked_operator(text: str, image_shape: Shape, mask: Images) -> LinearOperator:
+    """Return the operator of a text form whose last factor, `mask`, is a picture (H, W, 1), fitted to it.
+
+    UsageError as `build_operator`, and for a text without such a factor.
+    """
+    *before, last = text.split(PRODUCT)
+    if last != "mask":
+        raise UsageError(
+            f"operator {text:.120} takes no mask: end it with {PRODUCT}mask, or leave out the mask"
+        )
+    measured = build_operator(PRODUCT.join(before), image_shape).shape if before else image_shape
+    return build_operator(text, image_shape, kept_pixels(fit(mask, measured[1:])))
 
 
 def measure(

@@ -14,11 +14,12 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_PATH, MAX_SIDE
 from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry, check_name, load_reference
-from diffusion.system.section import NotBool, PositiveInt, Section, explain
+from diffusion.system.section import NotBool, Section, Steps, explain
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 PRODUCT = "+"
+MAX_REPEAT = 100  # ten times RePaint's
 MAX_SIGMA_Y = 2.0  # the whole range of a pixel
 
 
@@ -93,11 +94,14 @@ OPERATORS: Registry[OperatorEntry] = Registry(
 )
 
 
+Repeat = Annotated[int, Field(gt=0, le=MAX_REPEAT), NotBool]
+
+
 class TravelOptions(Section):
     """Steps back to larger noise, from which a method moves down again (RePaint, sec. 4.2)."""
 
-    travel_length: PositiveInt = Field(default=1, description="The steps of a move back to larger noise.")
-    travel_repeat: PositiveInt = Field(default=1, description="How often each part of the path is passed.")
+    travel_length: Steps = Field(default=1, description="The steps of a move back to larger noise.")
+    travel_repeat: Repeat = Field(default=1, description="How often each part of the path is passed.")
 
 
 class DDNMOptions(TravelOptions):
@@ -112,8 +116,8 @@ class DDNMOptions(TravelOptions):
 class RePaintOptions(TravelOptions):
     """Options of RePaint."""
 
-    travel_length: PositiveInt = Field(default=10, description="The steps of a move back to larger noise.")
-    travel_repeat: PositiveInt = Field(default=10, description="How often each part of the path is passed.")
+    travel_length: Steps = Field(default=10, description="The steps of a move back to larger noise.")
+    travel_repeat: Repeat = Field(default=10, description="How often each part of the path is passed.")
 
 
 class DPSOptions(Section):

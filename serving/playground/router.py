@@ -1,8 +1,6 @@
 """The page and its routes: choices, NFE, model versions, and interpolation between two images."""
 
 import asyncio
-import base64
-import binascii
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from diffusion.analysis.image_inputs import InputImage, end_condition, load_input
 from diffusion.analysis.inversion import encoding, interpolate_codes
-from diffusion.images.pictures import decode_picture, png_bytes
+from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
@@ -25,6 +23,7 @@ from diffusion.sample.generate import check_settings, chosen_condition
 from diffusion.sample.sampler import CustomTrajectory, build_sampler
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt, Seed
+from serving.edits import decode_base64
 from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.choices import choices_of, nfe_preview
@@ -216,10 +215,5 @@ class Interpolation:
 def _given(image: int | str, store: Path, artefact: Artefact, position: int) -> InputImage:
     if isinstance(image, int):
         return load_input(str(image), store, artefact)
-    name = f"the {('first', 'second')[position]} picture"
-    try:
-        content = base64.b64decode(image, validate=True)
-    except binascii.Error:
-        raise UsageError(f"{name} is not in base64") from None
-    spec = artefact.network
-    return InputImage(decode_picture(content, name, spec.image_size, spec.in_channels), None)
+    spec, name = artefact.network, f"the {('first', 'second')[position]} picture"
+    return InputImage(decode_base64(image, name, spec.in_channels, spec.image_size), None)

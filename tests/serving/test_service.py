@@ -1,16 +1,20 @@
 """Changes of the service: queued, drained and cancelled requests, and another champion."""
 
 import asyncio
+import base64
+import json
 import threading
 from contextlib import contextmanager
 
 import pytest
 from starlette.testclient import TestClient
 
+from diffusion.images.pictures import png_bytes
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import NetworkFiles
 from serving.app import create_app
 from serving.service import Service
+from tests.helpers.raw_data import random_images
 from tests.helpers.served_images import HERE, assert_offline, pixels
 from tests.helpers.server_process import gated, published, service_of, small_model
 from tests.helpers.waiting import wait_until
@@ -68,7 +72,10 @@ def test_a_request_that_outlasts_the_drain_gets_503(model):
     assert answers[0].status_code == 503
 
 
-@pytest.mark.parametrize("path", ["/v1/images", "/v1/images/events"])
+EDIT = {"image": base64.b64encode(png_bytes(random_images(0, 1, 8, 1)[0])).decode(), "strength": 1}
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/v1/images/events", "/v1/edits", "/v1/edits/events"])
 def test_a_disconnected_client_cancels_its_request(model, path):
     service = service_of(published(model))
     gate = gated(service)
@@ -76,8 +83,8 @@ def test_a_disconnected_client_cancels_its_request(model, path):
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
 
     async def leave() -> None:
-        app, body = create_app(service), b'{"num": 5, "steps": 50}'
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
+        app, body = create_app(service), {"num": 5, "steps": 50, **(EDIT if "edits" in path else {})}
+        messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
         async def receive() -> dict:
             if messages:

@@ -1,0 +1,124 @@
+"""Edits of pictures over HTTP: a request decoded, measured and submitted as a job of the engine."""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+
+from diffusion.analysis.image_inputs import input_condition
+from diffusion.edit.edits import edit_trajectory
+from diffusion.edit.measurement import build_operator
+from diffusion.edit.operator import LinearOperator, Shape
+from diffusion.edit.pictures import fit, masked_operator, measure, picture_shape
+from diffusion.images.pictures import BadImage, decode_picture, open_image
+from diffusion.images.store import Images
+from diffusion.process.denoiser import Condition
+from diffusion.process.noise_process import build_process
+from diffusion.protocol.edits import EditSettings
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.sampler import CustomTrajectory
+from diffusion.system.errors import UsageError
+from diffusion.system.section import validate
+from serving.handlers import Work, http_errors
+from serving.schemas import MAX_EDIT_PIXELS, EditRequest
+from serving.served_model import PendingImages, ServedModel
+from serving.service import Service
+
+CALLS_PER_STEP = 4  # NFE of a step of the costliest sampler, Heun's with guidance
+
+
+class PreparedEdit(NamedTuple):
+    """What a job of the engine needs, and the metadata that the edit adds to its response."""
+
+    settings: SampleSettings
+    condition: Condition
+    trajectory: CustomTrajectory
+    about: dict[str, Any]
+
+    def submit(self, model: ServedModel, indices: list[int], every: int) -> PendingImages:
+        """Queue the images; raise UsageError and Full as `EngineLoop.submit`."""
+        pending = model.loop.submit(self.settings, indices, self.condition, every, self.trajectory)
+        pending.about = self.about
+        return pending
+
+
+async def start_edit(service: Service, request: EditRequest, every: int = 0) -> Work:
+    """Decode the pictures in a thread and queue the images; raise HTTPException if that fails."""
+    with http_errors(service) as model:
+        prepared = await asyncio.to_thread(prepare_edit, model, request)
+    with http_errors(service, model):
+        return Work(service, model, prepared.submit(model, list(request.image_indices), every))
+
+
+def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
+    """Return the job of a request; raise UsageError if it does not fit the model or the limits."""
+    given = {**request.options, "seed": request.seed}
+    settings = validate(SampleSettings, given, "the request")
+    model.check(request, settings)
+    edit = _edit_settings(request)
+    spec, count = model.artefact.network, len(request.image_indices)
+    image_shape = (spec.in_channels, spec.image_size, spec.image_size)
+    operator = None if edit.operator is None else _operator(request, edit.operator, image_shape)
+    channels, height, width = picture_shape(operator, image_shape, degrade=request.degrade)
+    picture = decode_base64(request.image, "the image", channels)
+    measurement = measure(
+        operator,
+        [fit(picture, (height, width))],
+        edit.sigma_y,
+        degrade=request.degrade,
+        seed=request.seed,
+    ).rows(torch.zeros(count, dtype=torch.int64))
+    klass = None if request.class_name is None else str(request.class_name)
+    condition = input_condition(model.artefact, [None] * count, klass)
+    process, most = build_process(model.artefact.process), CALLS_PER_STEP * model.config.steps
+    trajectory = edit_trajectory(edit, settings, measurement, process, model.device, most)
+    found = f"{picture.shape[1]}×{picture.shape[0]}"
+    about = {
+        "edit": {
+            **edit.model_dump(mode="json"),
+            "method_options": edit.options.model_dump(mode="json"),
+            "operator": None if operator is None else operator.text,
+        },
+        "resized": None
+        if picture.shape[:2] == (height, width)
+        else f"the middle of {found} pixels at {width}×{height}",
+    }
+    if klass is None:
+        about["labels"] = None
+    return PreparedEdit(settings, condition, trajectory, about)
+
+
+def _edit_settings(request: EditRequest) -> EditSettings:
+    operator = request.operator or (None if request.mask is None else "mask")
+    own = dict(request.method_options)
+    if request.strength is not None:
+        own["strength"] = request.strength
+    method = request.method or ("sdedit" if operator is None else "ddnm")
+    values = {"method": method, "method_options": own, "operator": operator, "sigma_y": request.sigma_y}
+    return validate(EditSettings, values, "the request")
+
+
+def _operator(request: EditRequest, text: str, image_shape: Shape) -> LinearOperator:
+    if request.mask is None:
+        return build_operator(text, image_shape)
+    if request.mask == "alpha":
+        mask = 255 - decode_base64(request.image, "the image", 4)[:, :, 3:]
+    else:
+        mask = decode_base64(request.mask, "the mask", 1)
+    return masked_operator(text, image_shape, mask)
+
+
+def decode_base64(text: str, name: str, channels: int, image_size: int | None = None) -> Images:
+    """Return a picture in base64 as (H, W, C) uint8; raise UsageError if it is none, or too large."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
+        raise UsageError(f"{name} is not in base64: give the bytes of its file, encoded") from None
+    with contextlib.suppress(BadImage), open_image(content) as image:  # decode_picture names a fault
+        if image.width * image.height > MAX_EDIT_PIXELS:
+            size = f"{image.width}×{image.height}"
+            raise UsageError(f"{name} has {size} pixels: give {MAX_EDIT_PIXELS >> 20} million at most")
+    return decode_picture(content, name, image_size, channels)
