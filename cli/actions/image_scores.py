@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from cli.actions.edit_scores import score_edits
 from cli.actions.score_tables import show_scores
 from cli.commands.scores import Evaluate
 from cli.shared.console import print_table, progress
@@ -27,6 +28,8 @@ SHARED = ("images", "extractor", "intervals")  # keys that a document has once f
 
 
 def evaluate_images(options: Evaluate) -> None:
+    if options.edit:
+        return score_edits(options)
     paper = None if options.paper is None else papers.open_paper(options.paper)
     if options.path is None or options.against is None:
         assert paper is not None, "else it was refused"

@@ -1,5 +1,6 @@
 """Scores: `diffctl evaluate`, `sweep`, `nll`, `compare` and `seeds`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,18 @@ weights_app = group(app, "weights", "Make a file with the weights of a feature e
 
 
 @command(app, lambda: image_scores.evaluate_images, "reading the images")
-class Evaluate(JsonOptions):
-    """Score images by their distances to real ones.
+class Evaluate(JsonOptions, ModelOptions):
+    """Score images by their distances to real ones, or a model's edits of held-out pictures.
 
-    Prints Fréchet and kernel distances, the floor of held-out real images, and the excess over it.
+    Prints Fréchet and kernel distances, the floor of held-out real images, and the excess over it. With
+    --edit it measures PATH's pictures by each operator, restores them by each method in each number of
+    steps, and prints the error of what was measured, PSNR, SSIM, spread and kernel distance. With --run-id
+    or --champion these are also logged to the run of that model.
     """
 
-    path: Path | None = argument("Image folder, npz (arr_0) or store. [default with --paper: the sweep]")
+    path: Path | None = argument(
+        "Image folder, npz (arr_0) or store. [default with --paper: the sweep; --edit: data/prepared/test]"
+    )
     against: Path | None = option("Real images: likewise, prepared data, or statistics.")
     paper: str | None = option("Compare with a paper: adm, ddim, edm, or a YAML of its scores.", paths=True)
     extractor: list[Extractor] | None = option(
@@ -40,15 +46,36 @@ class Evaluate(JsonOptions):
     kid_subset_size: int | None = option(
         "Images in a subset of the kernel distance, at most. [default: 500]", min=2, max=MAX_NEIGHBOURS
     )
+    edit: list[str] | None = option("Score edits: an operator, such as mask:0,0,14,28 or blur:1; repeatable.")
+    method: list[str] | None = option("With --edit: a method; repeatable. [default: ddnm]")
+    steps: str | None = option("With --edit: numbers of steps. [default: 50]", metavar="N,…")
+    num_images: int | None = option("With --edit: pictures. [default: 100]", min=2, max=MAX_COUNT)
+    num: int | None = option(
+        "With --edit: results for each picture. [default: 4]", "--num", "-n", min=1, max=1000
+    )
     out: Path | None = out_option("Write scores and protocol card as JSON.", kind=".json")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.edit:
+            self._check_edit()
+            return
+        given = (self.method, self.steps, self.num_images, self.num, self.names_model or None)
+        names = ("--method", "--steps", "--num-images", "--num", "a model")
+        if idle := [name for name, value in zip(names, given, strict=True) if value is not None]:
+            raise UsageError(f"{idle[0]} is for the scores of edits: add --edit, or leave it out")
         if (self.path is None) != (self.against is None):
             raise UsageError("PATH and --against need each other: give both")
         if self.path is None and self.paper is None:
             raise UsageError("nothing to score: give PATH and --against, or --paper for those of the sweep")
         if self.path is None and self.out is not None:
             raise UsageError("--out needs PATH: the scores of the sweep are in metrics/scores.json")
+
+    def _check_edit(self) -> None:
+        if self.paper is not None or self.feature_likelihood or len(self.extractor or []) > 1:
+            raise UsageError("--edit excludes --paper, --feature-likelihood and a second --extractor")
+        if find_spec("torchmetrics") is None:
+            raise UsageError("scores of edits need torchmetrics: pip install 'diffctl[edit]'")
 
 
 @command(app, lambda: model_sweep.sweep_model, "loading the model")

@@ -23,6 +23,7 @@ from tracking.runs.scored_runs import (
     fetch_model,
     fetch_samples,
     fetch_scores,
+    log_edit_scores,
     log_report,
     log_samples,
     log_scores,
@@ -70,6 +71,25 @@ def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_trainin
     assert len(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == 2
     log_scores(document(num_images=1000))  # another protocol
     assert len(children(run_id)) == 8
+
+
+def test_scores_of_edits_become_metrics_by_nfe_once():
+    write_training()
+    run_id = log_scores(document())
+    cells = [
+        {
+            "operator": "mask:0,0,4,8",
+            "method": "ddnm",
+            "nfe": nfe,
+            "scores": {"psnr": psnr, "psnr_low": psnr - 1},
+        }
+        for nfe, psnr in ((10, 20.0), (50, 22.0))
+    ]
+    for _ in range(2):
+        log_edit_scores(run_id, {"cells": cells})
+    assert sorted(history(run_id, "edit/mask_0_0_4_8/ddnm/psnr")) == [(10, 20.0), (50, 22.0)]
+    files = connect().list_artifacts(run_id, f"{keys.EVALUATION_FOLDER}/edits")
+    assert len(files) == 1
 
 
 def test_best_cell_becomes_metrics_and_pages_get_descriptions():

@@ -3,13 +3,14 @@
 Each cell of a sweep is a child run of the training's run, with scores, card and picture.
 """
 
+import math
 import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 SCORES_PATH = f"{keys.EVALUATION_FOLDER}/{SCORES.name}"
 SAMPLES = "samples"  # the series of a cell's picture
+NOT_IN_KEYS = re.compile(r"[^\w.-]")  # characters that MLflow refuses in the name of a metric
+MAX_METRICS = 1000  # in a request to MLflow
 MAX_SEEDS = 50  # runs of a setting that are read, the newest
 
 
@@ -70,6 +73,32 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
     with mlflow_client() as client:
         _log_cells(client, client.get_run(run_id), document)
         client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{name}.json")
+
+
+def log_edit_scores(run_id: str, document: Mapping[str, Any]) -> None:
+    """Log the scores of a model's edits to its run: `edit/<operator>/<method>/<score>` by NFE, and as JSON.
+
+    Logging the same again changes nothing.
+    """
+    from mlflow.entities import Metric
+
+    with mlflow_client() as client:
+        time = client.get_run(run_id).info.start_time  # MLflow ignores a point that it has already
+        points = [
+            Metric(
+                f"edit/{NOT_IN_KEYS.sub('_', cell['operator'])}/{cell['method']}/{name}",
+                value,
+                time,
+                cell["nfe"],
+            )
+            for cell in document["cells"]
+            for name, value in cell["scores"].items()
+            if math.isfinite(value)
+        ]
+        for start in range(0, len(points), MAX_METRICS):
+            client.log_batch(run_id, metrics=points[start : start + MAX_METRICS])
+        name = fingerprint(document["cells"])
+        client.log_dict(run_id, dict(document), f"{keys.EVALUATION_FOLDER}/edits/{name}.json")
 
 
 def log_report() -> None:

@@ -1,0 +1,168 @@
+"""Operators, methods and numbers of steps, scored on held-out pictures: `diffctl evaluate --edit`."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+
+from cli.actions.model_choice import selected_model
+from cli.commands.scores import Evaluate
+from cli.shared.console import print_table, progress
+from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
+from diffusion.edit.edits import edit_card, edit_images
+from diffusion.edit.measurement import Measurement, build_operator
+from diffusion.edit.pictures import measure
+from diffusion.edit.scores import SCORES, mean_scores, scores_by_picture
+from diffusion.evaluate.adhoc import ScoringInputs, open_inputs, score_images
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.images.pixels import to_nchw, to_nhwc
+from diffusion.images.store import ImageStore, content_digest
+from diffusion.layout import PREPARED
+from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.process.denoiser import Condition
+from diffusion.protocol.edits import EditSettings
+from diffusion.protocol.extractors import default_extractor, extractor_spec
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.network_files import NetworkFiles
+from diffusion.system.devices import default_device
+from diffusion.system.output_paths import write_output_text
+from diffusion.system.section import validate
+from diffusion.version import VERSION
+from tracking.registry.registered_models import champion_run, project_model
+from tracking.runs.run_lookup import find_run
+from tracking.runs.scored_runs import log_edit_scores
+
+PICTURES, RESULTS, BATCH = 100, 4, 64
+
+
+class Originals(NamedTuple):
+    """Held-out pictures, the condition of each, and how many results each gets."""
+
+    store: ImageStore
+    condition: Condition
+    results: int
+
+
+def score_edits(options: Evaluate) -> None:
+    path, device = selected_model(options), default_device()
+    cells = list(_cells(options))
+    loaded = load_model(path, device)
+    spec = loaded.artefact.network
+    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    operators = {edit.operator: build_operator(str(edit.operator), shape) for edit, _ in cells}
+    originals = _originals(options, loaded)
+    inputs = open_inputs(originals.store.path, options.against or PREPARED, options.split)
+    scored = []
+    for done, (edit, settings) in enumerate(cells, start=1):
+        pictures = list(originals.store.images)
+        measurement = measure(operators[edit.operator], pictures, edit.sigma_y, degrade=True)
+        name = f"{edit.operator}, {edit.method} ({done} of {len(cells)})"
+        images = _edited(loaded, settings, edit, measurement, originals, name)
+        scores = mean_scores(scores_by_picture(images, to_nchw(originals.store.images), measurement))
+        scores |= _kernel_distance(images, inputs, options)
+        card = edit_card(edit, settings, measurement, NetworkFiles(path).read())
+        described = {
+            "operator": edit.operator,
+            "method": edit.method,
+            "steps": settings.steps,
+            "nfe": card["nfe"],
+        }
+        scored.append({**described, "scores": scores, "card": card})
+    document = {
+        "diffctl": VERSION,
+        "images": {
+            "path": str(originals.store.path),
+            "count": len(originals.store),
+            "results": originals.results,
+        },
+        "cells": scored,
+    }
+    if options.out is not None:
+        write_output_text(options.out, json.dumps(document, indent=2) + "\n")
+    if run_id := _run_of(options):
+        log_edit_scores(run_id, document)
+    options.answer(document, lambda: _show(document))
+
+
+def _run_of(options: Evaluate) -> str | None:
+    """Return the MLflow run of the selected model; None for a file."""
+    if options.champion:
+        return champion_run(project_model())
+    return None if options.run_id is None else str(find_run(options.run_id).info.run_id)
+
+
+def _cells(options: Evaluate) -> Iterator[tuple[EditSettings, SampleSettings]]:
+    """Yield each operator with each method and number of steps."""
+    steps = (options.steps or "50").split(",")
+    for operator, method, count in product(options.edit or (), options.method or ["ddnm"], steps):
+        values = {"method": method, "operator": operator}
+        settings = validate(SampleSettings, {"steps": count.strip()}, "--steps")
+        yield validate(EditSettings, values, "--edit"), settings
+
+
+def _originals(options: Evaluate, loaded: LoadedModel) -> Originals:
+    """Return the first pictures of a store of the model's size, by default the test split."""
+    store = open_matching_store(options.path, loaded.artefact)
+    count = min(options.num_images or PICTURES, len(store))
+    labels = known_labels(store, loaded.artefact, range(count))
+    condition = input_condition(loaded.artefact, labels, None)
+    images = np.array(store.images[:count])
+    chosen = ImageStore(store.path, images, None, {**store.meta, "digest": content_digest(images, None)})
+    return Originals(chosen, condition, options.num or RESULTS)
+
+
+def _edited(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    edit: EditSettings,
+    measurement: Measurement,
+    originals: Originals,
+    name: str,
+) -> torch.Tensor:
+    """Return the results, uint8 (K, R, C, H, W)."""
+    repeated = torch.arange(len(measurement)).repeat_interleave(originals.results)
+    parts = []
+    with progress(name) as show:
+        for start in range(0, len(repeated), BATCH):
+            show(start, len(repeated))
+            rows = repeated[start : start + BATCH]
+            condition, indices = originals.condition.rows(rows), range(start, start + len(rows))
+            part = measurement.rows(rows)
+            parts.append(edit_images(loaded, settings, edit, part, indices, condition, default_device()))
+        show(len(repeated), len(repeated))
+    images = torch.cat(parts)
+    return images.reshape(-1, originals.results, *images.shape[1:])
+
+
+def _kernel_distance(images: torch.Tensor, inputs: ScoringInputs, options: Evaluate) -> dict[str, float]:
+    """Return the kernel distance of one result of each picture to real images, with its interval."""
+    first = to_nhwc(images[:, 0])
+    sample = ImageStore(Path("edits"), first, None, {"name": "edits", "digest": content_digest(first, None)})
+    names = [one.value for one in options.extractor or []] or [default_extractor(first.shape[1])]
+    section = validate(EvaluateConfig, {"extractor": names[0]}, "diffctl evaluate")
+    found = score_images(inputs._replace(sample=sample), section)["scores"]
+    kernel = extractor_spec(names[0]).kernel_distance
+    return {name: value for name, value in found.items() if name.startswith(kernel)}
+
+
+def _show(document: dict[str, Any]) -> None:
+    """Print a row for each cell; numbers have half of their intervals."""
+    cells = document["cells"]
+    names = [name for name in cells[0]["scores"] if f"{name}_low" in cells[0]["scores"]]
+    rows = (
+        [one["operator"], one["method"], str(one["nfe"]), *_numbers(one["scores"], names)] for one in cells
+    )
+    print_table(("operator", "method", "NFE", *names), rows)
+    images = document["images"]
+    typer.echo(f"means over {images['count']} pictures of {images['path']}, {images['results']} results each")
+    typer.echo("; ".join(f"{name}: {SCORES[name]}" for name in names if name in SCORES))
+
+
+def _numbers(scores: dict[str, float], names: Sequence[str]) -> list[str]:
+    halves = [(scores[f"{name}_high"] - scores[f"{name}_low"]) / 2 for name in names]
+    return [f"{scores[name]:.3g} ± {half:.2g}" for name, half in zip(names, halves, strict=True)]
