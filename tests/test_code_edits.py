@@ -31,6 +31,7 @@ from diffusion.sample.sampling_card import sampling_code, shards_folder
 from diffusion.system.registry import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.lr_schedule import LR_SCHEDULES
+from diffusion.train.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import DenoiserPlan, training_code
 from flows.stage_code import STAGES
 from tests.conftest import start_python
@@ -121,7 +122,10 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
     assert entries == {"", "process.loss", "process.t_sampler", "process.weighting"}
     assert model - classifier == {"diffusion.process.losses"}
     assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
-    names = {f"train.{name}" for name in ("loop", "forward_passes", "batch", "train_step", "lr_schedule")}
+    names = {
+        f"train.{name}"
+        for name in ("loop", "initial_state", "forward_passes", "batch", "train_step", "lr_schedule")
+    }
     names |= {"process.discrete", "images.pixels", "model.blocks"}
     assert {f"diffusion.{name}" for name in names} <= model & classifier
     others = {"downloads", "sample", "evaluate", "report", "analysis"}
@@ -165,6 +169,7 @@ EDITED_ENTRIES = [  # other code of the same module, or another field; whether i
     (LOSS_WEIGHTS, "edm", {"builder": LOSS_WEIGHTS["none"].builder}, [False, False, False, False]),
     (OBJECTIVES, "simple", {"builder": OBJECTIVES["hybrid"].builder}, [True, False, False, False]),
     (TIME_DISTRIBUTIONS, "uniform", TIME_DISTRIBUTIONS["log-normal"].__dict__, [True, False, False, False]),
+    (OPTIMIZERS, "adamw", {"builder": OPTIMIZERS["radam"].builder}, [True, False, False, False]),
     (LR_SCHEDULES, "mine", LR_SCHEDULES["linear"].__dict__, [True, False, False, False]),
     (PROCESSES, "linear", PROCESSES["cosine"].__dict__, [True, True, False, False]),
     (PREDICTIONS, "velocity", PREDICTIONS["flow"].__dict__, [True, True, False, False]),

@@ -25,7 +25,10 @@ EXPERIMENT: dict[str, dict[str, Any]] = {
         "weighting": "sigmoid", "weighting_options": {"shift": 1.0},
         "loss": "uncertainty", "loss_options": {"waves": 16},
     },
-    "train": {"eval_every": 6, "eval_images": 20, "eval_steps": 2},
+    "train": {
+        "eval_every": 6, "eval_images": 20, "eval_steps": 2, "optimizer": "lion",
+        "lr": {"schedule": "exponential", "rate": 0.001, "end": 0.0001},
+    },
     "sample": {
         "sampler": "trapezoid", "sampler_options": {"weight": 0.6}, "spacing": "cubic",
         "guidance": 0.5, "guidance_rule": "blurred", "num_images": 20,

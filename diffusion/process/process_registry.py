@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTRIBUTIONS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_STEPS
-from diffusion.system.registry import BuilderEntry, Registry, check_name, load_reference
-from diffusion.system.section import NotBool, RegistrySection, explain
+from diffusion.system.registry import BuilderEntry, Registry, check_name
+from diffusion.system.section import NotBool, RegistrySection, own_options
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -126,15 +126,10 @@ class ProcessConfig(RegistrySection):
     def _known_options(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """Return the options that differ from their default; ValueError for an invalid one."""
         field = str(info.field_name).removesuffix("_options")
-        registry = WITH_OPTIONS[field]
         name = info.data.get(field)
         if name is None:  # refused before
             return values
-        try:
-            return dict(registry[name].parse(values).model_dump(mode="json", exclude_defaults=True))
-        except ValidationError as error:
-            kind = load_reference(registry[name].options)
-            raise ValueError(explain(error, f"{field}_options of {name}", kind)) from None
+        return own_options(WITH_OPTIONS[field][name], values, f"{field}_options of {name}")
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

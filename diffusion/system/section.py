@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from diffusion.system import limits
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import is_entry, load_reference, nearest
+from diffusion.system.registry import OptionsEntry, is_entry, load_reference, nearest
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -155,6 +155,14 @@ class RegistrySection(Section):
     @classmethod
     def _keys(cls) -> list[str]:
         return [*cls.model_fields, *sorted(cls.ALSO)]
+
+
+def own_options(entry: OptionsEntry, values: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return the options of an entry that differ from their default; ValueError, with `what`, if invalid."""
+    try:
+        return dict(entry.parse(values).model_dump(mode="json", exclude_defaults=True))
+    except ValidationError as error:
+        raise ValueError(explain(error, what, load_reference(entry.options))) from None
 
 
 def validate(kind: type[Kind], values: Any, origin: str) -> Kind:

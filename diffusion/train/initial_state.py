@@ -1,18 +1,24 @@
 """The state of a training before its first step."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from diffusion.model.precision import memory_layout
 from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import build_process
 from diffusion.system.memory import keep_freed_memory
+from diffusion.system.registry import load_reference
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import shard_network
-from diffusion.train.optimizers import make_optimizer
+from diffusion.train.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import TrainPlan, build_task
 from diffusion.train.pretrained import init_network
 from diffusion.train.step_memory import translate_oom
+from diffusion.train.train_config import OptimisationConfig
 from diffusion.train.train_state import TrainState
 from diffusion.train.train_step import ema_copy
 
@@ -48,3 +54,15 @@ def new_state(plan: TrainPlan, device: torch.device, group: ProcessGroup | None 
         ema_objective = ema_copy(objective) if objective.is_averaged else objective
         averaged = time_sampler, objective, ema_objective, profiles
         return TrainState(plan, network, ema, optimizer, *averaged, shards, code=list(plan.code))
+
+
+def make_optimizer(
+    train: OptimisationConfig, network: nn.Module, groups: Sequence[dict[str, Any]]
+) -> Optimizer:
+    """Return the section's optimiser of these parameter groups; the learning rate is set at every step."""
+    entry = OPTIMIZERS[train.optimizer]
+    decayed = [{"lr": 0.0, "weight_decay": train.weight_decay, **group} for group in groups]
+    optimizer: Optimizer = load_reference(entry.builder)(
+        decayed, network, entry.parse(train.optimizer_options)
+    )
+    return optimizer

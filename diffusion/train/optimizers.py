@@ -1,8 +1,8 @@
-"""The optimisers: AdamW (Loshchilov and Hutter 2019, 1711.05101) and Muon (Jordan et al. 2024).
+"""The optimisers: the entries of OPTIMIZERS. AdamW and RAdam are torch's.
 
 A layer's gradient, as a matrix, has a few directions that are far stronger than the rest. Muon orthogonalises
 the momentum before the update, so that all directions move alike. Its updates are scaled to AdamW's size
-(Liu et al. 2025, 2502.16982).
+(Jordan et al. 2024; Liu et al. 2025, 2502.16982).
 """
 
 import math
@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from diffusion.train.train_config import OptimisationConfig
+from diffusion.train.optimizer_options import AdamOptions, MuonOptions
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MIN_WIDE = 2  # columns per row from which it is faster to multiply the iterations' factors first
-MOMENTUM = 0.95
 UPDATE_RMS = 0.2  # of an update at a learning rate of 1, as typical for AdamW
 MIN_MATRIX_SIDE = 8  # rows and columns of a matrix: smaller ones have no weak directions
 
@@ -64,54 +64,74 @@ def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in hidden if min(parameter.flatten(1).shape) >= MIN_MATRIX_SIDE]
 
 
-def make_optimizer(
-    train: OptimisationConfig, network: nn.Module, groups: list[dict[str, Any]]
-) -> torch.optim.AdamW:
-    """Return the section's optimiser of these parameter groups; the learning rate is set at every step."""
-    options: dict[str, Any] = {"lr": 0.0, "weight_decay": train.weight_decay, "fused": True}
-    if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **options)
-    return Muon(groups, matrix_parameters(network), **options)
+def adamw(groups: list[dict[str, Any]], network: nn.Module, options: AdamOptions) -> Optimizer:
+    """Return AdamW, which skips non-finite steps on the device."""
+    return torch.optim.AdamW(groups, betas=(options.beta1, options.beta2), eps=options.eps, fused=True)
 
 
-class Muon(torch.optim.AdamW):
-    """Muon for `matrices`, AdamW for others, with one rate; skips steps by `found_inf`, as torch does."""
+def radam(groups: list[dict[str, Any]], network: nn.Module, options: AdamOptions) -> Optimizer:
+    """Return RAdam with decoupled weight decay, whose first steps need no warm-up."""
+    on_gpu = any(weight.is_cuda for weight in network.parameters())
+    betas = options.beta1, options.beta2
+    return torch.optim.RAdam(
+        groups, betas=betas, eps=options.eps, decoupled_weight_decay=True, capturable=on_gpu
+    )
+
+
+def muon(groups: list[dict[str, Any]], network: nn.Module, options: MuonOptions) -> Optimizer:
+    """Return Muon for the network's matrices, with AdamW for all other parameters."""
+    return Muon(groups, matrix_parameters(network), options)
+
+
+class Muon(Optimizer):
+    """Muon for `matrices`, AdamW for others, with one rate; skips steps by `found_inf`, as torch does.
+
+    The state of AdamW is in `state` too.
+    """
+
+    _step_supports_amp_scaling = True  # torch's flag of an optimiser that reads found_inf
 
     def __init__(
-        self, groups: list[dict[str, Any]], matrices: Iterable[nn.Parameter], **options: Any
+        self, groups: list[dict[str, Any]], matrices: Iterable[nn.Parameter], options: MuonOptions
     ) -> None:
-        super().__init__(groups, **options)
-        self._matrices = set(matrices)
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self._matrices, self._momentum = set(matrices), options.momentum
+        others = [
+            [one for one in group["params"] if one not in self._matrices] for group in self.param_groups
+        ]
+        self._adamw = adamw([{"params": weights} for weights in others], nn.Module(), options)
+        self._adamw.state = self.state
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update all weights; the gradients of matrices are set to None."""
+        """Update all weights."""
         found = getattr(self, "found_inf", None)
-        for group in self.param_groups:
+        for group, others in zip(self.param_groups, self._adamw.param_groups, strict=True):
             by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
             for weight in group["params"]:
                 if weight in self._matrices and weight.grad is not None:
                     by_shape.setdefault((weight.shape[0], weight[0].numel()), []).append(weight)
             for weights in by_shape.values():
                 self._update(weights, group, found)
-        super().step(closure)
+            others |= {"lr": group["lr"], "weight_decay": group["weight_decay"]}
+        if found is not None:
+            self._adamw.found_inf = found  # type: ignore[attr-defined]
+        self._adamw.step()
 
     def _update(self, weights: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
         """Update matrices of one shape."""
         gradients = torch.stack([weight.grad.flatten(1) for weight in weights if weight.grad is not None])
         for weight in weights:
-            if not self.state[weight]:  # AdamW expects a step
-                zero = {"step": torch.zeros((), device=weight.device), "momentum": torch.zeros_like(weight)}
-                self.state[weight] = zero
+            if not self.state[weight]:
+                self.state[weight] = {"momentum": torch.zeros_like(weight)}
         moments = [self.state[weight]["momentum"] for weight in weights]
         momentum = torch.stack([moment.flatten(1) for moment in moments])
         kept = momentum.new_ones(()) if found is None else 1 - found.to(momentum.dtype)
         gradients = torch.where(kept > 0, gradients, momentum)
-        momentum = torch.lerp(momentum, gradients, 1 - MOMENTUM)
-        ahead = torch.lerp(gradients, momentum, MOMENTUM)
+        momentum = torch.lerp(momentum, gradients, 1 - self._momentum)
+        ahead = torch.lerp(gradients, momentum, self._momentum)
         updates = UPDATE_RMS * math.sqrt(max(momentum.shape[1:])) * kept * orthogonalize(ahead)
         for weight, moment, new, update in zip(weights, moments, momentum, updates, strict=True):
             moment.copy_(new.view(weight.shape))
             weight.mul_(1 - group["lr"] * group["weight_decay"] * kept)
             weight.sub_(update.view(weight.shape), alpha=group["lr"])
-            weight.grad = None

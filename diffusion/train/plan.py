@@ -13,6 +13,7 @@ from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.system.registry import load_reference, reference_module
 from diffusion.system.section import fingerprint
 from diffusion.train.lr_schedule import LR_SCHEDULES
+from diffusion.train.optimizer_registry import OPTIMIZERS
 from diffusion.train.task import Task
 from diffusion.train.train_config import (
     AugmentConfig,
@@ -72,13 +73,18 @@ def build_task(plan: TrainPlan) -> Task:
 
 
 def training_code(
-    kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig, schedule: str = "constant"
+    kind: type[TrainPlan],
+    process: ProcessConfig,
+    model: ModelConfig,
+    schedule: str = "constant",
+    optimizer: str = "adamw",
 ) -> ModuleDigests:
     """Return the digests of what computes such a training; `schedule` is that of the rate."""
     entries: list[Chosen] = [
         (MODELS, model.name),
         (PROCESSES, process.schedule),
         (PREDICTIONS, process.prediction),
+        (OPTIMIZERS, optimizer),
     ]
     if schedule in LR_SCHEDULES.plugins:  # a training by one schedule of the library resumes another's
         entries.append((LR_SCHEDULES, schedule))
@@ -86,8 +92,8 @@ def training_code(
         entries.append((TIME_DISTRIBUTIONS, process.t_sampler))
         entries.append((LOSS_WEIGHTS, process.weighting))
         entries.append((OBJECTIVES, process.loss))
-    roots = ["diffusion.train.loop", reference_module(kind.TASK), LR_SCHEDULES.module(schedule)]
-    return code_of(roots, entries)
+    roots = ["diffusion.train.loop", "diffusion.train.initial_state", reference_module(kind.TASK)]
+    return code_of([*roots, LR_SCHEDULES.module(schedule)], entries)
 
 
 def training_fingerprint(plan: TrainPlan) -> str:

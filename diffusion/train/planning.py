@@ -61,7 +61,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a network on a split with this `meta`; labels are unused without `num_classes`."""
     shape = (meta["channels"], meta["image_size"], meta["image_size"])
-    code = training_code(kind, config.process, network, train.lr.schedule)
+    code = training_code(kind, config.process, network, train.lr.schedule, train.optimizer)
     return kind(
         network=network,
         process=config.process.resolve(shape, meta.get("pixel_std")),

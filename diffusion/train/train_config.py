@@ -4,9 +4,17 @@ import math
 import operator
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from diffusion.data.data_config import DataConfig
 from diffusion.model.network_registry import ModelConfig
@@ -14,6 +22,7 @@ from diffusion.model.unet_config import UNetConfig
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.limits import MAX_COUNT, MAX_HELD
+from diffusion.system.registry import check_name
 from diffusion.system.section import (
     BatchSize,
     NotBool,
@@ -25,8 +34,10 @@ from diffusion.system.section import (
     SigmaRel,
     Steps,
     Unique,
+    own_options,
 )
 from diffusion.train.lr_schedule import LRSchedule, Rate, parse_lr
+from diffusion.train.optimizer_registry import OPTIMIZERS
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -46,9 +57,9 @@ class OptimisationConfig(Section):
     """The training of any network. `steps` is the number of optimiser steps.
 
     A step takes `batch_size` images, over all processes. All random numbers come from `seed` and the step.
-    `optimizer` is adamw or muon, which orthogonalises the updates of matrices: it learns more per step, at up
-    to twice the learning rate. `weight_decay` applies to both. `precision` auto is bf16 if the processor or
-    GPU has it, else fp32.
+    `optimizer` is a name of OPTIMIZERS; muon orthogonalises the updates of matrices and learns more per step,
+    at up to twice the learning rate. `optimizer_options` are those that only this one has. `weight_decay`
+    applies to all. `precision` auto is bf16 if the processor or GPU has it, else fp32.
 
     `lr` is a learning rate or a schedule. A gradient with a norm above `grad_clip` is scaled down to it; None
     disables clipping, as in iDDPM and ADM. The model file holds the EMA of the weights with `ema_decay`, at
@@ -71,7 +82,10 @@ class OptimisationConfig(Section):
     lr: Annotated[
         SerializeAsAny[LRSchedule], BeforeValidator(parse_lr, json_schema_input_type=Rate | LRSchedule)
     ]
-    optimizer: Literal["adamw", "muon"] = Field(default="adamw", exclude_if=partial(operator.eq, "adamw"))
+    optimizer: Annotated[str, AfterValidator(partial(check_name, registry=OPTIMIZERS))] = Field(
+        default="adamw", exclude_if=partial(operator.eq, "adamw")
+    )
+    optimizer_options: dict[str, Any] = Field(default_factory=dict, exclude_if=operator.not_)
     weight_decay: Annotated[float, Field(ge=0, le=10), NotBool] = 0.0
     devices: Annotated[int, Field(gt=0, le=4096), NotBool] | Literal["auto"] = "auto"
     shard: bool = Field(default=False, exclude_if=operator.not_)
@@ -87,14 +101,22 @@ class OptimisationConfig(Section):
     val_every: PositiveInt | Literal["auto"] | None = "auto"
     val_images: Annotated[int, Field(ge=4, le=MAX_HELD), NotBool] = 256
 
+    @field_validator("optimizer_options")
+    @classmethod
+    def _known_options(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Return the options that differ from their default; ValueError for an invalid one."""
+        name = info.data.get("optimizer")
+        return own_options(OPTIMIZERS[name], values, f"optimizer_options of {name}") if name else values
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if isinstance(self.microbatch, int) and self.microbatch > self.batch_size:
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
         if self.shard and self.compile is True:
             raise ValueError("shard excludes torch.compile: set compile to auto")
-        if self.shard and self.optimizer == "muon":
-            raise ValueError("shard splits matrices, which muon needs whole: set optimizer to adamw")
+        if self.shard and not OPTIMIZERS[self.optimizer].is_elementwise:
+            name = self.optimizer
+            raise ValueError(f"shard splits matrices, which {name} needs whole: set optimizer to adamw")
         self.lr.check_length(self.steps, self.PREFIX)
         return self
 

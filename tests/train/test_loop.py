@@ -28,7 +28,9 @@ from tests.helpers.trainings import CPU, assert_same, plan_of, restore, run, run
         pytest.param(
             {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}, 5, id="loss-aware"
         ),
-        pytest.param({"process": {"schedule": "edm", "stratified": True}}, 5, id="edm stratified"),
+        pytest.param(
+            {"process": {"schedule": "edm", "stratified": True}, "train": {"optimizer": "radam"}}, 5, id="edm"
+        ),
         pytest.param({"model": {**SMALL_DIT, "dropout": 0.2}, "train": {"optimizer": "muon"}}, 5, id="dit"),
         pytest.param({"train": {"augment": {"probability": 0.5}, "precision": "bf16"}}, 5, id="augment"),
     ],
@@ -78,7 +80,9 @@ def test_state_records_code_and_torch_of_every_step(store):
         assert plan_artefact(plan, again.code).code == (own, since)
 
 
-@pytest.mark.parametrize(("optimizer", "blind"), [("adamw", False), ("muon", False), ("adamw", True)])
+@pytest.mark.parametrize(
+    ("optimizer", "blind"), [("adamw", False), ("muon", False), ("adamw", True), ("radam", False)]
+)
 def test_nan_steps_change_no_tensor_and_end_the_training(store, monkeypatch, optimizer, blind):
     """A blind optimiser ignores found_inf, as the one on MPS does."""
     state = new_state(plan_of(store, train={"optimizer": optimizer}), CPU)

@@ -1,12 +1,20 @@
 """Muon: orthogonal updates against torch's Muon, AdamW for all else."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from diffusion.train.optimizers import MOMENTUM, Muon, matrix_parameters, orthogonalize
+from diffusion.train.optimizer_options import MuonOptions
+from diffusion.train.optimizers import Muon, matrix_parameters, orthogonalize
 
 RATE = 0.01
+
+
+def group_of(weights: Iterable[nn.Parameter], decay: float = 0.01) -> dict[str, Any]:
+    return {"params": list(weights), "lr": RATE, "weight_decay": decay}
 
 
 def test_a_zero_matrix_stays_zero_and_matrices_are_independent():
@@ -22,9 +30,9 @@ def test_a_zero_matrix_stays_zero_and_matrices_are_independent():
 def test_a_step_equals_torchs_muon_to_bf16(shape, scale):
     source = torch.Generator().manual_seed(0)
     ours, theirs = (nn.Parameter(torch.randn(shape, generator=source.manual_seed(0))) for _ in range(2))
-    mine = Muon([{"params": [ours]}], [ours], lr=RATE, weight_decay=0.1, fused=True)
+    mine = Muon([group_of([ours], 0.1)], [ours], MuonOptions())
     known = torch.optim.Muon(
-        [theirs], lr=RATE, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
+        [theirs], lr=RATE, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
     moved = ours.detach().clone()
     for _ in range(5):
@@ -46,8 +54,8 @@ def test_other_parameters_use_adamw_and_a_convolution_is_a_matrix():
     others = (classes.weight, first.weight, first.bias, conv.bias, last.weight)
     same = nn.Parameter(conv.weight.detach().flatten(1).clone())
     copies = [nn.Parameter(weight.detach().clone()) for weight in others]
-    mine = Muon([{"params": list(network.parameters())}], matrix_parameters(network), lr=RATE, fused=True)
-    flat = Muon([{"params": [same]}], [same], lr=RATE, fused=True)
+    mine = Muon([group_of(network.parameters())], matrix_parameters(network), MuonOptions())
+    flat = Muon([group_of([same])], [same], MuonOptions())
     adam = torch.optim.AdamW(copies, lr=RATE, weight_decay=0.01, fused=True)
     for _ in range(3):
         for weight in network.parameters():

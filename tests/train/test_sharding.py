@@ -15,8 +15,7 @@ from diffusion.train.checkpoint import state_files
 from diffusion.train.checkpoint.state_files import LazyTensors, meta_tensors, newest_state, save_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, meta_copy, with_parameters
-from diffusion.train.initial_state import new_state
-from diffusion.train.optimizers import make_optimizer
+from diffusion.train.initial_state import make_optimizer, new_state
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_state import TrainState
 from diffusion.train.train_step import ema_copy

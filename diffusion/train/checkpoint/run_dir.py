@@ -178,7 +178,8 @@ def open_training(
 
 def run_dir_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], ModuleDigests]:
     """Return the run directory of the plan's training in `root`, its settings and its code."""
-    code = training_code(type(plan), plan.process, plan.network, plan.train.lr.schedule)
+    train = plan.train
+    code = training_code(type(plan), plan.process, plan.network, train.lr.schedule, train.optimizer)
     return root / training_fingerprint(plan), training_settings(plan), code
 
 

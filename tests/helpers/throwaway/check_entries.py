@@ -16,8 +16,11 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.section import NoOptions
 from diffusion.train.initial_state import new_state
+from diffusion.train.lr_schedule import learning_rate
 from plugins.model.tiny import TinySpec
 from plugins.process.log_uniform import LogUniform
+from plugins.train.exponential import ExponentialLR
+from plugins.train.lion import Lion
 from tests.helpers.raw_data import prepared
 from tests.helpers.trainings import CPU, Killed, assert_same, plan_of, run, run_in
 
@@ -76,10 +79,29 @@ def test_learned_variance_is_the_error_of_each_noise_level() -> None:
     assert torch.allclose(objective.log_variance(t), 2 * size.flatten().float().log(), atol=0.1)
 
 
-def test_killed_training_with_an_objectives_parameters_resumes_bitwise(
+def test_optimiser_and_schedule_take_steps_of_the_rate() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    group = {"params": [weight], "lr": 0.1, "weight_decay": 0.5}
+    lion = Lion([group], 0.9, 0.99)
+    for gradient in ([5.0, -0.1], [-0.1, 0.0]):  # the momentum keeps the signs
+        weight.grad = torch.tensor(gradient)
+        lion.step()
+    expected = torch.tensor([1.0, -2.0])
+    for _ in range(2):
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * torch.tensor([1, -1])
+    assert torch.allclose(weight, expected)
+    schedule = ExponentialLR(rate=0.1, end=0.001)
+    assert [learning_rate(schedule, step, 4) for step in (0, 2)] == pytest.approx([0.1, 0.01])
+
+
+def test_killed_training_with_the_objectives_parameters_resumes_bitwise(
     store: ImageStore, tmp_path: Path
 ) -> None:
-    plan = plan_of(store, process={"variance": "small", "loss": "uncertainty"}, train={"save_every": 3})
+    plan = plan_of(
+        store,
+        process={"variance": "small", "loss": "uncertainty"},
+        train={"save_every": 3, "optimizer": "lion"},
+    )
     whole = new_state(plan, CPU)
     run(whole, store)
     run_in(store, plan, tmp_path, stop_at=5, error=Killed())
