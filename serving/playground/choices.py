@@ -8,6 +8,7 @@ from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.selection import settings_of
 from diffusion.process.noise_process import build_process
+from diffusion.protocol.edits import METHODS
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import Option
 from diffusion.protocol.scores_document import ScoresDocument
@@ -44,11 +45,19 @@ LESSONS = {  # what a control does to the images; another option shows its help
 }
 
 
+METHOD_LESSONS = {  # as LESSONS; another method shows its source
+    "ddnm": "Puts the known pixels into every predicted image; a good start, also with few steps.",
+    "projection": "As ddnm, but around the sampler of the settings, with its η.",
+    "dps": "Moves down the gradient of the misfit at the known pixels: twice the cost, not an exact fit.",
+    "repaint": "Noises the known pixels at each step, and goes back and forth: many network evaluations.",
+}
+
+
 def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
     """Return the `controls` for a model, the real images in that `store`, and the `cost` of its sweep.
 
     `entry_options` has the controls of the options that one sampler or spacing alone has, by its name.
-    `store` has the number of `images`, or `why` there are none.
+    `edit_methods` are those that fill masks. `store` has the number of `images`, or `why` there are none.
     """
     scores = model.published.scores
     controls = [_control(option, model) for option in HTTP_OPTIONS.values()]
@@ -62,6 +71,11 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
             option: {name: list(_entry_controls(option, entry)) for name, entry in entries.items()}
             for option, entries in OPTION_ENTRIES.items()
         },
+        "edit_methods": [
+            {"name": name, "help": METHOD_LESSONS.get(name, entry.source), "own_step": entry.own_step}
+            for name, entry in METHODS.items()
+            if entry.needs_operator and (entry.operators is None or "mask" in entry.operators)
+        ],
         "store": {"images": images, "why": why},
         "cost": None if scores is None else sweep_cost(scores),
     }

@@ -67,12 +67,13 @@ def playground(service: Service, store: Path) -> APIRouter:
 
     @router.get("/playground/images/{number}")
     def image(number: int) -> Response:
-        """Return a real image as PNG."""
+        """Return a real image as PNG, its label in X-Label."""
         try:
             given = load_input(str(number), store, service.current.artefact)
         except UsageError as error:
             raise HTTPException(404, str(error)) from None
-        return Response(png_bytes(given.pixels), media_type="image/png")
+        headers = {} if given.label is None else {"X-Label": str(given.label)}
+        return Response(png_bytes(given.pixels), media_type="image/png", headers=headers)
 
     @router.post("/playground/guided")
     def guided(body: SampleRequest) -> dict[str, Any]:

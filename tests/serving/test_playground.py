@@ -122,8 +122,11 @@ def test_choices_are_what_the_model_allows_and_identify_the_cell_of_a_response(c
     points = [(one["cell"], one["nfe"], one["distance"], one["low"]) for one in cost["points"]]
     assert points == [("steps4-eta0", 4, 0.3, None), ("steps8-eta1", 8, 0.2, None)]
     assert all(one["on_front"] and "seed" not in one["settings"] for one in cost["points"])
-    shown = Image.open(io.BytesIO(client.get("/playground/images/3").content))
-    assert np.array_equal(np.asarray(shown), place[2][3, ..., 0])
+    methods = {one["name"]: one["own_step"] for one in choices["edit_methods"]}
+    assert methods == {"ddnm": True, "projection": False, "dps": True, "repaint": True}
+    real = client.get("/playground/images/3")
+    assert real.headers["x-label"] == "3"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(real.content))), place[2][3, ..., 0])
     assert client.get("/playground/images/6").status_code == 404
     answer = client.post("/v1/images", json={"seed": 9}).json()  # the page compares all settings but the seed
     assert answer["settings"] == {**cost["points"][1]["settings"], "seed": 9}

@@ -1,6 +1,6 @@
 // Requests to the server: JSON, or server-sent events. Errors have one sentence.
 
-async function send(path, body, signal) {
+export async function send(path, body, signal) {
   const options = body === undefined ? {} : {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   };

@@ -2,6 +2,7 @@
 
 import { requestEvents } from "./api.js";
 import { $, source, worker } from "./elements.js";
+import { base64, square } from "./picture.js";
 import { knownModel, request } from "./settings.js";
 
 const UPDATES = 10; // intermediate images per frame
@@ -37,28 +38,8 @@ async function ends() {
   const { kind, seed0, seed1, number0, number1, file0, file1 } = form.elements;
   if (kind.value === "seeds") return { seeds: [Number(seed0.value), Number(seed1.value)] };
   if (kind.value === "numbers") return { images: [Number(number0.value), Number(number1.value)] };
-  const { image_size: size, in_channels: channels } = knownModel().card.network;
-  return { images: await Promise.all([file0, file1].map((field, i) => fitted(field.files[0], ["first", "second"][i], size, channels))) };
-}
-
-/** Return the central square of a picture, resized, as PNG in base64; throw an Error if it cannot be decoded. */
-async function fitted(file, which, size, channels) {
-  if (!file) throw new Error(`choose the ${which} file`);
-  if (channels !== 1 && channels !== 3) throw new Error(`a model of ${channels} channels does not accept files here`);
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file);
-  } catch {
-    throw new Error(`${file.name} is not an image that this browser can decode`);
-  }
-  const side = Math.min(bitmap.width, bitmap.height);
-  const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
-  const context = canvas.getContext("2d");
-  context.fillStyle = "white"; // behind transparency, as for data sets
-  context.fillRect(0, 0, size, size);
-  context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, (bitmap.width - side) / 2, (bitmap.height - side) / 2, side, side, 0, 0, size, size);
-  return canvas.toDataURL("image/png").split(",")[1];
+  const squares = [file0, file1].map((field, i) => square(field.files[0], `the ${["first", "second"][i]} file`, knownModel().card.network));
+  return { images: (await Promise.all(squares)).map(base64) };
 }
 
 function show() {

@@ -3,6 +3,7 @@
 import { request } from "./api.js";
 import * as interpolation from "./interpolation.js";
 import * as compare from "./compare.js";
+import * as edit from "./edit.js";
 import { show } from "./cost.js";
 import { $, options } from "./elements.js";
 import { make } from "./make.js";
@@ -17,6 +18,7 @@ async function about() {
   const model = models[0];
   offer(model, choices);
   interpolation.offer(choices);
+  edit.offer(choices);
   show(choices.cost, null);
   $("#make .images").replaceChildren();
   $("#compare .cells").replaceChildren();
@@ -34,6 +36,7 @@ function choose(tab) {
     one.tabIndex = chosen ? 0 : -1;
     document.getElementById(one.getAttribute("aria-controls")).hidden = !chosen;
   }
+  if (tab.id === "tab-edit") edit.open();
 }
 
 /** Choose tabs by mouse and keyboard: arrow keys, Home and End (WAI-ARIA's pattern). */
@@ -88,6 +91,7 @@ async function begin() {
   connectTabs();
   compare.begin();
   interpolation.begin();
+  edit.begin();
   try {
     await about();
   } catch (error) {
