@@ -5,14 +5,11 @@
 `diffctl` trained are loaded by `load_model` and sampled by `generate`.
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion.model.dit_config import DiTSpec
 from diffusion.model.model_file import Artefact, DataCard, load_model, save_artefact
@@ -21,18 +18,15 @@ from diffusion.model.unet_config import UNetSpec
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
-from diffusion.process.objective import Batch, TrainedNetwork, build_objective
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.process.time_samplers import build_time_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from diffusion.sample.guidance import guided
 from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
-from diffusion.system.devices import float64_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
-from diffusion.train.batch import stratified_uniforms
+from diffusion.train.fit import FitStep, fit, print_progress
 
 __all__ = [
     "Condition",
@@ -82,95 +76,6 @@ class PointNetwork(nn.Module):
             features = features + self.classes(labels)
         output: Tensor = self.layers(features)
         return output[:, :, None, None]
-
-
-class FitStep(NamedTuple):
-    """What `fit` reports after a step: its number from 1, of `steps`, its mean losses, the EMA so far."""
-
-    step: int
-    steps: int
-    losses: dict[str, float]
-    ema: nn.Module
-
-
-def print_progress(done: FitStep) -> None:
-    """Print the losses on stderr, ten times in a training: a callback of `fit`."""
-    if done.step * 10 // done.steps > (done.step - 1) * 10 // done.steps:
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in done.losses.items())
-        print(f"step {done.step:,} of {done.steps:,}: {losses}", file=sys.stderr, flush=True)
-
-
-def fit(
-    network: nn.Module,
-    process: NoiseProcess,
-    images: Tensor,
-    labels: Tensor | None = None,
-    *,
-    steps: int,
-    batch_size: int = 128,
-    lr: float = 2e-3,
-    ema_decay: float = 0.995,
-    null_label: int | None = None,
-    p_uncond: float | None = None,
-    seed: int = 0,
-    callback: Callable[[FitStep], object] | None = None,
-) -> nn.Module:
-    """Train a network by AdamW on its device and return its EMA, in eval mode.
-
-    The rate falls from `lr` to 0 by half a cosine. `images` (N, C, H, W) are in about [−1, 1], `labels` (N,)
-    are class numbers. With a `null_label` a share `p_uncond` (0.1) of the labels is replaced by it, for
-    guidance. All draws follow from `seed`. `callback` is called after each step. UsageError for a setting
-    that would have no effect, and for a process whose section depends on the images.
-    """
-    if null_label is not None and labels is None:
-        raise UsageError(f"fit: null_label {null_label} has no effect without labels: give labels too")
-    if p_uncond is not None and null_label is None:
-        raise UsageError(f"fit: p_uncond {p_uncond} has no effect without a null_label: give one too")
-    _check_resolved(process, images)
-    device = next(network.parameters()).device
-    source, time_sampler = counter_generator("fit", seed), build_time_sampler(process)
-    objective = build_objective(process)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).eval()  # type: ignore[no-untyped-call]
-    network.train()
-    for step in range(1, steps + 1):
-        rows = torch.randint(len(images), (batch_size,), generator=source)
-        uniforms = torch.rand(batch_size, generator=source, dtype=torch.float64)
-        if process.config.stratified:
-            uniforms = stratified_uniforms(("fit", seed, step), range(batch_size), batch_size)
-        t, weights = time_sampler.draw(uniforms)
-        noise = torch.randn(batch_size, *images.shape[1:], generator=source)
-        drawn = None if labels is None else labels[rows].to(device)
-        if drawn is not None and null_label is not None:
-            dropped = torch.rand(batch_size, generator=source) < (0.1 if p_uncond is None else p_uncond)
-            drawn = torch.where(dropped.to(device), null_label, drawn)
-        times = t.to(float64_device(device))  # where the process has its tables
-        batch = Batch(images[rows].to(device), drawn, times, weights.to(device), noise.to(device))
-        losses = objective(TrainedNetwork(network, process), batch, step - 1)
-        means = {name: (value * batch.weights).mean() for name, value in losses.items()}
-        optimizer.zero_grad()
-        means["loss"].backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.update_parameters(network)
-        if time_sampler.learns:
-            time_sampler.update(t, losses["loss"].detach().cpu())
-        if callback is not None:
-            callback(FitStep(step, steps, {name: mean.item() for name, mean in means.items()}, ema.module))
-    averaged: nn.Module = ema.module
-    return averaged
-
-
-def _check_resolved(process: NoiseProcess, images: Tensor) -> None:
-    """Raise UsageError for a process with a setting that is to follow from the images."""
-    channels, height, width = images.shape[1:]
-    resolved = process.config.resolve((channels, height, width), float(images.std()))
-    for name, value in resolved:
-        if value != getattr(process.config, name):
-            how = f"set {name}, or use process.config.resolve(images.shape[1:], float(images.std()))"
-            raise UsageError(f"fit: process.{name} is to follow from the images: {how}")
 
 
 def sample(

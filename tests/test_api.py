@@ -1,6 +1,5 @@
 """The library for scripts: the programs in the docs, and small models with a known answer."""
 
-import inspect
 import re
 import textwrap
 from typing import Any
@@ -12,11 +11,13 @@ import torch
 import diffctl
 from diffusion import api
 from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
-from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import EDMConfig, FlowConfig
 from diffusion.system.errors import UsageError
+from diffusion.train.fit import UNUSED
+from diffusion.train.initial_state import new_state
+from diffusion.train.train_config import TrainConfig
 from tests.conftest import ROOT, run_python
-from tests.helpers.no_sync_tensors import no_float64
+from tests.helpers.trainings import CPU, plan_of, run
 
 (PROGRAM,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/library.md").read_text(), re.M | re.S)
 PROCESS = build_process(ProcessConfig(timesteps=50, variance="small", loss="simple", prediction="velocity"))
@@ -28,7 +29,8 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
     points = torch.where(labels == 1, 0.7, -0.7)[:, None, None, None] + torch.zeros(400, 2, 1, 1)
     torch.manual_seed(0)
     network = PointNetwork(timesteps=50, classes=3, width=64)
-    options = {"steps": 300, "lr": 0.01, "ema_decay": 0.97, "batch_size": 64, "null_label": 2}
+    rate = {"schedule": "cosine", "rate": 0.01}
+    options = {"steps": 300, "lr": rate, "ema_decay": 0.97, "batch_size": 64, "p_uncond": 0.1}
     model = fit(network, PROCESS, points, labels, **options)
     settings, wanted = SampleSettings(steps=10, guidance=0.5), torch.tensor([0, 1, 1, 0])
     made = sample(model, PROCESS, 4, (2, 1, 1), settings, wanted, null_label=2)
@@ -42,16 +44,41 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
 def test_continuous_process_is_learned() -> None:
     points = torch.tensor([0.7, -0.7])[:, None, None, None].repeat(200, 2, 1, 1)
     torch.manual_seed(0)
-    model = fit(PointNetwork(width=64), FLOW, points, steps=300, lr=0.01, ema_decay=0.97)
+    rate = {"schedule": "cosine", "rate": 0.01}
+    model = fit(PointNetwork(width=64), FLOW, points, steps=300, lr=rate, ema_decay=0.97)
     made = sample(model, FLOW, 40, (2, 1, 1), SampleSettings(sampler="heun", steps=20))
     assert (made.abs() - 0.7).abs().median() < 0.1
     assert 10 < (made[:, 0] > 0).sum() < 30
 
 
-@pytest.mark.parametrize("process", [PROCESS, FLOW], ids=["linear", "flow"])
-def test_training_creates_no_float64_on_a_device_without_it(process: NoiseProcess) -> None:
-    with no_float64() as device:
-        fit(PointNetwork(width=8).to(device), process, torch.zeros(4, 2, 1, 1), steps=1)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"flip": True}, "model": {"dropout": 0.2}, "train": {"augment": {"probability": 0.5}}},
+        {"train": {"optimizer": "muon", "microbatch": 3, "lr": {"schedule": "linear", "rate": 0.01}}},
+    ],
+    ids=["augmented", "muon"],
+)
+def test_equal_settings_give_the_bytes_of_the_pipelines_training(store, changes) -> None:
+    process = {"variance": "learned", "loss": "vlb", "t_sampler": "loss-aware", "timesteps": 4}
+    plan = plan_of(store, process=process, **changes)
+    state = new_state(plan, CPU)
+    run(state, store)
+    images = torch.tensor(store.images).permute(0, 3, 1, 2)
+    given = {name: getattr(plan.train, name) for name in TrainConfig.model_fields if name not in UNUSED}
+    options = {"labels": torch.from_numpy(store.labels), "flip": plan.data.flip, **given}
+    losses: list[float] = []
+    model = fit(
+        plan.network,
+        build_process(plan.process),
+        images,
+        callback=lambda done: losses.append(done.losses["loss"]),
+        **options,
+    )
+    for name, weight in state.ema.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert len(losses) == plan.train.steps
+    assert losses[-1] == pytest.approx(state.history[-1]["loss"], rel=0.5)
 
 
 # A value of each setting and of what it needs, where it changes the model or its images.
@@ -108,18 +135,23 @@ def test_each_setting_that_fit_accepts_has_an_effect_or_is_refused() -> None:
         assert fitted(base) != fitted(base | change), name
     loss_aware = {**LEARNED, "t_sampler": "loss-aware"}  # from the 10th loss of each t on
     assert fitted(loss_aware, steps=40) != fitted(LEARNED, steps=40)
-    drops = {"null_label": 2, "p_uncond": 0.5}
-    options = {"steps": 13, "batch_size": 17, "lr": 0.1, "ema_decay": 0.1, "seed": 1, "null_label": 2}
+    options = {"steps": 13, "batch_size": 17, "lr": 0.1, "ema_decay": 0.1, "seed": 1, "p_uncond": 0.5}
+    options |= {
+        "optimizer": "radam",
+        "optimizer_options": {"beta1": 0.5},
+        "grad_clip": 0.01,
+        "weight_decay": 9,
+    }
     for name, value in options.items():
         assert fitted({}) != fitted({}, **{name: value}), name
-    assert fitted({}, null_label=2) != fitted({}, **drops)
-    known = {"network", "process", "images", "labels", "callback", *options, *drops}
-    assert inspect.signature(fit).parameters.keys() == known
+    of_machine = {"microbatch", "compile", "tf32", "precision"}  # change a result only by rounding
+    assert {*TrainConfig.model_fields} - UNUSED == {*options, *of_machine, "augment"}
     for section, given, message in [
         ({"schedule": "flow", "shift": "auto"}, {}, "process.shift is to follow from the images: set shift"),
         ({"schedule": "edm"}, {}, "process.sigma_data is to follow"),
-        ({}, {"p_uncond": 0.1}, "p_uncond 0.1 has no effect without a null_label"),
-        ({}, {"labels": None, "null_label": 2}, "null_label 2 has no effect without labels"),
+        ({}, {"labels": None, "p_uncond": 0.1}, "p_uncond 0.1 has no effect without labels"),
+        ({}, {"save_every": 5}, "fit: save_every has no effect here"),
+        ({}, {"step": 5}, r"fit: step: unknown key \(did you mean steps"),
     ]:
         with pytest.raises(UsageError, match=message):
             fitted(section, **given)

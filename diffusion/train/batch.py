@@ -3,7 +3,7 @@
 So each rank, and each micro-batch, draws its own rows only, and every one draws the same for a row.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,18 @@ class ImageLoader:
         return images
 
 
+class TensorLoader(ImageLoader):
+    """The images of a tensor (N, C, H, W), uint8 or real in about [−1, 1], with labels (N,) or None."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None, device: torch.device) -> None:
+        self.device, self.count = device, len(images)
+        self.resident = images.to(device)
+        self.labels = None if labels is None else labels.cpu().numpy()
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def epoch_rows(purpose: str, seed: int, places: range, count: int) -> Tensor:
     """Return the rows, (len(places),) int64 in [0, count), at these places of the sequence of epochs.
 
@@ -95,12 +107,12 @@ def draw_batch(
     name, drawn = (purpose, seed, step), range(size)[share]
     places = range(step * size + drawn.start, step * size + drawn.stop)
     rows = epoch_rows(purpose, seed, places, len(data))
-    shape = (spec.in_channels, spec.image_size, spec.image_size)
-    (flips, dropped, times), noise = draw_rows(name, drawn, shape)
     images, augmentation = data[rows], None
+    (flips, dropped, times), noise = draw_rows(name, drawn, images.shape[1:])
     if plan.data.flip:
         images = torch.where(to_device(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
-    images = to_model(images)
+    if images.dtype == torch.uint8:
+        images = to_model(images)
     if plan.augment:
         images, augmentation = augment(images, plan.augment, name, drawn)
     labels = None
@@ -118,7 +130,7 @@ def draw_batch(
 
 
 def draw_rows(
-    name: tuple[str, *tuple[int, ...]], rows: range, shape: tuple[int, int, int], count: int = 3
+    name: tuple[str, *tuple[int, ...]], rows: range, shape: Sequence[int], count: int = 3
 ) -> tuple[Tensor, Tensor]:
     """Draw (count, rows) float64 uniforms in [0, 1) and ε (rows, *shape), each row from its own generator."""
     uniforms, noise = torch.empty(len(rows), count, dtype=torch.float64), torch.empty(len(rows), *shape)

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from diffusion.model.precision import memory_layout
 from diffusion.process.noise import counter_generator
-from diffusion.process.noise_process import build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.system.memory import keep_freed_memory
 from diffusion.system.registry import load_reference
 from diffusion.train.distributed.process_group import ProcessGroup
@@ -23,18 +23,28 @@ from diffusion.train.train_state import TrainState
 from diffusion.train.train_step import ema_copy
 
 
-def new_state(plan: TrainPlan, device: torch.device, group: ProcessGroup | None = None) -> TrainState:
+def new_state(
+    plan: TrainPlan,
+    device: torch.device,
+    group: ProcessGroup | None = None,
+    network: nn.Module | None = None,
+    process: NoiseProcess | None = None,
+) -> TrainState:
     """Return step 0: random weights from the seed, or the plan's pretrained ones.
+
+    A `network` and a `process` of a script are used instead of those that the plan describes.
 
     With several ranks in `group` the state is sharded if the plan requests it. Then these weights alone,
     before anything else is allocated, are ever complete in a process.
     """
     train, task = plan.train, build_task(plan)
-    process = build_process(plan.process)
+    process = process or build_process(plan.process)
     with translate_oom(train.PREFIX):
         with torch.random.fork_rng(devices=[]):  # torch's initialisers use the global generator
             torch.manual_seed(counter_generator(task.weights_purpose, train.seed).initial_seed())
-            network = task.network(plan.network)
+            network = network or task.network(plan.network)
+            purpose = f"{task.weights_purpose} of the objective"
+            torch.manual_seed(counter_generator(purpose, train.seed).initial_seed())
             objective = task.objective(process).to(device)
         groups = init_network(network, plan.init_from, plan)
         keep_freed_memory(device.type)

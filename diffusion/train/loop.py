@@ -28,7 +28,7 @@ class Diverged(LastingError):
 
 def train(
     state: TrainState,
-    store: ImageStore,
+    store: ImageStore | ImageLoader,
     group: ProcessGroup,
     observer: Observer,
     check_stop: Callable[[], None],
@@ -46,7 +46,8 @@ def train(
     computing = shards.computing if shards else state.network
     passes = ForwardPasses(state.plan, computing, state.objective, group, shards)
     metrics = AsyncMetrics()
-    data, steps = ImageLoader(store, group.device), range(state.step, config.steps)
+    data = store if isinstance(store, ImageLoader) else ImageLoader(store, group.device)
+    steps = range(state.step, config.steps)
     is_monitored = group.is_rank_zero and group.device.type == "cpu"
     threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (
