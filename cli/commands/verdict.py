@@ -24,6 +24,8 @@ class Verdict(JsonOptions, RayOptions):
     Trains with and without it, in pairs of equal seeds, until a sequential test decides at an error of 5%, or
     the pairs or the budget end. A change of the sampling alone needs no training. The same command resumes an
     interrupted verdict. The project's model, samples and metrics do not change.
+
+    Example: diffctl verdict train.lr.rate=0.001 --budget 20m --html verdict.html
     """
 
     changes: list[str] | None = argument(
@@ -39,7 +41,7 @@ class Verdict(JsonOptions, RayOptions):
         "Pairs of trainings: decide after A at least, B at most.", metavar="A..B", default="3..12"
     )
     equal: Literal["steps", "time", "flops"] = option(
-        "What the trainings of a pair have in common: with time or flops, the steps of the change follow.",
+        "What is equal in both trainings of a pair. For time and flops the steps of the change follow.",
         default="steps",
     )
     budget: str | None = option(

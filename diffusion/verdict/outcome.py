@@ -36,8 +36,15 @@ class Finding(NamedTuple):
         """The ends of the interval, None before the first look."""
         return [self.mean - self.half, self.mean + self.half] if math.isfinite(self.half) else None
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether all differences are 0."""
+        return self.mean == self.half == 0
+
     def describe(self) -> str:
         """Return the direction and the size."""
+        if self.is_zero:
+            return "equal"
         return f"{'better' if self.mean < 0 else 'worse'} by {format_gap(abs(self.mean), self.half)}"
 
     def sentence(self, after: str, error: float) -> str:
@@ -46,6 +53,8 @@ class Finding(NamedTuple):
             return f"{self.describe()} ({100 * (1 - error):.3g}%) {after}: {ADVICE[self.kind]}"
         if self.detectable is None:
             return f"no evidence {after}"
+        if self.is_zero:
+            return f"no difference {after}: the scores are equal in each, so the change has no effect here"
         worse, better = (format_number(self.half + sign * self.mean, self.half) for sign in (1, -1))
         found = f"a gap of {format_number(self.detectable, self.half)} would have been found"
         between = f"between {worse} worse and {better} better"
@@ -168,7 +177,7 @@ class TrainingOutcome(Outcome):
         """Whether further pairs may decide."""
         if self.failure or not self.pairs:
             return not self.failure
-        return self.decision(self.metrics[0]).kind == "no evidence"
+        return self.decision(self.metrics[0]).kind == "no evidence" and not self.main.is_zero
 
 
 @dataclass(frozen=True)

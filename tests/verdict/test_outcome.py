@@ -38,6 +38,10 @@ def test_sentences() -> None:
         f"no evidence after 4 pairs: between {found.half - 1:.0f} worse and {found.half + 1:.0f} better; "
         f"a gap of {found.detectable:.0f} would have been found in 80% of cases"
     )
+    equal = outcome([0.0, 0.0, 0.0])
+    assert equal.sentence().startswith("no difference after 3 pairs: the scores are equal in each")
+    assert not equal.is_open
+    assert outcome([0.0, 0.0]).is_open
     assert outcome([-5.0]).sentence() == "no evidence after 1 pair"
     assert outcome([-5.0]).as_json()["interval"] is None
 
