@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.contenders import epsilon_loss, trainer, unet2d
 from diffusion.config import Config
 from diffusion.data.prepare import prepare
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.scores.moments import frechet_distance, statistics
-from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
+from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
@@ -201,49 +200,3 @@ class Judge:
     def __call__(self, images: Images) -> float:
         """Return the distance of images."""
         return self.distance(self.features(images))
-
-
-def theirs(plan: TrainPlan, store: ImageStore, size: Size, device: torch.device) -> tuple[Images, str]:
-    """Images of diffusers' training of so many seconds, by a network of the plan's shape, and what it was.
-
-    UNet2DModel as its training example has it: float32, ε, AdamW at 1e-3, batch 64, EMA 0.995.
-    """
-    from diffusers import DDPMScheduler
-    from diffusers.training_utils import EMAModel
-
-    torch.manual_seed(plan.train.seed)
-    network, scheduler = unet2d(plan.network).to(device), DDPMScheduler()
-    ema, watch = EMAModel(network.parameters(), decay=0.995), Stopwatch(size.seconds or SECONDS)
-
-    def loss() -> Tensor:
-        rows = torch.randint(len(store), (64,)).numpy()
-        labels = torch.from_numpy(store.labels[rows]).to(device)
-        return epsilon_loss(network, scheduler, to_model(to_nchw(store.images[rows])).to(device), labels)
-
-    step = trainer(network, loss, ema, lr=1e-3)
-    while watch.share() < 1:
-        step()
-        watch.steps += 1
-    took = watch.elapsed()
-    ema.copy_to(network.parameters())
-    count = sum(parameter.numel() for parameter in network.parameters())
-    images = _their_images(network, store.meta["image_size"], size, device)
-    return images, f"{count:,} parameters, {watch.steps} steps of batch 64, {took:.0f} s"
-
-
-@torch.no_grad()
-def _their_images(network: nn.Module, side: int, size: Size, device: torch.device) -> Images:
-    """The images of DDIMScheduler's defaults."""
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler()
-    scheduler.set_timesteps(size.steps)
-    parts = []
-    for start in range(0, size.images, BATCH):
-        labels = torch.arange(start, min(start + BATCH, size.images), device=device) % 10
-        x = torch.randn(len(labels), 1, side, side).to(device)
-        for t in scheduler.timesteps:
-            output = network(x, t.expand(len(x)).to(device), class_labels=labels).sample
-            x = scheduler.step(output, t, x).prev_sample
-        parts.append(to_nhwc(to_uint8(x).cpu()))
-    return np.concatenate(parts)

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks import ROOT, quality
+from benchmarks import ROOT, diffusers_entry, quality
+from benchmarks.diffusers_entry import RECIPES
 from benchmarks.quality import STEPS, Judge, Size, Trained
 from diffusion.config import Config, parse
 from diffusion.images.store import Images, ImageStore
@@ -39,7 +40,7 @@ from diffusion.train.plan import TrainPlan
 from diffusion.train.planning import plan_training
 from docs.site.leaderboard_page import mean_distances, with_leaderboard
 
-DIFFUSERS = "diffusers"
+CHOICE_SEED = 1000  # added to the seed of the samples by which options and entries are chosen
 CORES = 2
 
 
@@ -117,11 +118,27 @@ class Finished(NamedTuple):
 
 
 class Judges(NamedTuple):
-    """The distances to the halves of the test split, and to all of it."""
+    """The distances to three disjoint parts of the test split, and to all of it.
+
+    By a quarter the options are chosen, by another one the entry to build on. Half of it is for the report.
+    """
 
     choice: Judge
+    build: Judge
     report: Judge
     full: Judge
+
+    @classmethod
+    def of(cls, full: Judge) -> "Judges":
+        """Return the parts of a split."""
+        parts = slice(0, None, 4), slice(2, None, 4), slice(1, None, 2)
+        return cls(*map(full.part, parts), full)
+
+    def report_on(self, images: Images) -> dict[str, float]:
+        """Return the distance to the reported half, and to the whole test split."""
+        features = self.full.features(images)
+        distances = {"fd": self.report.distance(features), "fd_full": self.full.distance(features)}
+        return {name: round(distance, 1) for name, distance in distances.items()}
 
 
 def read_entries(path: Path, folder: Path) -> dict[str, Entry]:
@@ -131,7 +148,7 @@ def read_entries(path: Path, folder: Path) -> dict[str, Entry]:
     file and of 50 NFE; the last one as long as there are no results.
     """
     entries: dict[str, Entry] = {}
-    found = {name: fd for name, fd in mean_distances(read_results(folder)).items() if name != DIFFUSERS}
+    found = {name: fd for name, fd in mean_distances(read_results(folder)).items() if name not in RECIPES}
     for name, given in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         after = given.get("after")
         if after == "best":
@@ -163,17 +180,19 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def run(entry: Entry, seed: int, size: Size, train: ImageStore, judges: Judges) -> dict[str, Any]:
+def run(
+    entry: Entry, seed: int, size: Size, train: ImageStore, judges: Judges, folder: Path
+) -> dict[str, Any]:
     """Train, choose, sample and score; return the result."""
     device = default_device()
     plan = plan_training(entry.config(seed), train.meta, device)
-    if entry.name == DIFFUSERS:
-        images, how = quality.theirs(plan, train, size, device)
-        return {"how": how, "nfe": size.steps} | scores(images, judges)
+    if entry.name in RECIPES:
+        return diffusers_entry.run(entry.name, plan, train, size, device, judges, folder)
     share = entry.guide.get("share", 1.0)
     trained = quality.train_for(size.seconds, plan, train, device, share)
     finished, table = Finished(entry, plan, trained), model(plan.network)
     average, settings, tried = choose(finished, size.images // 2, judges.choice)
+    build = settings.model_copy(update={"seed": CHOICE_SEED + settings.seed})
     return {
         "parameters": table.parameters,
         "gflop": round(table.flops / 1e9, 3),
@@ -185,7 +204,8 @@ def run(entry: Entry, seed: int, size: Size, train: ImageStore, judges: Judges) 
         "tried": tried,
         "sample": settings.model_dump(mode="json"),
         "params": entry.params,
-        **scores(finished.images(average, settings, size.images), judges),
+        "fd_build": round(judges.build(finished.images(average, build, size.images // 2)), 1),
+        **judges.report_on(finished.images(average, settings, size.images)),
     }
 
 
@@ -197,7 +217,9 @@ def choose(finished: Finished, count: int, judge: Judge) -> tuple[str, SampleSet
         return names[0], finished.settings({}), tried
 
     def distance(average: str, change: dict[str, Any]) -> float:
-        fd = round(judge(finished.images(average, finished.settings(change), count)), 1)
+        settings = finished.settings(change)
+        settings = settings.model_copy(update={"seed": CHOICE_SEED + settings.seed})
+        fd = round(judge(finished.images(average, settings, count)), 1)
         tried.append({"average": average, "change": change, "fd": fd})
         print(f"    {average}, {change or 'as it is'}: {fd:.1f}", flush=True)
         return fd
@@ -206,13 +228,6 @@ def choose(finished: Finished, count: int, judge: Judge) -> tuple[str, SampleSet
     average = min(by_average, key=by_average.__getitem__)
     by_change = [by_average[average], *(distance(average, change) for change in changes[1:])]
     return average, finished.settings(changes[by_change.index(min(by_change))]), tried
-
-
-def scores(images: Images, judges: Judges) -> dict[str, float]:
-    """Return the distance to the reported half, and to the whole test split."""
-    features = judges.full.features(images)
-    distances = {"fd": judges.report.distance(features), "fd_full": judges.full.distance(features)}
-    return {name: round(distance, 1) for name, distance in distances.items()}
 
 
 def card(entry: Entry, seed: int) -> dict[str, Any]:
@@ -272,13 +287,13 @@ def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: P
     with tempfile.TemporaryDirectory() as temporary:
         train, test = quality.prepared(contest.read()[todo[0][0]].config(0), Path(temporary))
         full = Judge(np.asarray(test.images), device)
-        judges = Judges(full.part(slice(0, None, 2)), full.part(slice(1, None, 2)), full)
+        judges = Judges.of(full)
         floor = {"real": round(judges.report(np.asarray(train.images[: size.images])), 1)}
         for name, seed in todo:
             entry = contest.read()[name]  # here, since the best one may be new
             print(f"{name}, seed {seed}: {entry.what}, after {entry.after}", flush=True)
             try:
-                result = {**card(entry, seed), **run(entry, seed, size, train, judges), **floor}
+                result = {**card(entry, seed), **run(entry, seed, size, train, judges, folder), **floor}
             except Exception:
                 traceback.print_exc()
                 failures += 1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import quality, speedrun
-from benchmarks.speedrun import CONTESTS, Contest, Finished, choose, read_entries, read_results
+from benchmarks.speedrun import CONTESTS, Contest, Finished, Judges, choose, read_entries, read_results
 from docs.site.leaderboard_page import with_leaderboard
 
 UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {}, snapshot_step=1)
@@ -25,14 +25,27 @@ def test_entries_are_valid(contest: Contest):
 
 @pytest.mark.parametrize("tried", [[], [{"eta": 0.5}, {"eta": 1.0}]])
 def test_best_average_is_chosen_first_and_then_best_options(monkeypatch, tried):
+    seeds = set()
     distances = {("b", 0.0): 3.0, ("a", 0.0): 4.0, ("b", 0.5): 2.0, ("b", 1.0): 2.5}
     entry = speedrun.Entry("e", None, "", {}, {}, tried, {}, (0,))
     trained = UNTRAINED._replace(averages={"a": "a", "b": "b"})
-    monkeypatch.setattr(quality, "images_of", lambda loaded, settings, *_: (loaded.network, settings.eta))
+
+    def images(loaded, settings, *_):
+        seeds.add(settings.seed)
+        return loaded.network, settings.eta
+
+    monkeypatch.setattr(quality, "images_of", images)
     finished = Finished(entry, SimpleNamespace(train=SimpleNamespace(seed=0)), trained)
     average, settings, found = choose(finished, 1000, distances.get)
     assert (average, settings.eta, settings.steps) == ("b", 0.5 if tried else 0.0, 50)
     assert len(found) == 2 + len(tried)
+    assert settings.seed not in seeds
+
+
+def test_parts_of_the_test_split_are_disjoint():
+    rows = SimpleNamespace(part=lambda part: set(range(100)[part]))
+    choice, build, report, _ = Judges.of(rows)
+    assert len(choice | build | report) == len(choice) + len(build) + len(report) == 100
 
 
 def test_best_is_the_earlier_entry_with_the_lowest_distance(tmp_path):
@@ -48,6 +61,10 @@ def test_best_is_the_earlier_entry_with_the_lowest_distance(tmp_path):
         (tmp_path / f"{name}-0.json").write_text(json.dumps({"entry": name, "nfe": nfe, "fd": fd}))
     best = read_entries(entries, tmp_path)["c"]
     assert (best.after, best.params) == ("a", {"train": {"steps": 1, "lr": 1}})
+    for file in tmp_path.glob("*.json"):
+        result = json.loads(file.read_text())
+        file.write_text(json.dumps({**result, "fd_build": -result["fd"]}))
+    assert read_entries(entries, tmp_path)["c"].after == "b"
 
 
 @pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: contest.name)

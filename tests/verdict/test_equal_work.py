@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion.check.findings import Project
+from diffusion.check.timing import Work
 from diffusion.layout import VERDICT_RUNS
 from diffusion.model.network_registry import build_network
 from diffusion.search.search_config import applied
 from diffusion.system.errors import UsageError
 from diffusion.train.lr_schedule import LRSchedule, learning_rate
 from diffusion.train.optimizers import matrix_parameters
+from diffusion.train.plan import TrainPlan
 from diffusion.verdict import equal_work
 from diffusion.verdict.arms import Arm
 from diffusion.verdict.equal_work import Ratio, flop_ratios, time_ranges, time_ratios, with_equal_work
@@ -91,16 +94,26 @@ def test_ratio_of_each_round_is_of_its_own_control() -> None:
 
 
 def test_time_is_measured_once(arm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equal_work, "ROUND_SECONDS", 0.0)
+    calls: list[tuple[int, int]] = []
     held: list[int] = []
+
+    def step_work(project: Project, plan: TrainPlan, device: torch.device) -> Work:
+        def work(images: int, repeats: int) -> list[float]:
+            calls.append((plan.train.batch_size, images))
+            return [images / 100] * repeats
+
+        return work
+
+    monkeypatch.setattr(equal_work, "step_work", step_work)
 
     def device() -> Any:
         held.append(1)
         return torch.device("cpu")  # a context manager
 
-    arms = [arm(), arm(**{"model.channels": 64})]
+    arms = [arm(**{"train.batch_size": size}) for size in (4, 10)]
     folder = VERDICT_RUNS / "a"
     found = time_ratios(folder, arms, device)
-    assert found[0].middle > 1
+    assert found == [Ratio(2.5, 2.5, 2.5)]
+    assert calls == [(4, 4), (10, 10)] * (1 + equal_work.ROUNDS)
     assert time_ratios(folder, arms, device) == found
     assert len(held) == 1
