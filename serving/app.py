@@ -9,13 +9,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from diffusion.system.section import explain
-from serving.edits import start_edit
+from serving.edit_routes import Responses, edit_routes
 from serving.handlers import EventStreamResponse, Work, http_errors, respond
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
 from serving.schemas import (
-    EditEventsRequest,
-    EditsRequest,
-    EditsResponse,
     EventsRequest,
     ImagesRequest,
     ImagesResponse,
@@ -29,8 +26,6 @@ DESCRIPTION = """Images of a diffusion model. Image i depends on the model, the 
 Every response names its model in the headers X-Model-Name, X-Model-Version and X-Model-SHA256."""
 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-Responses = dict[int | str, dict[str, Any]]
-
 EVENT = {  # data is the JSON of a StepEvent, an ImagesResponse or EditsResponse, or a Problem
     "type": "object",
     "required": ["event", "data"],
@@ -102,15 +97,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         with http_errors(service) as model:
             return EventStreamResponse(Work(service, model, model.submit(body, body.every)))
 
-    @app.post("/v1/edits", response_model=EditsResponse, responses={**errors, **formats})
-    async def edits(body: EditsRequest, request: Request) -> Response:
-        """Fill, restore or sample again a picture, and return all results. A disconnect cancels them."""
-        return await respond(await start_edit(service, body), body.format, request)
-
-    @app.post("/v1/edits/events", response_class=Response, responses={**errors, **events})
-    async def edit_events(body: EditEventsRequest) -> Response:
-        """Edit a picture and send server-sent events, as /v1/images/events; `images` as of /v1/edits."""
-        return EventStreamResponse(await start_edit(service, body, body.every))
+    app.include_router(edit_routes(service, {**errors, **formats}, {**errors, **events}))
 
     @app.get("/v1/models")
     async def models() -> dict[str, list[ModelCard]]:

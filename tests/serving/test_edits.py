@@ -81,6 +81,21 @@ def test_transparent_pixels_are_filled_and_others_kept(client):
     assert np.array_equal(found, pixels(edited(client, mask=encoded(MASK))))
 
 
+def test_a_body_may_be_the_picture_with_the_other_keys_in_the_query(client):
+    keys = {"operator": "mask:5,0,8,8", "class": 3, "num": 2, "steps": 3, "method_options": '{"eta": 0.5}'}
+    headers = {"Content-Type": "image/png"}
+    for path in ("/v1/edits", "/v1/edits/events"):
+        answer = client.post(path, params=keys, content=png_bytes(PICTURE), headers=headers)
+        values = answer.json() if path == "/v1/edits" else events_of(answer.text)[-1][1]
+        assert values == edited(client, **{**keys, "method_options": {"eta": 0.5}})
+    for query, words in (
+        ({"strength": "x"}, "strength: it must be a number (got 'x')"),
+        ({}, "nothing to do"),
+    ):
+        answer = client.post("/v1/edits", params=query, content=png_bytes(PICTURE), headers=headers)
+        assert (answer.status_code, words in answer.json()["detail"]) == (422, True)
+
+
 def test_events_end_with_the_response(client):
     body = {"image": encoded(PICTURE), "mask": encoded(MASK), "steps": 5, "num": 2, "format": "json"}
     whole = client.post("/v1/edits", json=body).json()
