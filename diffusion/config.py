@@ -23,7 +23,8 @@ from diffusion.system.limits import MAX_NAME
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Section, validate
-from diffusion.train.train_config import ClassifierConfig, TrainSections
+from diffusion.train.classifier_config import ClassifierConfig
+from diffusion.train.train_config import TrainSections
 
 
 class TrackingConfig(Section):

@@ -16,10 +16,10 @@ from diffusion.model.model_file import read_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
+from diffusion.train.classifier_config import ClassifierSections
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 from diffusion.train.planning import plan_training
-from diffusion.train.train_config import ClassifierSections
 
 SPLITS = ("train", "test")
 

@@ -60,8 +60,7 @@ class ForwardPasses:
     ) -> None:
         train = plan.train
         self.objective, self.batch_size = objective, train.batch_size
-        self._plan, self._module = plan, network
-        self._group, self._shards = group, shards
+        self._plan, self._module, self._group, self._shards = plan, network, group, shards
         self.share = group.share(train.batch_size, train.PREFIX)
         self.microbatch = self._initial_microbatch(self.share.stop - self.share.start)
         if shards:
@@ -122,12 +121,10 @@ class ForwardPasses:
 
     def reduce_gradients(self) -> None:
         """Sum the gradients over the ranks."""
-        own = _gradients(self.objective.parameters())
         if self._shards:
             self._shards.take_gradients()
-            self._group.all_reduce(own)
-        else:
-            self._group.all_reduce([*_gradients(self._module.parameters()), *own])
+        modules = [self.objective] if self._shards else [self._module, self.objective]
+        self._group.all_reduce([one for module in modules for one in _gradients(module.parameters())])
 
     def gather(self, losses: Losses, batch: Batch) -> tuple[Losses, Tensor, Tensor, Tensor]:
         """Return losses, weights, times and λ = log α/σ of the whole batch, (B,) float32, on every rank."""
@@ -152,11 +149,10 @@ class ForwardPasses:
 
     def _handle_failure(self, error: RuntimeError) -> None:
         """Halve the micro-batch or disable compilation; raise if neither applies."""
-        train = self._plan.train
         if is_out_of_memory(error):
-            is_fixed = train.microbatch != "auto" or self.objective.whole_batch
+            is_fixed = self._plan.train.microbatch != "auto" or self.objective.whole_batch
             if is_fixed or self.microbatch == 1 or self._shards:
-                hint = oom_hint(train.PREFIX)
+                hint = oom_hint(self._plan.train.PREFIX)
                 message = f"a step of {self.microbatch} images does not fit the memory: {hint}"
                 raise DiffctlError(message) from None
             self.microbatch = -(-self.microbatch // 2)

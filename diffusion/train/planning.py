@@ -12,9 +12,10 @@ from diffusion.model.precision import Precision
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import load_reference
 from diffusion.system.section import explain
+from diffusion.train.classifier_config import ClassifierSections
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_code
 from diffusion.train.pretrained import check_pretrained
-from diffusion.train.train_config import ClassifierSections, OptimisationConfig, TrainSections
+from diffusion.train.train_config import OptimisationConfig, TrainSections
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 

@@ -1,4 +1,4 @@
-"""The sections `train` and `classifier` of params.yaml."""
+"""The section `train` of params.yaml."""
 
 import math
 import operator
@@ -18,7 +18,6 @@ from pydantic import (
 
 from diffusion.data.data_config import DataConfig
 from diffusion.model.network_registry import ModelConfig
-from diffusion.model.unet_config import UNetConfig
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.limits import MAX_COUNT, MAX_HELD
@@ -262,27 +261,3 @@ class TrainSections(Section):
             raise ValueError(f"{whole}: set train.microbatch to auto")
         if train.devices not in ("auto", 1):
             raise ValueError(f"{whole}: set train.devices to 1")
-
-
-class ClassifierTrainConfig(OptimisationConfig):
-    """The training of a classifier, with uniform t and all labels."""
-
-    PREFIX: ClassVar[str] = "classifier."
-
-
-class ClassifierConfig(Section):
-    """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
-
-    `model` is the architecture of its encoder, the first half of such a U-Net. `train` is its training.
-    """
-
-    model: UNetConfig
-    train: ClassifierTrainConfig
-
-
-class ClassifierSections(Section):
-    """The sections of params.yaml that determine a classifier; `classifier` is optional."""
-
-    data: DataConfig
-    process: SerializeAsAny[ProcessConfig]
-    classifier: ClassifierConfig | None = None

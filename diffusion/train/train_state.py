@@ -26,8 +26,11 @@ from diffusion.train.checkpoint.state_files import (
 )
 from diffusion.train.distributed.sharding import Shards
 from diffusion.train.plan import TrainPlan
+from diffusion.train.train_config import BAND_EDGES, BAND_NAMES
 
 STEP_KEY = "step"  # an optimiser's name for its count of steps, among a parameter's moments
+
+SUM, COUNT = ".sum", ".count"  # suffixes of a band's means
 
 
 @dataclass
@@ -171,3 +174,22 @@ class TrainState:
         sums, self.window = self.window, {}
         count = sums.pop("count", 0.0)
         return {name: total / count for name, total in sums.items()}
+
+
+def band_sums(losses: Tensor, log_snr: Tensor) -> dict[str, Tensor]:
+    """Return sum and count of per-image losses (B,) by band of the log-SNR 2λ; `log_snr` (B,) is λ."""
+    log_snr = log_snr.to(losses.device)
+    band = torch.stack([2 * log_snr <= edge for edge in BAND_EDGES]).sum(0)
+    inside = (band[:, None] == torch.arange(len(BAND_NAMES), device=losses.device)).to(losses.dtype)
+    sums = {f"{name}{SUM}": value for name, value in zip(BAND_NAMES, losses @ inside, strict=True)}
+    counts = zip(BAND_NAMES, inside.sum(0), strict=True)
+    return sums | {f"{name}{COUNT}": value for name, value in counts}
+
+
+def with_band_means(totals: dict[str, float]) -> dict[str, float]:
+    """Replace sums and counts by each band's mean; omit a band without images."""
+    values = {name: value for name, value in totals.items() if not name.endswith((SUM, COUNT))}
+    for name in BAND_NAMES:
+        if totals.get(f"{name}{COUNT}"):
+            values[name] = totals[f"{name}{SUM}"] / totals[f"{name}{COUNT}"]
+    return values

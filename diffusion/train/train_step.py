@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from diffusion.model.power_ema import newest_weight
 from diffusion.process.objective import Batch
 from diffusion.train.forward_passes import ForwardPasses, Losses
-from diffusion.train.loss_bands import band_sums
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.train_state import TrainState
+from diffusion.train.train_state import TrainState, band_sums
 
 IGNORES_FOUND_INF = ("mps",)  # devices whose fused optimiser ignores found_inf (pytorch#186360)
 

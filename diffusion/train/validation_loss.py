@@ -23,10 +23,9 @@ from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
 from diffusion.train.batch import draw_rows
-from diffusion.train.loss_bands import band_sums, with_band_means
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_config import BAND_NAMES
-from diffusion.train.train_state import TrainState
+from diffusion.train.train_state import TrainState, band_sums, with_band_means
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 

@@ -17,12 +17,11 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import build_process
 from diffusion.system.errors import Interrupted
 from diffusion.train.initial_state import new_state
-from diffusion.train.loss_bands import band_sums, with_band_means
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
 from diffusion.train.train_config import BAND_NAMES, CURVE_ROWS, VALIDATION_SHARE, TrainConfig
-from diffusion.train.train_state import TrainState
+from diffusion.train.train_state import TrainState, band_sums, with_band_means
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, write_loss_curve
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, run
