@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from cli.commands.verdict import Verdict
 from diffusion.check import preflight
 from diffusion.check.cost_estimate import format_duration
 from diffusion.check.findings import Project
-from diffusion.check.timing import time_sampling, time_steps
+from diffusion.check.timing import step_work, time_sampling
 from diffusion.choice.paired_test import PairedTest
 from diffusion.config import parse
 from diffusion.images.store import open_store
@@ -47,7 +48,8 @@ from tracking.project import title_of
 from tracking.verdict_runs import log_verdict
 
 ERROR = 0.05  # of a verdict on all of its changes
-TIMED_SECONDS = 3.0  # for measuring the steps and the sampling of an arm
+TIMED_STEPS = 4  # of an arm's training, with whole batches: part of a step's time does not depend on them
+TIMED_SECONDS = 3.0  # for measuring the sampling of an arm
 TRIAL_SECONDS = 12.0  # of a training's process for imports, scores and files, on two cores
 
 
@@ -186,8 +188,8 @@ def _check_budget(budget: float, trials: VerdictTrials, test: PairedTest) -> Non
 def _trial_seconds(arm: Arm, trials: VerdictTrials, device: torch.device) -> float:
     """Return the estimated duration of a training with its samples and scores."""
     config, plan = arm.config, arm.plan
-    step = time_steps(Project(config), plan, config.train.batch_size, TIMED_SECONDS, device)
-    seconds = TRIAL_SECONDS + step.median * config.train.batch_size * config.train.steps
+    steps = step_work(Project(config), plan, device)(config.train.batch_size, TIMED_STEPS)
+    seconds = TRIAL_SECONDS + median(steps[1:] or steps) * config.train.steps  # the first one warms up
     if trials.metric == "loss":
         return seconds
     call = time_sampling(plan, config, TIMED_SECONDS, device)
