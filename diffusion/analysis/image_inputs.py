@@ -74,7 +74,7 @@ def input_condition(artefact: Artefact, found: Sequence[int | None], klass: str 
     if not spec.num_classes:
         return labels_condition(artefact, None, len(found))
     if None in found and not spec.null_class:
-        raise UsageError("this model needs to know the image's class: give --class")
+        raise UsageError("this model needs to know the image's class: give one of its classes")
     labels = [spec.num_classes if label is None else label for label in found]
     return labels_condition(artefact, torch.tensor(labels), len(found))
 

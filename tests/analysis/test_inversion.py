@@ -147,5 +147,5 @@ def test_labels_of_end_condition(spec, found, klass, expected):
 
 
 def test_end_condition_requires_class_without_null_class():
-    with pytest.raises(UsageError, match="give --class"):
+    with pytest.raises(UsageError, match="give one of its classes"):
         end_condition(artefact_of(spec_of(null_class=False)), (3, None), None)
