@@ -32,6 +32,7 @@ PLUGINS = {
     "train": "Learning-rate schedules, optimizers and objectives",
     "sample": "Samplers, spacings and guidance rules",
     "evaluate": "Feature extractors",
+    "edit": "Operators of measurements and methods of editing",
 }
 ENTRIES = '''"""The project's own entries: data sets, networks, samplers and more (`diffctl docs extending`).
 

@@ -1,0 +1,1 @@
+"""Operators of measurements and methods of editing of this project."""
