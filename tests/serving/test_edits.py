@@ -170,6 +170,12 @@ def test_an_invalid_edit_is_refused_with_a_sentence(client, body, words):
     assert len(answer.json()["detail"]) < 800
 
 
+def test_a_form_is_refused_with_the_types_that_are_taken(client):
+    answer = client.post("/v1/edits", files={"image": png_bytes(PICTURE)})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("Content-Type: application/json, or a picture's")
+
+
 def test_bodies_are_limited_one_by_one_and_in_total(client, monkeypatch):
     body = {"image": "A" * MAX_EDIT_BODY, "strength": 0.5}
     answer = client.post("/v1/edits", json=body)
