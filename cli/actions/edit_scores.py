@@ -84,9 +84,10 @@ def score_edits(options: Evaluate) -> None:
     }
     if options.out is not None:
         write_output_text(options.out, json.dumps(document, indent=2) + "\n")
-    if run_id := _run_of(options):
+    run_id = _run_of(options)
+    if run_id is not None:
         log_edit_scores(run_id, document)
-    options.answer(document, lambda: _show(document))
+    options.answer(document, lambda: _show(document, run_id))
 
 
 def _run_of(options: Evaluate) -> str | None:
@@ -150,7 +151,7 @@ def _kernel_distance(images: torch.Tensor, inputs: ScoringInputs, options: Evalu
     return {name: value for name, value in found.items() if name.startswith(kernel)}
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: dict[str, Any], run_id: str | None) -> None:
     """Print a row for each cell; numbers have half of their intervals."""
     cells = document["cells"]
     names = [name for name in cells[0]["scores"] if f"{name}_low" in cells[0]["scores"]]
@@ -161,6 +162,8 @@ def _show(document: dict[str, Any]) -> None:
     images = document["images"]
     typer.echo(f"means over {images['count']} pictures of {images['path']}, {images['results']} results each")
     typer.echo("; ".join(f"{name}: {SCORES[name]}" for name in names if name in SCORES))
+    if run_id is not None:
+        typer.echo(f"logged to run {run_id}")
 
 
 def _numbers(scores: dict[str, float], names: Sequence[str]) -> list[str]:

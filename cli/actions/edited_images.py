@@ -62,7 +62,8 @@ def edit(options: Edit) -> None:
         options, loaded, settings, edit_settings, inputs.measurement, repeated, load_guides(files, device)
     )
     _write(options, inputs, images, repeated, loaded.artefact, card)
-    described = edit_settings.operator or f"strength {edit_settings.options.strength:g}"
+    own = ", ".join(f"{name} {value}" for name, value in edit_settings.options.model_dump().items())
+    described = edit_settings.operator or own or "a picture"
     text = [
         f"{len(images)} image(s) from {len(labels)} picture(s) by {edit_settings.method} ({described}, "
         f"{card['nfe']} NFE each): {options.out}",

@@ -72,6 +72,11 @@ class Edit(JsonOptions, ModelOptions):
                 raise UsageError(f"{alone} and {other} exclude each other: give one of them")
         if "--mask" in given and "--deblur" in given:
             raise UsageError("--mask and --deblur exclude each other: give one of them")
+        entry = METHODS.get(self.method or "")
+        if self.strength is not None and entry is not None and entry.needs_operator:
+            raise UsageError(
+                f"--strength is not for method {self.method}, which restores a measurement: use sdedit"
+            )
         if self.strength is not None and (self.degrade or self.sigma_y):
             raise UsageError("--strength edits pictures: --degrade and --sigma-y are for measurements")
         if self.scale is not None and self.out.suffix != ".png":

@@ -105,6 +105,7 @@ def test_other_sizes_are_resized_and_said_or_tiled(edit) -> None:
         (["a.png"], "nothing to do"),
         (["a.png", "--mask", "mask.png", "--deblur", "1"], "exclude each other"),
         (["a.png", "--strength", "0.5", "--operator", "gray"], "exclude each other"),
+        (["a.png", "--strength", "0.5", "--method", "ddnm"], "--strength is not for method ddnm"),
         (["a.png", "--colorize"], "gray needs images with 3 channels (got 1)"),
         (["a.png", "--upscale", "3"], "downsample:3 does not divide 8×8 pixels"),
         (["a.png", "--mask", "alpha"], "the mask hides no pixel"),
