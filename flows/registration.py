@@ -13,13 +13,13 @@ from diffusion.layout import MODEL_RUNS, PREPARED, REFERENCE, SCORES
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.protocol.settings import SamplerConfig
+from diffusion.protocol.settings import CommonSettings
 from diffusion.system.errors import DiffctlError, TemporaryError, reason
 from diffusion.system.section import validate
 from flows.output_relay import echo
 from flows.sweep_cells import ProgressOf, Show
 from tracking.connectivity import MlflowError
-from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
+from tracking.registry.promotion import NO_OVERRIDE, GateDecision, Override
 from tracking.registry.registered_models import (
     OutdatedChampion,
     fetch_scores_of,
@@ -35,7 +35,7 @@ def no_progress(label: str) -> AbstractContextManager[Show]:
     return nullcontext(lambda done, total: None)
 
 
-def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_progress) -> Decision:
+def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_progress) -> GateDecision:
     """Register models/ with metrics/scores.json and compare it with the champion.
 
     A champion that differs only in code versions or has fewer real images is first rescored from its own
@@ -48,7 +48,7 @@ def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_p
 
 def promote_version(
     name: str, number: int, override: Override = NO_OVERRIDE, progress: ProgressOf = no_progress
-) -> Decision:
+) -> GateDecision:
     """Compare a version with the champion, as `register_model`; raise UsageError if there is none."""
     _rescore_champion(fetch_scores_of(name, number), override, progress)
     return promote(name, number, override)
@@ -79,7 +79,7 @@ def rescore(champion: OutdatedChampion, document: ScoresDocument, progress: Prog
     differing = ", ".join(card_diff(champion.cell, target))
     version = f"version {champion.version.version}, scored with another {differing}"
     echo(f"==> champion: {version}: rescoring {cell.name}\n")
-    known = {field: card[field] for field in SamplerConfig.model_fields if field in card}
+    known = {field: card[field] for field in CommonSettings.model_fields if field in card}
     known |= {"num_images": champion.cell.num_images, "batch_size": config.sample.batch_size}
     section = validate(SampleConfig, known, "the card of the champion's best cell does not fit")
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from cli.commands import registry
 from cli.shared.console import print_table, progress
 from diffusion.system.errors import KEPT_OUT
 from flows.registration import promote_version, register_model
-from tracking.registry.champion_log import History, Move, Score
+from tracking.registry.champion_log import ChampionHistory, Move, Score
 from tracking.registry.promotion import Override, check_note
 from tracking.registry.registered_models import project_model, read_champion_history
 
@@ -32,7 +32,7 @@ def show_champions(options: registry.History) -> None:
     options.answer(found.as_json(), partial(_show_history, found))
 
 
-def _show_history(found: History) -> None:
+def _show_history(found: ChampionHistory) -> None:
     if found.events:
         headings = ("WHEN", "WHO", "FROM → TO", "BY", "COMMIT", "SCORE", "AGAINST", "WHY")
         print_table(headings, map(_row, found.events))

@@ -25,11 +25,11 @@ from diffusion.train.planning import plan_training
 WIDEST, NARROWEST = 120, 72  # characters of a line
 
 
-def show_steps(options: commands.Steps) -> None:
+def show_steps(options: commands.StepsFigure) -> None:
     write_figure(step_spacing.steps(selected_process(options), options.count), options)
 
 
-def show_reverse(options: commands.Reverse) -> None:
+def show_reverse(options: commands.ReverseFigure) -> None:
     settings = chosen_settings(options.sampling)
     path, device = selected_model(options), default_device()
     loaded, guides = load_model(path, device), load_guides(selected_files(options, settings, path), device)
@@ -37,7 +37,7 @@ def show_reverse(options: commands.Reverse) -> None:
     write_figure(reverse.reverse(loaded, settings, options.index, condition, device, guides), options)
 
 
-def show_model(options: commands.Model) -> None:
+def show_model(options: commands.ModelFigure) -> None:
     if options.names_model:
         network = read_artefact(selected_model(options)).network
     else:
@@ -46,7 +46,7 @@ def show_model(options: commands.Model) -> None:
     write_figure(network_table.model(network), options)
 
 
-def show_samplers(options: commands.Samplers) -> None:
+def show_samplers(options: commands.SamplersFigure) -> None:
     process = selected_process(options)
     spacing = chosen_settings(options.sampling).spacing
     write_figure(sampler_paths.samplers(process, options.count, spacing, seed=options.seed), options)

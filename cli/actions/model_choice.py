@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.actions.params_file import find_profile, parse_assignments
-from cli.shared.options import OWN_OPTIONS, ModelOptions, ProfileOptions, flag_of
+from cli.shared.options import OWN_OPTIONS, ModelSourceOptions, ProfileOptions, flag_of
 from diffusion.choice.selection import best_settings
 from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS, SCORES
@@ -25,7 +25,7 @@ from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 
 
-def selected_model(options: ModelOptions) -> Path:
+def selected_model(options: ModelSourceOptions) -> Path:
     """Return the named model file, downloaded if needed, by default the one of this project."""
     if options.run_id is not None:
         return fetch_model(options.run_id)
@@ -34,7 +34,7 @@ def selected_model(options: ModelOptions) -> Path:
     return options.model or MODEL
 
 
-def selected_scores(options: ModelOptions) -> ScoresDocument:
+def selected_scores(options: ModelSourceOptions) -> ScoresDocument:
     """Return the scores of a model: of its run, its version, or metrics/scores.json next to its folder."""
     if options.run_id is not None:
         return fetch_scores(find_run(options.run_id))
@@ -43,7 +43,7 @@ def selected_scores(options: ModelOptions) -> ScoresDocument:
     return read_scores((options.model or MODEL).absolute().parent.parent / SCORES)
 
 
-def selected_files(options: ModelOptions, settings: SampleSettings, model: Path) -> NetworkFiles:
+def selected_files(options: ModelSourceOptions, settings: SampleSettings, model: Path) -> NetworkFiles:
     """Return the files for these settings; `model` is the selected one.
 
     A registered model carries what guides it in its best cell; another guide or classifier is a file of the

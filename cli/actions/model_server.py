@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from cli.commands.servers import Playground, Serve
-from cli.shared.options import ModelOptions
+from cli.shared.options import ModelSourceOptions
 from cli.shared.process import print_message
 from diffusion.code_digest import library_version
 from diffusion.layout import MODEL, PREPARED
@@ -77,7 +77,7 @@ def _proxy_address(host: str, port: int, has_token: bool, cluster: str | None) -
     return host, port
 
 
-def _source(options: ModelOptions) -> ModelSource:
+def _source(options: ModelSourceOptions) -> ModelSource:
     """Return the source of the model; UsageError if there is none."""
     if options.champion:
         return ChampionSource(champion_model(force=options.force))

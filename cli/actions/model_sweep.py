@@ -19,7 +19,7 @@ from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES, SWEEP_RU
 from diffusion.protocol.grid import open_cells
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.scores_document import ScoresDocument, document_values
-from diffusion.protocol.settings import MODEL_AXES, OPTIONS
+from diffusion.protocol.settings import ALL_OPTIONS, MODEL_AXES
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from tracking.registry.registered_models import champion_run, project_model
@@ -98,4 +98,4 @@ def _only_value(axis: str, sample: SampleConfig, sweep: SweepConfig) -> dict[str
 
 def _is_nullable(axis: str) -> bool:
     """Return whether `none` is a value of an axis, and a sampler's option has no value by default."""
-    return axis not in MODEL_AXES and OPTIONS[axis].default is None
+    return axis not in MODEL_AXES and ALL_OPTIONS[axis].default is None

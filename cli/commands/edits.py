@@ -7,7 +7,7 @@ import typer
 
 from cli.actions import edited_images
 from cli.shared.command import argument, command, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, sampling_options
+from cli.shared.options import JsonOptions, ModelSourceOptions, sampling_options
 from diffusion.protocol.edits import METHODS, OPERATORS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_HELD
@@ -18,7 +18,7 @@ KINDS = ("--mask", "--upscale", "--colorize", "--deblur", "--operator", "--stren
 
 
 @command(app, lambda: edited_images.edit, "loading the model")
-class Edit(JsonOptions, ModelOptions):
+class Edit(JsonOptions, ModelSourceOptions):
     """Fill, enlarge, colour or sharpen pictures, or sample them again, by a model of such pictures.
 
     A picture of another size than the model's is cropped and resized. PNG has a row for each picture: the

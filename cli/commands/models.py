@@ -15,10 +15,10 @@ from cli.actions import (
     search_trial,
     trial_search,
 )
-from cli.shared.command import Options, argument, command, group, option, out_option
+from cli.shared.command import CommandOptions, argument, command, group, option, out_option
 from cli.shared.options import (
     JsonOptions,
-    ModelOptions,
+    ModelSourceOptions,
     Preset,
     RayOptions,
     StorePath,
@@ -39,7 +39,7 @@ USUAL_NUM = 16  # images, without --num and --index
 
 
 @command(app, lambda: sampled_images.sample_images, "loading the model")
-class Sample(JsonOptions, ModelOptions):
+class Sample(JsonOptions, ModelSourceOptions):
     """Sample images from a model.
 
     Image I depends on the seed and on I only. With --champion or --run-id, settings without an option are
@@ -74,7 +74,7 @@ class Sample(JsonOptions, ModelOptions):
             raise UsageError("--scale is for pictures: give --out FILE.png or FILE.gif, or leave it out")
 
 
-class CodeOptions(JsonOptions, ModelOptions):
+class CodeOptions(JsonOptions, ModelSourceOptions):
     """The options of DDIM inversion."""
 
     store: StorePath = None
@@ -135,7 +135,7 @@ class Search(JsonOptions, RayOptions):
 
 
 @command(app, lambda: search_trial.run_trial, name="search-trial", hidden=True)
-class SearchTrial(Options):
+class SearchTrial(CommandOptions):
     """Run one trial; `diffctl search` and `diffctl verdict` start these processes."""
 
     folder: Path = argument()
@@ -164,14 +164,14 @@ class ImportDiffusers(ImportOptions):
 
 
 @command(export_app, lambda: model_formats.export_diffusers_model, "loading the model", name="diffusers")
-class ExportDiffusers(JsonOptions, ModelOptions):
+class ExportDiffusers(JsonOptions, ModelSourceOptions):
     """Export a pipeline for DDIMPipeline.from_pretrained."""
 
     folder: Path = argument("The new pipeline folder.")
 
 
 @command(publish_app, lambda: publication.publish_to_hub, "loading the model", name="hub")
-class PublishHub(JsonOptions, ModelOptions):
+class PublishHub(JsonOptions, ModelSourceOptions):
     """Publish a model on the Hugging Face hub: model file, diffusers pipeline, scores, samples, model card.
 
     It is one commit, and the same content is not uploaded twice. The token is HF_TOKEN, or that of `hf auth

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from cli.actions import params_file, pipeline, project
-from cli.shared.command import Options, argument, begin, command, group, option, out_option
+from cli.shared.command import CommandOptions, argument, begin, command, group, option, out_option
 from cli.shared.options import JsonOptions, profile_names
 from cli.stages import (
     classifier_stage,
@@ -32,7 +32,7 @@ emit_app = group(app, "emit", "Send an event to Prefect, which may start a run."
 
 
 @command(app, lambda: pipeline.run_stages, "reading params.yaml")
-class Run(Options):
+class Run(CommandOptions):
     """Run the pipeline: data, model, samples, scores, report, registry.
 
     Only stale stages run. Ctrl-C saves the training; the same command resumes it.
@@ -47,12 +47,12 @@ class Run(Options):
 ANNOUNCED_BY = ("DVC_STAGE", "DIFFCTL_WORK", "RANK")
 
 
-class StageOptions(Options):
+class StageOptions(CommandOptions):
     """Base class of the stages."""
 
     def run(self) -> None:
         """Print the stage, then check params.yaml, and run the body while no other run uses this folder."""
-        name = type(self).__name__.lower()
+        name = type(self).__name__.removesuffix("Stage").lower()
         begin(f"preparing the stage {name}", silent=not os.environ.keys().isdisjoint(ANNOUNCED_BY))
         with context.enter_stage(name):
             super().run()
@@ -65,48 +65,48 @@ class TrainingOptions(StageOptions):
     keep: bool = option("Resume although the code has changed.")
 
 
-@command(stage_app, lambda: code_stage.run_stage)
-class Code(Options):
+@command(stage_app, lambda: code_stage.run_stage, name="code")
+class CodeStage(CommandOptions):
     """Digest the code of every stage: code.yaml, an input of the stages for DVC."""
 
 
-@command(stage_app, lambda: data_stage.run_stage)
-class Data(StageOptions):
+@command(stage_app, lambda: data_stage.run_stage, name="data")
+class DataStage(StageOptions):
     """Download the data set and prepare it: data/prepared."""
 
 
-@command(stage_app, lambda: reference_stage.run_stage)
-class Reference(StageOptions):
+@command(stage_app, lambda: reference_stage.run_stage, name="reference")
+class ReferenceStage(StageOptions):
     """Compute the features of the reference and of held-out real images: data/reference."""
 
 
-@command(stage_app, lambda: train_stage.run_stage)
-class Train(TrainingOptions):
+@command(stage_app, lambda: train_stage.run_stage, name="train")
+class TrainStage(TrainingOptions):
     """Train, or resume the same training: models/model.safetensors."""
 
 
-@command(stage_app, lambda: sample_stage.run_stage)
-class Sample(StageOptions):
+@command(stage_app, lambda: sample_stage.run_stage, name="sample")
+class SampleStage(StageOptions):
     """Sample every cell of the grid that is not complete: samples/."""
 
 
-@command(stage_app, lambda: evaluate_stage.run_stage)
-class Evaluate(StageOptions):
+@command(stage_app, lambda: evaluate_stage.run_stage, name="evaluate")
+class EvaluateStage(StageOptions):
     """Score every cell against the reference: metrics/scores.json, and curves in MLflow."""
 
 
-@command(stage_app, lambda: report_stage.run_stage)
-class Report(StageOptions):
+@command(stage_app, lambda: report_stage.run_stage, name="report")
+class ReportStage(StageOptions):
     """Write the report of the sweep: report/index.html, one file."""
 
 
-@command(stage_app, lambda: classifier_stage.run_stage)
-class Classifier(TrainingOptions):
+@command(stage_app, lambda: classifier_stage.run_stage, name="classifier")
+class ClassifierStage(TrainingOptions):
     """Train the classifier of params.yaml, or resume its training: models/classifier.safetensors."""
 
 
 @command(app, lambda: params_file.use)
-class Use(Options):
+class Use(CommandOptions):
     """Copy a profile to params.yaml, or edit params.yaml in place.
 
     --init-from pins the initial weights. --protocol sets each field that differs from a paper, and lists
@@ -134,7 +134,7 @@ class Use(Options):
 
 
 @command(app, lambda: params_file.set_values)
-class Set(Options):
+class Set(CommandOptions):
     """Edit params.yaml in place. Comments stay, and nothing is written if a value does not fit."""
 
     assignments: list[str] = argument(
@@ -153,7 +153,7 @@ class Check(JsonOptions):
 
 
 @command(app, lambda: project.write_schema, "loading the schema")
-class Schema(Options):
+class Schema(CommandOptions):
     """Print the JSON schema of params.yaml, for editors."""
 
     out: Path | None = out_option("FILE.json. [default: standard output]", ".json")
@@ -170,7 +170,7 @@ class Deploy(JsonOptions):
 
 
 @command(emit_app, lambda: pipeline.emit_event, "connecting to Prefect", name="data-changed")
-class DataChanged(Options):
+class DataChanged(CommandOptions):
     """Report changed data, such as after `dvc push`: this starts the deployment `retrain`."""
 
     data: str | None = option("The name of the data set. [default: from params.yaml]")

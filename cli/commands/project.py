@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from cli.actions import documentation, new_project, project_upgrade
-from cli.shared.command import Options, argument, command, option
+from cli.shared.command import CommandOptions, argument, command, option
 from cli.shared.options import profile_names
 from diffusion.system.errors import UsageError
 
@@ -13,7 +13,7 @@ app = typer.Typer()
 
 
 @command(app, lambda: new_project.init)
-class Init(Options):
+class Init(CommandOptions):
     """Make a folder a project: params.yaml, pipeline, plugins, Git and DVC. No file is overwritten.
 
     For a folder of pictures, image size, profile and training steps are chosen for them and this machine.
@@ -37,7 +37,7 @@ class Init(Options):
 
 
 @command(app, lambda: project_upgrade.upgrade, "comparing the project's files")
-class Upgrade(Options):
+class Upgrade(CommandOptions):
     """Bring the files of this project to the installed version; edits of yours are merged.
 
     Renamed keys of params.yaml get their new names. Conflicts are marked as by `git merge`, and exit with 1.
@@ -47,7 +47,7 @@ class Upgrade(Options):
 
 
 @command(app, lambda: documentation.show_page)
-class Docs(Options):
+class Docs(CommandOptions):
     """Print a page of the documentation, or list the pages and files."""
 
     topic: str | None = argument(

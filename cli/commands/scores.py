@@ -8,7 +8,7 @@ import typer
 
 from cli.actions import image_analysis, image_scores, model_formats, model_sweep, run_comparison
 from cli.shared.command import argument, command, group, option, out_option
-from cli.shared.options import Extractor, JsonOptions, ModelOptions, StorePath, axis_options
+from cli.shared.options import Extractor, JsonOptions, ModelSourceOptions, StorePath, axis_options
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SEED, MAX_STEPS
 
@@ -17,7 +17,7 @@ weights_app = group(app, "weights", "Make a file with the weights of a feature e
 
 
 @command(app, lambda: image_scores.evaluate_images, "reading the images")
-class Evaluate(JsonOptions, ModelOptions):
+class Evaluate(JsonOptions, ModelSourceOptions):
     """Score images by their distances to real ones, or a model's edits of held-out pictures.
 
     Prints Fréchet and kernel distances, the floor of held-out real images, and the excess over it. With
@@ -79,7 +79,7 @@ class Evaluate(JsonOptions, ModelOptions):
 
 
 @command(app, lambda: model_sweep.sweep_model, "loading the model")
-class Sweep(JsonOptions, ModelOptions):
+class Sweep(JsonOptions, ModelSourceOptions):
     """Sample and score a grid of settings of a trained model.
 
     With --run-id or --champion the scores are also logged to the MLflow run of that model.
@@ -90,7 +90,7 @@ class Sweep(JsonOptions, ModelOptions):
 
 
 @command(app, lambda: image_analysis.compute_nll, "loading the model")
-class Nll(JsonOptions, ModelOptions):
+class Nll(JsonOptions, ModelSourceOptions):
     """Compute bits per dimension of images, by the variational bound or an ODE.
 
     The probability-flow ODE is for continuous processes, such as edm and flow, which have no bound.

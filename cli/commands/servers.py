@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 
 from cli.actions import model_server, services
-from cli.shared.command import Options, argument, command, option
-from cli.shared.options import JsonOptions, ModelOptions, StorePath
+from cli.shared.command import CommandOptions, argument, command, option
+from cli.shared.options import JsonOptions, ModelSourceOptions, StorePath
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
 
@@ -16,7 +16,7 @@ app = typer.Typer()
 SERVE_PORT, PLAYGROUND_PORT = 8080, 8081
 
 
-class ServerOptions(ModelOptions):
+class ServerOptions(ModelSourceOptions):
     """The options of a server of models."""
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Playground(ServerOptions):
 
 
 @command(app, lambda: services.start_servers)
-class Up(Options):
+class Up(CommandOptions):
     """Start MLflow and Prefect on this machine, until `diffctl down`.
 
     `diffctl run` uses them. A server in MLFLOW_TRACKING_URI or PREFECT_API_URL is used instead.
@@ -82,7 +82,7 @@ class Up(Options):
 
 
 @command(app, lambda: services.stop_servers)
-class Down(Options):
+class Down(CommandOptions):
     """Stop the servers of `diffctl up` in this folder."""
 
 
@@ -94,7 +94,7 @@ class Status(JsonOptions):
 
 
 @command(app, lambda: services.open_ui)
-class Ui(Options):
+class Ui(CommandOptions):
     """Open the MLflow UI until Ctrl-C. If one runs already, only its address is printed."""
 
     port: int = option("Port of the UI.", min=1, max=65535, default=5000)

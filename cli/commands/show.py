@@ -7,7 +7,7 @@ import typer
 
 from cli.actions import figures
 from cli.shared.command import command, group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, sampling_options
+from cli.shared.options import JsonOptions, ModelSourceOptions, ProfileOptions, sampling_options
 from diffusion.protocol.settings import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
@@ -26,15 +26,15 @@ class FigureOptions(JsonOptions):
     out: Path | None = out_option("FILE.svg or .png. [default: text]", ".png", ".svg")
 
 
-@command(show_app, lambda: figures.show_steps, MESSAGE)
-class Steps(FigureOptions, ProfileOptions):
+@command(show_app, lambda: figures.show_steps, MESSAGE, name="steps")
+class StepsFigure(FigureOptions, ProfileOptions):
     """The times of each spacing."""
 
     count: StepCount = 10
 
 
-@command(show_app, lambda: figures.show_reverse, MESSAGE)
-class Reverse(FigureOptions, ModelOptions):
+@command(show_app, lambda: figures.show_reverse, MESSAGE, name="reverse")
+class ReverseFigure(FigureOptions, ModelSourceOptions):
     """The sampling of one image: x_t and the predicted x_0 at some steps."""
 
     index: int = option("The image's index, as in `diffctl sample`.", min=0, max=MAX_COUNT, default=0)
@@ -42,13 +42,13 @@ class Reverse(FigureOptions, ModelOptions):
     sampling: dict[str, Any] = sampling_options(SAMPLING_OPTIONS.keys() - {"timesteps"})
 
 
-@command(show_app, lambda: figures.show_model, MESSAGE)
-class Model(FigureOptions, ProfileOptions):
+@command(show_app, lambda: figures.show_model, MESSAGE, name="model")
+class ModelFigure(FigureOptions, ProfileOptions):
     """The network: levels, output shapes, parameters and FLOPs per image."""
 
 
-@command(show_app, lambda: figures.show_samplers, MESSAGE)
-class Samplers(FigureOptions, ProfileOptions):
+@command(show_app, lambda: figures.show_samplers, MESSAGE, name="samplers")
+class SamplersFigure(FigureOptions, ProfileOptions):
     """Sampling paths to five Gaussians with an exact denoiser, by sampler."""
 
     count: StepCount = 10

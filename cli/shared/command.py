@@ -64,7 +64,7 @@ def option_table(types: Mapping[str, Any], paths: Sequence[str] = ()) -> Any:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, out_option, option_table))
 @dataclass(kw_only=True)
-class Options:
+class CommandOptions:
     """Base class of a command's options. Its docstring is the help text of the command.
 
     Without a default, a switch is off, and a value that may be None is None. Other options are required.
@@ -113,7 +113,7 @@ def begin(doing: str, silent: bool = False) -> None:
             print(f"{doing} …", file=sys.stderr, flush=True)
 
 
-Command = TypeVar("Command", bound=Options)
+Command = TypeVar("Command", bound=CommandOptions)
 
 
 def command(
@@ -162,7 +162,7 @@ def group(parent: typer.Typer, name: str, help: str) -> typer.Typer:
     return app
 
 
-def _callback_of(options: type[Options]) -> Callable[..., None]:
+def _callback_of(options: type[CommandOptions]) -> Callable[..., None]:
     """Return the function of a command or a group for Typer; before a subcommand it does nothing."""
 
     def run(context: typer.Context, **values: Any) -> None:
@@ -202,7 +202,7 @@ def _user_path(value: Any, folder: Path, texts: bool) -> Any:
     return str(path) if os.path.exists(path) else value
 
 
-def _parameters(options: type[Options]) -> list[inspect.Parameter]:
+def _parameters(options: type[CommandOptions]) -> list[inspect.Parameter]:
     """Return the parameters of a command: context, own and inherited options, tables."""
     keyword, own = inspect.Parameter.KEYWORD_ONLY, inspect.get_annotations(options)
     hints = get_type_hints(options, include_extras=True)

@@ -9,15 +9,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.shared.command import Options, option, option_table
+from cli.shared.command import CommandOptions, option, option_table
 from diffusion.layout import MODEL, PROFILES
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.options import Option
-from diffusion.protocol.settings import AXES, OPTION_ENTRIES, OPTIONS, SAMPLING_OPTIONS, SampleSettings
+from diffusion.protocol.settings import (
+    ALL_OPTIONS,
+    AXES,
+    REGISTRIES_WITH_OPTIONS,
+    SAMPLING_OPTIONS,
+    SampleSettings,
+)
 from diffusion.system.errors import UsageError
 
-OWN_OPTIONS = {f"{name}_options" for name in OPTION_ENTRIES}  # of a sampler or a spacing, as KEY=VALUE
+OWN_OPTIONS = {
+    f"{name}_options" for name in REGISTRIES_WITH_OPTIONS
+}  # of a sampler or a spacing, as KEY=VALUE
 
 # Choices from the names in registries.
 Extractor = StrEnum("Extractor", {name: name for name in EXTRACTORS})  # type: ignore[misc]
@@ -35,7 +43,7 @@ StorePath = Annotated[
 ]
 
 
-class JsonOptions(Options):
+class JsonOptions(CommandOptions):
     """The option of a command that can print JSON."""
 
     as_json: bool = option("Print the result as JSON.", "--json")
@@ -50,7 +58,7 @@ class JsonOptions(Options):
             typer.echo(text)
 
 
-class RayOptions(Options):
+class RayOptions(CommandOptions):
     """The options of a command that runs trials."""
 
     ray: bool = option("Run trials in parallel on Ray, one per device.")
@@ -62,7 +70,7 @@ class RayOptions(Options):
             raise UsageError("--max-parallel and --cpus need --ray: add it, or leave them out")
 
 
-class ModelOptions(Options):
+class ModelSourceOptions(CommandOptions):
     """The options that select a model."""
 
     model: Path | None = option(f"A model file. [default: {MODEL}]")
@@ -80,7 +88,7 @@ class ModelOptions(Options):
             raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
 
 
-class ProfileOptions(ModelOptions):
+class ProfileOptions(ModelSourceOptions):
     """The options that select a model, or else a configuration."""
 
     profile: str | None = option(
@@ -108,7 +116,7 @@ def axis_options() -> Any:
     Options of a sampler or a spacing are not axes: they are of all cells.
     """
     own = {name: _option(option) for name, option in SAMPLING_OPTIONS.items() if name in OWN_OPTIONS}
-    return option_table({name: _axis(OPTIONS[name]) for name in AXES} | own)
+    return option_table({name: _axis(ALL_OPTIONS[name]) for name in AXES} | own)
 
 
 def sample_flags(settings: SampleSettings, files: Mapping[str, str]) -> str:

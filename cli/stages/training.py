@@ -16,7 +16,7 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED, REFERENCE
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
-from diffusion.protocol.settings import SamplerConfig, SampleSettings
+from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.system.errors import Interrupted
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
@@ -119,7 +119,7 @@ def scored_images(config: Config) -> ValidationImages:
 
     Other networks do not guide them: without a classifier, and without guidance whose rule needs a guide.
     """
-    shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
+    shared = config.sample.model_dump(include=set(CommonSettings.model_fields))
     shared["classifier"] = None
     if GUIDANCE_RULES[shared["guidance_rule"] or implied_rule(shared["guide"])].needs_guide:
         shared["guidance"] = 0.0

@@ -18,7 +18,7 @@ from diffusion.protocol.card import statistics_source
 from diffusion.protocol.paper_mismatches import format_setting, mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField
 from diffusion.protocol.sample_sections import idle_axes
-from diffusion.protocol.settings import OPTION_ENTRIES
+from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS
 from diffusion.system.files import sha256_file
 from diffusion.system.params import REMOVED
 from diffusion.system.registry import load_reference
@@ -135,7 +135,7 @@ def _change_process(draft: _Draft) -> None:
 def _change_sampling(draft: _Draft) -> None:
     """Change the options of another sampler or spacing, and axes that have no effect any more."""
     sample, sweep = draft.after["sample"], draft.after["sweep"]
-    for name in OPTION_ENTRIES:
+    for name in REGISTRIES_WITH_OPTIONS:
         listed = sweep.get(name)
         if draft.is_changed("sweep", name) and listed and sample[name] not in listed:
             draft.set("sample", name, listed[0], f"sweep.{name} has it")

@@ -74,7 +74,7 @@ CODE_VERSIONS = frozenset(
 )
 
 
-class Verdict(NamedTuple):
+class GateVerdict(NamedTuple):
     """Whether the candidate passes, why, and whether it is the champion's own weights `rescored`."""
 
     better: bool
@@ -82,7 +82,7 @@ class Verdict(NamedTuple):
     rescored: bool = False
 
 
-def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
+def decide(candidate: Cells, champion: Cells, name: str) -> GateVerdict:
     """Compare a candidate's best score with the champion's best, over the cells of one protocol in both.
 
     The champion's best cell must be among these: against a lesser one a worse model could win. The candidate
@@ -93,11 +93,11 @@ def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
     bar, metric, theirs = best_cell(champion)
     no_match = f"not comparable with {name}"
     if bar not in candidate:
-        return Verdict(False, f"{no_match}: its best cell {bar} was not scored, so put it into the sweep")
+        return GateVerdict(False, f"{no_match}: its best cell {bar} was not scored, so put it into the sweep")
     if _weights(candidate) == _weights(champion):
-        return Verdict(True, f"the weights of {name}, scored again", rescored=True)
+        return GateVerdict(True, f"the weights of {name}, scored again", rescored=True)
     if fields := card_diff(champion[bar], candidate[bar]):
-        return Verdict(False, f"{no_match}: the protocols differ in {describe_difference(fields)}")
+        return GateVerdict(False, f"{no_match}: the protocols differ in {describe_difference(fields)}")
     shared = {
         key: cell for key, cell in candidate.items() if key in champion and not card_diff(champion[key], cell)
     }
@@ -106,10 +106,10 @@ def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
     reason = f"{metric} {value:.5g} ({cell}) against {name}'s {theirs:.5g} ({bar})"
     if found is None:
         by = "by the smaller number alone, since these scores have no confidence intervals"
-        return Verdict(value < theirs, f"{reason}, {by}")
+        return GateVerdict(value < theirs, f"{reason}, {by}")
     word = "more than" if found.is_significant else "within"
     chance = f"{word} what chance does (±{found.half:.2g}, {found.how})"
-    return Verdict(found.is_significant and found.value < 0, f"{reason}, {chance}")
+    return GateVerdict(found.is_significant and found.value < 0, f"{reason}, {chance}")
 
 
 def outdated_best_cell(candidate: Cells, champion: Cells) -> str | None:

@@ -18,7 +18,7 @@ from diffusion.code_digest import code_digest
 from diffusion.data.data_config import GIVEN, SOURCES, DataConfig, build_source
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.readers.image_files import transforms
-from diffusion.data.source import Problem, RawData, Reader, count_problems, summarize, write_list
+from diffusion.data.source import ImageProblem, RawData, Reader, count_problems, summarize, write_list
 from diffusion.downloads.fetch import OnProgress
 from diffusion.entry_code import code_of
 from diffusion.images.image_sample import image_sample
@@ -44,7 +44,7 @@ class FilledSplit(NamedTuple):
     reader: Reader
     target: SplitTarget
     good: NDArray[np.bool_]
-    problems: list[Problem]
+    problems: list[ImageProblem]
     labels: Labels | None
     digests: NDArray[np.uint8]
 
@@ -95,7 +95,7 @@ def prepare(
             _drop(other)
 
 
-def _refuse(problems: Sequence[Problem], listing: Path) -> None:
+def _refuse(problems: Sequence[ImageProblem], listing: Path) -> None:
     """Raise a DiffctlError with the summary if there are problems; write the full list to `listing`."""
     if problems:
         write_list(listing, problems)
@@ -152,7 +152,9 @@ def _fill_all(
         target = SplitTarget(folder / name, (len(reader), *shape))
         bad = fill_split(reader, target, done)
         rows = np.array([*bad], dtype=np.int64)
-        problems = [Problem(file, why) for file, why in zip(reader.names(rows), bad.values(), strict=True)]
+        problems = [
+            ImageProblem(file, why) for file, why in zip(reader.names(rows), bad.values(), strict=True)
+        ]
         good = np.ones(len(reader), dtype=bool)
         good[rows] = False
         digests = np.memmap(target.digests, np.uint8, "r").reshape(-1, 64)
@@ -163,7 +165,7 @@ def _fill_all(
 
 
 def _write_stores(
-    out: Path, config: DataConfig, raw: RawData, filled: dict[str, FilledSplit], problems: list[Problem]
+    out: Path, config: DataConfig, raw: RawData, filled: dict[str, FilledSplit], problems: list[ImageProblem]
 ) -> None:
     """Write a store per split into `out`, and skipped.csv and duplicates.csv if there are any.
 
@@ -234,7 +236,7 @@ def _duplicates(split: str, filled: Mapping[str, FilledSplit]) -> dict[str, int]
     return found
 
 
-def _copies(filled: Mapping[str, FilledSplit]) -> list[Problem]:
+def _copies(filled: Mapping[str, FilledSplit]) -> list[ImageProblem]:
     """Return images that repeat an earlier one (train comes first), with the original; LISTED at most."""
     keys = np.concatenate([part.keys() for part in filled.values()])
     order = np.argsort(keys, kind="stable")  # groups equal keys, the earliest first
@@ -249,7 +251,7 @@ def _copies(filled: Mapping[str, FilledSplit]) -> list[Problem]:
         return f"{split}: {filled[split].reader.names(rows[[place]])[0]}"
 
     pairs = zip(order[again].tolist(), originals.tolist(), strict=True)
-    return [Problem(name(copy), f"copy of {name(original)}") for copy, original in pairs]
+    return [ImageProblem(name(copy), f"copy of {name(original)}") for copy, original in pairs]
 
 
 def _place_images(part: FilledSplit, path: Path) -> None:

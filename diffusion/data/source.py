@@ -28,19 +28,19 @@ IMAGENET_CLASSES = 1000
 SHOWN = 3  # paths of each kind of problem in a sentence
 
 
-class Problem(NamedTuple):
+class ImageProblem(NamedTuple):
     """A file or class (relative to the data set's folder) and why it cannot be used."""
 
     where: str
     why: str
 
 
-def count_problems(problems: Sequence[Problem]) -> dict[str, int]:
+def count_problems(problems: Sequence[ImageProblem]) -> dict[str, int]:
     """Return the number of problems of each kind."""
     return dict(sorted(Counter(problem.why for problem in problems).items()))
 
 
-def summarize(problems: Sequence[Problem]) -> str:
+def summarize(problems: Sequence[ImageProblem]) -> str:
     """Return counts by kind with the first paths: "2 truncated (a/1.png, b/7.png), 1 empty class (c)"."""
     parts = []
     for why, count in count_problems(problems).items():
@@ -50,7 +50,7 @@ def summarize(problems: Sequence[Problem]) -> str:
     return "; ".join(parts)
 
 
-def write_list(path: Path, problems: Sequence[Problem]) -> None:
+def write_list(path: Path, problems: Sequence[ImageProblem]) -> None:
     """Write all problems as CSV with the columns file and why."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -114,7 +114,7 @@ class RawData:
     test: Split
     sources: Mapping[str, str] = field(default_factory=dict)
     identity: str = ""
-    problems: Sequence[Problem] = ()
+    problems: Sequence[ImageProblem] = ()
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -136,7 +136,7 @@ class DatasetInfo:
     classes: int
     download: int = 0
     blocked: str = ""
-    problems: Sequence[Problem] = ()
+    problems: Sequence[ImageProblem] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from diffusion.data.readers.archives import npz_keys, open_npz
 from diffusion.data.readers.image_files import read_content
 from diffusion.data.readers.listing import as_text, list_images
 from diffusion.data.readers.pickles import integers
-from diffusion.data.source import Problem, summarize
+from diffusion.data.source import ImageProblem, summarize
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import FeatureArray, Progress, exact_float32, space_extractor
@@ -137,7 +137,7 @@ def _read_folder(path: Path) -> Images:
             with warnings.catch_warnings(action="ignore"), open_image(content) as image:  # of Pillow
                 pixels = np.asarray(load_pixels(image, 3))
         except BadImage as error:
-            bad.append(Problem(name, str(error)))
+            bad.append(ImageProblem(name, str(error)))
             continue
         if not first:
             images, first = _allocate(path, (len(names), *pixels.shape)), name

@@ -84,7 +84,7 @@ class ValidationScorer:
         return {name: value for name, value in self.scorer.scores(seen).items() if not is_auxiliary(name)}
 
 
-class _Known(Section):
+class _KnownScores(Section):
     """The contents of `scores.json` in a training's checkpoint folder."""
 
     card: Card
@@ -120,7 +120,7 @@ class ScoredCheckpoints:
     def scores(self) -> dict[int, Scores]:
         """Return the stored scores by step."""
         try:
-            known = read_json(self.folder / "scores.json", _Known)
+            known = read_json(self.folder / "scores.json", _KnownScores)
         except FileNotFoundError:
             return {}
         if differing_fields([known.card, self.card]):

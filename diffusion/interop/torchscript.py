@@ -36,7 +36,7 @@ def read_torchscript(data: bytes) -> dict[str, Tensor]:
                 name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")
             )
             root = top.removesuffix("data.pkl")
-            pickled = _Unpickler(archive.read(top), lambda key: archive.read(f"{root}data/{key}"))
+            pickled = _ScriptUnpickler(archive.read(top), lambda key: archive.read(f"{root}data/{key}"))
             return dict(_tensors(pickled.load()))
     except StopIteration:
         raise ValueError("the archive has no data.pkl") from None
@@ -60,7 +60,7 @@ def _tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, f"{prefix}{name}.")
 
 
-class _Unpickler(pickle.Unpickler):
+class _ScriptUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes, content: Callable[[str], bytes]) -> None:
         super().__init__(io.BytesIO(data))
         self.content = content

@@ -35,7 +35,7 @@ class Incompatible(UsageError):
 
 
 @dataclass(frozen=True)
-class Source:
+class TransferSource:
     """A trained network: its weights by name, its spec, and the names of its classes in label order."""
 
     weights: Weights
@@ -50,7 +50,9 @@ class Transferred(NamedTuple):
     new: frozenset[str] = frozenset()
 
 
-def transfer(source: Source, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights) -> Transferred:
+def transfer(
+    source: TransferSource, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
+) -> Transferred:
     """Return the initial weights of a network of this spec and these classes, from a pretrained one.
 
     `initial` are its random weights, which stay where the rule transfers none. Incompatible names the first
@@ -64,7 +66,7 @@ def transfer(source: Source, spec: NetworkSpec, classes: tuple[str, ...], initia
 
 
 def transfer_unchanged(
-    source: Source, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
+    source: TransferSource, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
 ) -> Transferred:
     """Return all weights as they are: for a network of the same shape and the same classes."""
     check_same_options(source.spec, spec)
@@ -103,7 +105,7 @@ HEAD = ("head.weight", "head.bias")
 
 
 def transfer_conditioned(
-    source: Source, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
+    source: TransferSource, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
 ) -> Transferred:
     """Return the initial weights of a `ConditionedNetwork`; raise Incompatible if they do not fit."""
     check_same_options(source.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
@@ -131,7 +133,7 @@ def transfer_conditioned(
     return Transferred(copy_weights(ours, initial), new)
 
 
-def _no_class(source: Source) -> Tensor:
+def _no_class(source: TransferSource) -> Tensor:
     """Return what the pretrained network adds to its embedding without a class, (E,)."""
     if CLASSES not in source.weights:
         return torch.zeros_like(source.weights[CLASS_BIAS])
@@ -139,7 +141,7 @@ def _no_class(source: Source) -> Tensor:
     return rows[source.spec.num_classes] if source.spec.null_class else rows.mean(dim=0)
 
 
-def _rows(source: Source, no_class: Tensor, classes: tuple[str, ...], initial: Tensor) -> Tensor:
+def _rows(source: TransferSource, no_class: Tensor, classes: tuple[str, ...], initial: Tensor) -> Tensor:
     """Return a row for each class, and for the null label if the network has one."""
     known = {name: source.weights[CLASSES][row] for row, name in enumerate(source.classes)}
     rows = [known.get(name, no_class) for name in classes]

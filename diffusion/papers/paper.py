@@ -127,7 +127,7 @@ def known_scores() -> frozenset[str]:
     return frozenset(filter(None, names))
 
 
-class Difference(NamedTuple):
+class PublishedDifference(NamedTuple):
     """A field that a paper states differently from a card; `here` is None if the card lacks it."""
 
     field: str
@@ -148,7 +148,7 @@ class FigureComparison:
     paper: Paper
     figure: Figure
     here: float | None
-    differences: tuple[Difference, ...]
+    differences: tuple[PublishedDifference, ...]
     cell: str | None = None
 
     @property
@@ -170,18 +170,20 @@ class FigureComparison:
         }
 
 
-def differences(paper: Paper, figure: Figure, card: Card, aside: Collection[str] = ()) -> list[Difference]:
+def differences(
+    paper: Paper, figure: Figure, card: Card, aside: Collection[str] = ()
+) -> list[PublishedDifference]:
     """Return the fields, except those in `aside`, that differ or are missing in the card.
 
     A minimum over several runs is never comparable with a single run, such as one of this project.
     """
     stated = paper.protocol_of(figure)
     found = [
-        Difference(field, value, card.get(field))
+        PublishedDifference(field, value, card.get(field))
         for field, value in stated.items()
         if field not in aside and card.get(field) != value
     ]
-    return found + ([Difference("least of", paper.least_of, 1)] if paper.least_of > 1 else [])
+    return found + ([PublishedDifference("least of", paper.least_of, 1)] if paper.least_of > 1 else [])
 
 
 class SpaceScores(NamedTuple):
@@ -225,7 +227,7 @@ def compare_spaces(
     return found
 
 
-def shared_differences(found: Iterable[Sequence[Difference]]) -> list[Difference]:
+def shared_differences(found: Iterable[Sequence[PublishedDifference]]) -> list[PublishedDifference]:
     """Return the differences common to all of one or more figures."""
     first, *others = found
     return [one for one in first if all(one in other for other in others)]

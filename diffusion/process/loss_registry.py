@@ -7,13 +7,13 @@ distribution a TimeSampler (diffusion/process/time_samplers.py). Each has an ent
 
 from dataclasses import dataclass
 
-from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry
+from diffusion.system.registry import BuilderEntry, Registry, WithOptions
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)
-class LossWeight(BuilderEntry, OptionsEntry):
+class LossWeight(BuilderEntry, WithOptions):
     """`builder` is the function, as a "module:name", `options` the class of `weighting_options`."""
 
     builder: str
@@ -23,7 +23,7 @@ class LossWeight(BuilderEntry, OptionsEntry):
 
 
 @dataclass(frozen=True)
-class ObjectiveEntry(BuilderEntry, OptionsEntry):
+class ObjectiveEntry(BuilderEntry, WithOptions):
     """`builder` makes an Objective of a process and options; `options` is the class of `loss_options`.
 
     Each is a "module:name", the options without torch. `learned_variance` is whether it trains one, and needs
@@ -40,7 +40,7 @@ class ObjectiveEntry(BuilderEntry, OptionsEntry):
 
 
 @dataclass(frozen=True)
-class TimeDistribution(BuilderEntry, OptionsEntry):
+class TimeDistribution(BuilderEntry, WithOptions):
     """`builder` makes a TimeSampler of a process and options; `options` is the class of `t_sampler_options`.
 
     Each is a "module:name", the options without torch. One that `is_unbiased` keeps the mean of the loss
@@ -86,7 +86,7 @@ OBJECTIVES: Registry[ObjectiveEntry] = Registry(
             "diffusion.process.losses:Hybrid", "iDDPM, 2102.09672, eq. 16", learned_variance=True
         ),
         "vlb": ObjectiveEntry(
-            "diffusion.process.losses:VariationalBound", "iDDPM, 2102.09672, eq. 4", learned_variance=True,
+            "diffusion.process.losses:BoundLoss", "iDDPM, 2102.09672, eq. 4", learned_variance=True,
             is_weighted=False,
         ),
     },

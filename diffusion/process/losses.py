@@ -65,7 +65,7 @@ class Hybrid(Objective):
         return {"loss": loss, "mse": mse, "vlb": term}
 
 
-class VariationalBound(Objective):
+class BoundLoss(Objective):
     """T·L_vlb in bits per dimension, whose mean over uniform t is the bound (iDDPM eq. 4)."""
 
     def forward(self, network: TrainedNetwork, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -24,12 +24,12 @@ IN_CODE_DIGEST = False  # diffusion/code_digest.py
 REFERENCE_SIZE = 4096  # numbers of an image for which the shift auto is 1
 
 SigmaData = Annotated[float, Field(gt=0, le=100), NotBool]
-NoiseLevel = Annotated[float, Field(gt=0, le=1e4), NotBool]
+ProcessSigma = Annotated[float, Field(gt=0, le=1e4), NotBool]
 PredictionName = Annotated[str, AfterValidator(partial(check_name, registry=PREDICTIONS))]
 ObjectiveName = Annotated[str, AfterValidator(partial(check_name, registry=OBJECTIVES))]
 LossWeightName = Annotated[str, AfterValidator(partial(check_name, registry=LOSS_WEIGHTS))]
 TimeDistributionName = Annotated[str, AfterValidator(partial(check_name, registry=TIME_DISTRIBUTIONS))]
-EntryOptions = dict[str, Any]
+
 WITH_OPTIONS: Mapping[str, Registry[Any]]
 WITH_OPTIONS = {"loss": OBJECTIVES, "t_sampler": TIME_DISTRIBUTIONS, "weighting": LOSS_WEIGHTS}
 Variance = Literal["small", "large", "learned"]
@@ -86,13 +86,13 @@ class ProcessConfig(RegistrySection):
 
     schedule: Annotated[str, AfterValidator(partial(check_name, registry=PROCESSES))] = "cosine"
     loss: ObjectiveName = "simple"
-    loss_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
+    loss_options: dict[str, Any] = Field(default_factory=dict, exclude_if=operator.not_)
     t_sampler: TimeDistributionName = "uniform"
-    t_sampler_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
+    t_sampler_options: dict[str, Any] = Field(default_factory=dict, exclude_if=operator.not_)
     stratified: bool = Field(default=False, exclude_if=operator.not_)
     prediction: PredictionName = "eps"
     weighting: LossWeightName = "none"
-    weighting_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
+    weighting_options: dict[str, Any] = Field(default_factory=dict, exclude_if=operator.not_)
     sigma_data: SigmaData | None = Field(default=None, exclude_if=operator.not_)
 
     @property
@@ -158,8 +158,8 @@ class EDMConfig(ContinuousConfig):
     prediction: PredictionName = "edm"
     weighting: LossWeightName = "edm"
     t_sampler: TimeDistributionName = "log-normal"
-    sigma_min: NoiseLevel = 0.002
-    sigma_max: NoiseLevel = 80.0
+    sigma_min: ProcessSigma = 0.002
+    sigma_max: ProcessSigma = 80.0
 
     @model_validator(mode="after")
     def _levels_rise(self) -> Self:

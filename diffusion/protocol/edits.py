@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_PATH, MAX_SIDE
-from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry, check_name, load_reference
+from diffusion.system.registry import BuilderEntry, Registry, WithOptions, check_name, load_reference
 from diffusion.system.section import NotBool, Section, Steps, explain
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
@@ -24,7 +24,7 @@ MAX_SIGMA_Y = 2.0  # the whole range of a pixel
 
 
 @dataclass(frozen=True)
-class OperatorEntry(BuilderEntry, OptionsEntry):
+class OperatorEntry(BuilderEntry, WithOptions):
     """`builder` makes a LinearOperator of (options, image shape); `options` is the class of its options.
 
     In the text form the value is that of the class's only field.
@@ -36,7 +36,7 @@ class OperatorEntry(BuilderEntry, OptionsEntry):
 
 
 @dataclass(frozen=True)
-class MethodEntry(BuilderEntry, OptionsEntry):
+class MethodEntry(BuilderEntry, WithOptions):
     """`builder` makes a Sampler of (settings, options, measurement, process).
 
     A method that `needs_operator` restores a measurement; another one edits a picture. `operators` are the

@@ -12,12 +12,12 @@ from diffusion.protocol.card import differing_fields
 from diffusion.protocol.options import Option, fields_section, format_value
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import (
+    ALL_OPTIONS,
     AXES,
     MODEL_AXES,
-    OPTION_ENTRIES,
-    OPTIONS,
+    REGISTRIES_WITH_OPTIONS,
     SAMPLING_OPTIONS,
-    SamplerConfig,
+    CommonSettings,
     SampleSettings,
 )
 from diffusion.system.errors import DiffctlError, UsageError
@@ -25,7 +25,7 @@ from diffusion.system.section import Section, ShortText, canonical_json
 
 DERIVED_FIELDS = ("nfe", "guide_sha256")  # of a card: they follow from the model and the values on the axes
 # Of a card: they follow from the section `sample` and the sampler, spacing and guidance rule on the axes.
-OPTION_FIELDS = (*(f"{field}_options" for field in OPTION_ENTRIES), "sampling_plugins")
+OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sampling_plugins")
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
 MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what they add
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
@@ -37,7 +37,9 @@ def _axis_field(option: Option) -> tuple[Any, Any]:
     return (stored, ...) if option.axis == "required" else (stored | None, None)
 
 
-_AxisValues: Any = fields_section("_AxisValues", Section, {name: _axis_field(OPTIONS[name]) for name in AXES})
+_AxisValues: Any = fields_section(
+    "_AxisValues", Section, {name: _axis_field(ALL_OPTIONS[name]) for name in AXES}
+)
 
 
 class Cell(_AxisValues):  # type: ignore[misc]
@@ -62,13 +64,13 @@ class Cell(_AxisValues):  # type: ignore[misc]
         return re.sub(RESERVED, "_", name)
 
 
-def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
+def grid(sample: CommonSettings, sweep: SweepConfig) -> list[Cell]:
     """Return every cell once, in the order of the section, the last axis fastest.
 
     No axis varies where it has no effect. For example, a sampler without eta has η = 0 and one cell where
     ddim has one for each η. The model as it was trained has no value of `ema`.
     """
-    listed = ([OPTIONS[axis].text(value) for value in getattr(sweep, axis) or (None,)] for axis in AXES)
+    listed = ([ALL_OPTIONS[axis].text(value) for value in getattr(sweep, axis) or (None,)] for axis in AXES)
     cells = list(dict.fromkeys(_effective_cell(values, sample) for values in itertools.product(*listed)))
     names = [cell.name for cell in cells]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -79,28 +81,28 @@ def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     return cells
 
 
-def _effective_cell(values: tuple[Any, ...], section: SamplerConfig) -> Cell:
+def _effective_cell(values: tuple[Any, ...], section: CommonSettings) -> Cell:
     """Return the cell of these values without those that have no effect."""
     axes = dict(zip(AXES, values, strict=True))
 
     def value_of(name: str) -> Any:
         value = axes.get(name)
-        return getattr(section, name, OPTIONS[name].default) if value is None else value
+        return getattr(section, name, ALL_OPTIONS[name].default) if value is None else value
 
     for axis in AXES:
-        option = OPTIONS[axis]
+        option = ALL_OPTIONS[axis]
         if option.idle_reason(value_of) or axes[axis] == option.unset:
             axes[axis] = option.default if option.axis == "required" else None
     return Cell(**axes)
 
 
-def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
+def cell_settings(sample: CommonSettings, cell: Cell) -> SampleSettings:
     """Return the settings of a cell's images.
 
     The section's `sampler_options` belong to its own sampler, and `spacing_options` to its spacing; another
     one has its defaults.
     """
-    shared = sample.model_dump(include=set(SamplerConfig.model_fields))
+    shared = sample.model_dump(include=set(CommonSettings.model_fields))
     if cell.sampler not in (None, sample.sampler):
         del shared["sampler_options"]
     if cell.spacing not in (None, sample.spacing):
@@ -121,7 +123,7 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
         for name, option in SAMPLING_OPTIONS.items()
         if option.always_in_card or getattr(settings, name) != option.default
     }
-    for field, entries in OPTION_ENTRIES.items():
+    for field, entries in REGISTRIES_WITH_OPTIONS.items():
         key = f"{field}_options"
         values.pop(key, None)
         if options := entries[getattr(settings, field)].checked_options(getattr(settings, key)):
@@ -139,12 +141,14 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
 
 def format_option(name: str, value: Any) -> str:
     """Return the value of an axis as a command line has it; None is written as none."""
-    return "none" if value is None else str(OPTIONS[name].text(value))
+    return "none" if value is None else str(ALL_OPTIONS[name].text(value))
 
 
 def settings_axes(settings: SampleSettings) -> dict[str, Any]:
     """Return the settings' values by axis, as `Cell.axes` of a cell that varies on each of the sampler's."""
-    values = {axis: OPTIONS[axis].text(getattr(settings, axis)) for axis in AXES if axis not in MODEL_AXES}
+    values = {
+        axis: ALL_OPTIONS[axis].text(getattr(settings, axis)) for axis in AXES if axis not in MODEL_AXES
+    }
     return {axis: value for axis, value in values.items() if value is not None}
 
 
@@ -155,8 +159,8 @@ def effective_axes(settings: SampleSettings) -> dict[str, Any]:
         for axis, value in settings_axes(settings).items()
         if axis in ("steps", "sampler")
         or (
-            not OPTIONS[axis].idle_reason(lambda name: getattr(settings, name))
-            and (axis == "eta" or getattr(settings, axis) != OPTIONS[axis].default)
+            not ALL_OPTIONS[axis].idle_reason(lambda name: getattr(settings, name))
+            and (axis == "eta" or getattr(settings, axis) != ALL_OPTIONS[axis].default)
         )
     }
 
@@ -167,7 +171,7 @@ def effective_axes(settings: SampleSettings) -> dict[str, Any]:
 def describe_line(entry: Mapping[str, Any]) -> str:
     """Return all axes but the steps as text, such as `η = 0, dpm-solver++`: what a plot's line shares."""
     return ", ".join(
-        (OPTIONS[axis].phrase or f"{axis} {{}}").format(format_value(entry[axis]))
+        (ALL_OPTIONS[axis].phrase or f"{axis} {{}}").format(format_value(entry[axis]))
         for axis in AXES
         if axis in entry and axis != "steps"
     )

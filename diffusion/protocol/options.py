@@ -177,9 +177,9 @@ def _check_order(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
-NoiseLevel = Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool]
+IntervalEnd = Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool]
 Interval = Annotated[
-    tuple[NoiseLevel, NoiseLevel], BeforeValidator(_parse_interval), AfterValidator(_check_order)
+    tuple[IntervalEnd, IntervalEnd], BeforeValidator(_parse_interval), AfterValidator(_check_order)
 ]
 """(low, high] of noise levels σ/α (Kynkäänniemi et al. 2024, 2404.07724).
 
@@ -201,6 +201,6 @@ Time = Annotated[int, Field(ge=0, lt=MAX_STEPS), NotBool]
 Timesteps = Annotated[tuple[Time, ...], Field(max_length=MAX_STEPS), BeforeValidator(split_list)]
 
 # In a flat card a mapping is JSON.
-Options = Annotated[
+EntryOptions = Annotated[
     dict[str, Any], BeforeValidator(lambda values: from_json(values) if isinstance(values, str) else values)
 ]

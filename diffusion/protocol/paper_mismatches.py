@@ -5,7 +5,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.settings import OPTION_ENTRIES
+from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS
 
 
 class Mismatch(NamedTuple):
@@ -47,7 +47,7 @@ def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
 def _with_changed_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with those options of sampler and spacing that differ from the defaults."""
     changed = dict(values)
-    for field, entries in OPTION_ENTRIES.items():
+    for field, entries in REGISTRIES_WITH_OPTIONS.items():
         if options := values.get(f"{field}_options"):
             entry = entries[values[field]]
             defaults = entry.checked_options({})

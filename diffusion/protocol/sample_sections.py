@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args
 from pydantic import Field, model_validator
 
 from diffusion.protocol.options import Option, fields_section
-from diffusion.protocol.settings import AXES, OPTIONS, SamplerConfig
+from diffusion.protocol.settings import ALL_OPTIONS, AXES, CommonSettings
 from diffusion.system.limits import MAX_COUNT
 from diffusion.system.section import BatchSize, NotBool, Section, ShortText, Unique
 
@@ -16,7 +16,7 @@ IN_CODE_DIGEST = False  # diffusion/code_digest.py
 MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
 
 
-class SampleConfig(SamplerConfig):
+class SampleConfig(CommonSettings):
     """What all cells of a sweep share: the sampler's options, and where images are sampled.
 
     A cell has `num_images` images. `batch_size` is the number of images at a time. `runner` local samples in
@@ -42,7 +42,9 @@ def _axis_field(option: Option) -> tuple[Any, Any]:
     return listed if required else listed | None, field
 
 
-_AxisLists: Any = fields_section("_AxisLists", Section, {name: _axis_field(OPTIONS[name]) for name in AXES})
+_AxisLists: Any = fields_section(
+    "_AxisLists", Section, {name: _axis_field(ALL_OPTIONS[name]) for name in AXES}
+)
 
 
 class SweepConfig(_AxisLists):  # type: ignore[misc]
@@ -67,14 +69,14 @@ class SweepConfig(_AxisLists):  # type: ignore[misc]
         return self
 
 
-def check_axes(sample: SamplerConfig, sweep: SweepConfig, names: Iterable[str] = AXES) -> None:
+def check_axes(sample: CommonSettings, sweep: SweepConfig, names: Iterable[str] = AXES) -> None:
     """Raise ValueError if one of these axes is given in both sections, or has no effect in any cell.
 
     Only a nullable option may not be in both: a null on its axis would mean the section's value.
     """
     for name in names:
         is_twice = getattr(sample, name, None) is not None and getattr(sweep, name) is not None
-        if OPTIONS[name].default is None and is_twice:
+        if ALL_OPTIONS[name].default is None and is_twice:
             raise ValueError(f"sweep.{name} is for every cell: leave sample.{name} out")
     for where, name, field, why in idle_axes(dict(sample), dict(sweep)):
         if name in names:
@@ -89,7 +91,7 @@ def idle_axes(
     An axis is given if the sweep lists a value, or if it is nullable and has one in the section `sample`.
     """
     for name in AXES:
-        option = OPTIONS[name]
+        option = ALL_OPTIONS[name]
         if option.axis == "required":
             continue
         if any(value is not None for value in sweep.get(name) or ()):
@@ -111,4 +113,4 @@ def axis_values(
     """Return the field of params.yaml that decides an option in the grid, and its values."""
     if listed := sweep.get(name):
         return f"sweep.{name}", tuple(listed)
-    return f"sample.{name}", (sample.get(name, OPTIONS[name].default),)
+    return f"sample.{name}", (sample.get(name, ALL_OPTIONS[name].default),)

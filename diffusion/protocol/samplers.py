@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from diffusion.system.limits import MAX_NOISE_LEVEL
-from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry
+from diffusion.system.registry import BuilderEntry, Registry, WithOptions
 from diffusion.system.section import NotBool, Section
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
@@ -110,7 +110,7 @@ Noise = Literal["small", "large", "learned"]
 
 
 @dataclass(frozen=True)
-class SamplerEntry(BuilderEntry, OptionsEntry):
+class SamplerEntry(BuilderEntry, WithOptions):
     """`builder` makes a Sampler of the settings; `options` is the class of `sampler_options`.
 
     Each is a "module:name", loaded when it is needed, the options without torch. A sampler that `uses_eta`

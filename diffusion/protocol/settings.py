@@ -17,10 +17,10 @@ from diffusion.protocol.guidance_rules import (
     rules_without_guide,
 )
 from diffusion.protocol.options import (
+    EntryOptions,
     Interval,
     NoEffect,
     Option,
-    Options,
     Timesteps,
     declared_options,
     interval_text,
@@ -30,13 +30,13 @@ from diffusion.protocol.samplers import SAMPLERS, Noise, without_eta
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
-from diffusion.system.registry import OptionsEntry, check_name, load_reference
+from diffusion.system.registry import WithOptions, check_name, load_reference
 from diffusion.system.section import NotBool, Section, Seed, ShortText, SigmaRel, Steps, explain, validate
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 # The options whose entries have options of their own, in the field `<name>_options`.
-OPTION_ENTRIES: dict[str, Mapping[str, OptionsEntry]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
+REGISTRIES_WITH_OPTIONS: dict[str, Mapping[str, WithOptions]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
 
 SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
 SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
@@ -58,7 +58,7 @@ _UNGUIDED = NoEffect("guidance", "without {option}", _equal_to(0))
 _WITHOUT_ETA = NoEffect("sampler", "with {option} {value}, which does not use eta", _samplers_without_eta)
 
 
-class SamplerConfig(Section):
+class CommonSettings(Section):
     """The sampler's options, except steps and eta; the help of each states what it is.
 
     `guidance` is w of D + w·(D − D_worse). `guidance_rule` selects D_worse: the network without the condition
@@ -73,7 +73,7 @@ class SamplerConfig(Section):
         Option("How a step is made.", phrase="{}", choices=SAMPLERS, always_in_card=True, registered=False),
     ] = "ddim"
     sampler_options: Annotated[
-        Options, Option("Options of this sampler alone.", axis=None, registered=False)
+        EntryOptions, Option("Options of this sampler alone.", axis=None, registered=False)
     ] = Field(default_factory=dict)
     seed: Annotated[Seed, Option("Another seed gives other images.", axis=None, always_in_card=True)] = 0
     noise: Annotated[
@@ -95,7 +95,7 @@ class SamplerConfig(Section):
         ),
     ] = "uniform"
     spacing_options: Annotated[
-        Options, Option("Options of this spacing alone.", axis=None, registered=False)
+        EntryOptions, Option("Options of this spacing alone.", axis=None, registered=False)
     ] = Field(default_factory=dict)
     guidance: Annotated[
         GuidanceScale,
@@ -176,7 +176,7 @@ class SamplerConfig(Section):
 
     @model_validator(mode="after")
     def _check_entry_options(self) -> Self:
-        for field, entries in OPTION_ENTRIES.items():
+        for field, entries in REGISTRIES_WITH_OPTIONS.items():
             entry = entries[getattr(self, field)]
             try:
                 entry.checked_options(getattr(self, f"{field}_options"))
@@ -188,7 +188,7 @@ class SamplerConfig(Section):
         return self
 
 
-class SampleSettings(SamplerConfig):
+class SampleSettings(CommonSettings):
     """All that determines an image, except the model and the image's index.
 
     `timesteps` is an explicit list in place of `steps` and `spacing`. Guidance options without effect are
@@ -316,15 +316,15 @@ class ModelOptions(Section):
 
 
 SAMPLING_OPTIONS = declared_options(SampleSettings)  # the sampler's, by name
-OPTIONS: Mapping[str, Option] = {**SAMPLING_OPTIONS, **declared_options(ModelOptions)}
-AXES = tuple(name for name, one in OPTIONS.items() if one.axis)  # what a sweep may vary, in this order
+ALL_OPTIONS: Mapping[str, Option] = {**SAMPLING_OPTIONS, **declared_options(ModelOptions)}
+AXES = tuple(name for name, one in ALL_OPTIONS.items() if one.axis)  # what a sweep may vary, in this order
 MODEL_AXES = tuple(ModelOptions.model_fields)
 
 
 def refuse_idle(given: Mapping[str, Any], settings: SampleSettings) -> None:
     """Raise UsageError for a nullable option that was given and has no effect next to the settings."""
     for name, value in given.items():
-        option = OPTIONS.get(name)
+        option = ALL_OPTIONS.get(name)
         if option is None or option.default is not None or value is None:
             continue
         if why := option.idle_reason(lambda other: getattr(settings, other)):

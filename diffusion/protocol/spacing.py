@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import OptionsEntry, Registry
+from diffusion.system.registry import Registry, WithOptions
 
 
 def uniform(steps: int, timesteps: int) -> list[int]:
@@ -86,7 +86,7 @@ def log_snr(steps: int, low: float, high: float, options: Any) -> list[float]:
 
 
 @dataclass(frozen=True)
-class SpacingEntry(OptionsEntry):
+class SpacingEntry(WithOptions):
     """`whole` is (S, T) → S of the timesteps 0 … T−1, increasing; a discrete process takes it first.
 
     `real` is (S > 1, low, high, options) → S increasing numbers that end at `high`: real times, or noise

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from diffusion.papers.paper import (
     PAPERS,
-    Difference,
     FigureComparison,
+    PublishedDifference,
     compare_cells,
     open_paper,
     shared_differences,
@@ -70,7 +70,7 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Figu
     return figures.score_curve(points, label, x_label="NFE per image", marks=marks)
 
 
-def _row(one: FigureComparison, alike: list[Difference]) -> dict[str, str]:
+def _row(one: FigureComparison, alike: list[PublishedDifference]) -> dict[str, str]:
     """Return a row of the table. Differences common to all figures are stated once, next to it."""
     own = ", ".join(str(field) for field in one.differences if field not in alike)
     cost = _cost(one)

@@ -12,11 +12,11 @@ from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
 from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument
-from diffusion.protocol.settings import AXES, OPTIONS
+from diffusion.protocol.settings import ALL_OPTIONS, AXES
 
 FAR_RECALL = 0.2  # of the recall of real images: samples with less leave out most of the data
 PROTOCOL = {
-    "Samples": " ".join(("num_images", "model_sha256", *OPTIONS, "precision")),
+    "Samples": " ".join(("num_images", "model_sha256", *ALL_OPTIONS, "precision")),
     "Reference": (
         "data image_size reference_split reference_count reference_digest "
         "heldout_split heldout_count heldout_digest statistics_name statistics_sha256 statistics_source"
@@ -168,7 +168,7 @@ def score_table(document: ScoresDocument, *, distances_only: bool = False) -> di
         )
         before = cell.steps
     return {
-        "axes": [OPTIONS[axis].label or axis for axis in axes],
+        "axes": [ALL_OPTIONS[axis].label or axis for axis in axes],
         "columns": list(columns.values()),
         "rows": rows,
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),

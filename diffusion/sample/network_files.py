@@ -23,7 +23,7 @@ from diffusion.model.model_file import (
 from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
-from diffusion.protocol.settings import SamplerConfig, SampleSettings
+from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.sample.guidance import Guides, check_fit
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint
@@ -198,7 +198,7 @@ class CellFiles:
     profile and there are no snapshots of the training of `model`.
     """
 
-    def __init__(self, model: Path, sample: SamplerConfig, cells: Iterable[Cell]) -> None:
+    def __init__(self, model: Path, sample: CommonSettings, cells: Iterable[Cell]) -> None:
         self.model, self._sample = model, sample
         cells = list(cells)
         has_widths = any(cell.ema is not None for cell in cells)

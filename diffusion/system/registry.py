@@ -192,7 +192,7 @@ class BuilderEntry:
         return reference_module(self.builder)
 
 
-class OptionsEntry:
+class WithOptions:
     """An entry with `options`, its own class of options as a torch-free "module:name"."""
 
     options: str

@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from diffusion.system import limits
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import OptionsEntry, is_entry, load_reference, nearest
+from diffusion.system.registry import WithOptions, is_entry, load_reference, nearest
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -157,7 +157,7 @@ class RegistrySection(Section):
         return [*cls.model_fields, *sorted(cls.ALSO)]
 
 
-def own_options(entry: OptionsEntry, values: dict[str, Any], what: str) -> dict[str, Any]:
+def own_options(entry: WithOptions, values: dict[str, Any], what: str) -> dict[str, Any]:
     """Return the options of an entry that differ from their default; ValueError, with `what`, if invalid."""
     try:
         return dict(entry.parse(values).model_dump(mode="json", exclude_defaults=True))

@@ -5,13 +5,13 @@ A further one is a function of the parameter groups, the network and options, an
 
 from dataclasses import dataclass
 
-from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry
+from diffusion.system.registry import BuilderEntry, Registry, WithOptions
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)
-class OptimizerEntry(BuilderEntry, OptionsEntry):
+class OptimizerEntry(BuilderEntry, WithOptions):
     """`builder` makes a torch Optimizer of groups, a network and options; `options` is their class.
 
     Each is a "module:name", the options without torch. A group has `params` and `weight_decay`, and a step

@@ -17,7 +17,7 @@ from diffusion.model.model_file import (
     read_verified_artefact,
 )
 from diffusion.model.network_registry import build_network
-from diffusion.model.weight_transfer import Incompatible, Source, Transferred, Weights, transfer
+from diffusion.model.weight_transfer import Incompatible, Transferred, TransferSource, Weights, transfer
 from diffusion.model.weights_header import Unfilled
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
@@ -51,7 +51,7 @@ class Pretrained:
 
     def transferred(self, weights: Weights, plan: ModelDescription, initial: Weights) -> Transferred:
         """Transfer `weights`, which may be meta tensors, over `initial` ones; PretrainedRefused if unfit."""
-        source = Source(weights, self.artefact.network, self.artefact.data.classes)
+        source = TransferSource(weights, self.artefact.network, self.artefact.data.classes)
         try:
             return transfer(source, plan.network, plan.data.classes, initial)
         except Incompatible as error:

@@ -12,12 +12,12 @@ from diffusion.protocol.edits import METHODS
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import Option
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.protocol.settings import OPTION_ENTRIES
+from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, count_nfe
 from diffusion.system.errors import DiffctlError
-from diffusion.system.registry import OptionsEntry, load_reference
+from diffusion.system.registry import WithOptions, load_reference
 from serving.schemas import HTTP_OPTIONS, SampleRequest
 from serving.served_model import ServedModel
 
@@ -69,7 +69,7 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
         "controls": [control for control in controls if control is not None],
         "entry_options": {
             option: {name: list(_entry_controls(option, entry)) for name, entry in entries.items()}
-            for option, entries in OPTION_ENTRIES.items()
+            for option, entries in REGISTRIES_WITH_OPTIONS.items()
         },
         "edit_methods": [
             {"name": name, "help": METHOD_LESSONS.get(name, entry.source), "own_step": entry.own_step}
@@ -128,7 +128,7 @@ def _possible_rules(model: ServedModel) -> list[str]:
     ]
 
 
-def _entry_controls(option: str, entry: OptionsEntry) -> Iterator[dict[str, Any]]:
+def _entry_controls(option: str, entry: WithOptions) -> Iterator[dict[str, Any]]:
     """Yield the controls of the options that this sampler or spacing alone has; of an unknown type none."""
     for name, schema in load_reference(entry.options).model_json_schema().get("properties", {}).items():
         alternatives = schema.get("anyOf", [schema])

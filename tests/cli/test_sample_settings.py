@@ -10,7 +10,7 @@ from PIL import Image
 from cli.actions import model_choice
 from cli.actions.model_sweep import _axes
 from cli.actions.score_tables import show_sweep_scores
-from cli.shared.options import ModelOptions
+from cli.shared.options import ModelSourceOptions
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact
@@ -149,7 +149,7 @@ def test_each_guide_is_the_registered_one_only_if_it_is_that_of_the_best_cell(
     registered = VersionFiles(1, NetworkFiles(model, **carried), None)
     monkeypatch.setattr(model_choice, "find_version_files", lambda *_: registered)
     settings = SampleSettings(**{**BEST, **changes})
-    files = model_choice.selected_files(ModelOptions(champion=True), settings, model)
+    files = model_choice.selected_files(ModelSourceOptions(champion=True), settings, model)
     assert files == NetworkFiles(model, guide and Path(guide), classifier and Path(classifier))
 
 

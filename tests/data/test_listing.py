@@ -10,7 +10,7 @@ from PIL import Image
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import as_text, list_images
-from diffusion.data.source import Problem, summarize
+from diffusion.data.source import ImageProblem, summarize
 from diffusion.evaluate.adhoc import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers import special_paths as at
@@ -100,7 +100,7 @@ def test_every_entry_is_image_or_problem(tmp_path_factory, entries):
         listing = list_images(root)
         rows = read_images(root, listing.paths.tolist(), 8, 3)
         names = as_text(listing.paths)
-        assert summarize([Problem(names[row], why) for row, why in rows.bad.items()]).isprintable()
+        assert summarize([ImageProblem(names[row], why) for row, why in rows.bad.items()]).isprintable()
         return sorted(path for row, path in enumerate(listing.paths.tolist()) if row not in rows.bad)
 
     message = bounded(read_all)

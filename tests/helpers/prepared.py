@@ -18,14 +18,14 @@ def _prepared() -> Path:
     atexit.register(shutil.rmtree, folder)
     write_params(folder)
     with contextlib.chdir(folder):
-        pipeline.Data().run()
+        pipeline.DataStage().run()
     return folder
 
 
 @functools.cache
 def _with_reference() -> Path:
     with contextlib.chdir(_prepared()):
-        pipeline.Reference().run()
+        pipeline.ReferenceStage().run()
     return _prepared()
 
 

@@ -50,12 +50,12 @@ def look() -> None:
 
 TRAIN = PREPARED / "train"
 CONSUMERS: dict[tuple[Path, str], Callable[[], object]] = {
-    (CELL, "evaluate"): pipeline.Evaluate().run,
-    (CELL, "report"): pipeline.Report().run,
+    (CELL, "evaluate"): pipeline.EvaluateStage().run,
+    (CELL, "report"): pipeline.ReportStage().run,
     (CELL, "evaluate PATH"): lambda: score_images(open_inputs(CELL, PREPARED), EvaluateConfig()),
-    (TRAIN, "reference"): pipeline.Reference().run,
-    (TRAIN, "train"): pipeline.Train().run,
-    (TRAIN, "classifier"): pipeline.Classifier().run,
+    (TRAIN, "reference"): pipeline.ReferenceStage().run,
+    (TRAIN, "train"): pipeline.TrainStage().run,
+    (TRAIN, "classifier"): pipeline.ClassifierStage().run,
     (TRAIN, "nll, encode, interpolate"): lambda: open_matching_store(TRAIN, read_artefact(MODEL)),
     (TRAIN, "evaluate PATH"): lambda: score_images(open_inputs(CELL, PREPARED), EvaluateConfig()),
     (TRAIN, "check"): look,

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from diffusion.model.network_registry import build_network
 from diffusion.model.unet import UNet
-from diffusion.model.weight_transfer import Incompatible, Source, Transferred, transfer, transfer_unchanged
+from diffusion.model.weight_transfer import (
+    Incompatible,
+    Transferred,
+    TransferSource,
+    transfer,
+    transfer_unchanged,
+)
 from tests.helpers.networks import network_of, spec_of
 from tests.model.test_dit import spec_of as dit
 
@@ -21,7 +27,7 @@ def build_from_pretrained(classes=NAMES, pretrained_spec=None, kind=spec_of, **c
     pretrained = network_of(kind(**(pretrained_spec or {})))
     spec = kind(**{"num_classes": len(classes), "null_class": bool(classes), **changes})
     network = build_network(spec).eval().requires_grad_(False)
-    source = Source(pretrained.state_dict(), pretrained.spec, NAMES[: pretrained.spec.num_classes])
+    source = TransferSource(pretrained.state_dict(), pretrained.spec, NAMES[: pretrained.spec.num_classes])
     result = transfer(source, spec, classes, network.state_dict())
     network.load_state_dict(result.weights)
     return pretrained, network, result
@@ -140,7 +146,7 @@ def test_transfer_works_on_meta_device():
     with torch.device("meta"):
         pretrained, network = UNet(spec_of()), UNet(spec_of(channels=16))
         weights = pretrained.state_dict()
-        source = Source(weights, pretrained.spec, NAMES)
+        source = TransferSource(weights, pretrained.spec, NAMES)
         with pytest.raises(Incompatible, match=r"model\.channels"):
             transfer(source, network.spec, NAMES, network.state_dict())
         result = transfer(source, pretrained.spec, ("x",) * 10, weights)
@@ -150,7 +156,7 @@ def test_transfer_works_on_meta_device():
 
 def test_transfer_unchanged_requires_equal_shapes_and_classes():
     network = network_of(spec_of())
-    source = Source(network.state_dict(), network.spec, NAMES)
+    source = TransferSource(network.state_dict(), network.spec, NAMES)
     assert transfer_unchanged(source, network.spec, NAMES, network.state_dict()) == Transferred(
         dict(source.weights)
     )

@@ -13,8 +13,8 @@ from tests.helpers.scores_document import document
 from tests.helpers.team import postgres
 from tracking.keys import CHAMPION, EVENT, HISTORY_RUN, PREVIOUS
 from tracking.registry.champion_log import (
+    ChampionHistory,
     ConcurrentMove,
-    History,
     Move,
     ensure_model,
     make_move,
@@ -48,25 +48,25 @@ def make_versions(client, count: int = 3) -> str:
     return name
 
 
-def promote(client, history: History, number: int) -> History:
+def promote(client, history: ChampionHistory, number: int) -> ChampionHistory:
     """Make a version champion after this history."""
     return make_move(client, history, how="gate", after=number, reason="better")
 
 
-def make_moves(client, name: str, *numbers: int) -> History:
+def make_moves(client, name: str, *numbers: int) -> ChampionHistory:
     """Make these versions champion, one after the other."""
     for number in numbers:
         promote(client, read_history(client, name), number)
     return read_history(client, name)
 
 
-def moves(history: History) -> list[tuple[int | None, int]]:
+def moves(history: ChampionHistory) -> list[tuple[int | None, int]]:
     return [(event.before, event.after) for event in history.events]
 
 
-def history_of(*moved: tuple[int | None, int, str]) -> History:
+def history_of(*moved: tuple[int | None, int, str]) -> ChampionHistory:
     events = tuple(move(number, *one) for number, one in enumerate(moved, 1))
-    return History("it", events=events, count=len(events))
+    return ChampionHistory("it", events=events, count=len(events))
 
 
 @given(st.lists(st.integers(0, 4), max_size=12))
@@ -88,7 +88,7 @@ def test_rollbacks_return_along_the_stack_of_champions(choices):
 
 
 def test_rescored_champion_is_one_holder_and_its_versions_are_pinned_together():
-    def history(*more: tuple[int, int, str]) -> History:
+    def history(*more: tuple[int, int, str]) -> ChampionHistory:
         return history_of((None, 1, "gate"), (1, 2, "gate"), (2, 3, "anew"), (3, 4, "anew"), *more)
 
     assert history().holders == [1, 4]

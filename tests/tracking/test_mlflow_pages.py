@@ -29,10 +29,10 @@ SWEEP = {"steps": [2], "eta": [0.0]}
 def train(folder: Path, **changes: object) -> str:
     """Train, sample and evaluate as the stages do; return the run's id."""
     write_params(folder, train=changes, sweep=SWEEP)
-    pipeline.Train().run()
-    pipeline.Sample().run()
+    pipeline.TrainStage().run()
+    pipeline.SampleStage().run()
     deliver_all()
-    pipeline.Evaluate().run()
+    pipeline.EvaluateStage().run()
     return str(find_run(read_identity().key).info.run_id)
 
 

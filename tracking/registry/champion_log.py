@@ -75,7 +75,7 @@ class Move(Section):
 
 
 @dataclass(frozen=True)
-class History:
+class ChampionHistory:
     """The moves of a registered model's champion in order, and MLflow's aliases.
 
     `run_id` is the history run, None before the first move. `count` is the number of the last move, and
@@ -182,11 +182,11 @@ def _create_history_run(client: "MlflowClient", name: str) -> str:
     return create_finished_run(client, ensure_experiment(client, REGISTRY_EXPERIMENT), name, {})
 
 
-def read_history(client: "MlflowClient", name: str) -> History:
+def read_history(client: "MlflowClient", name: str) -> ChampionHistory:
     """Read the log, empty for an unknown model; a move that cannot be read is left out with a warning."""
     model = find(client.get_registered_model, name)
     if model is None:
-        return History(name)
+        return ChampionHistory(name)
     aliases = {alias: int(version) for alias, version in model.aliases.items()}
     run: Run | None = None
     if run_id := model.tags.get(HISTORY_RUN):
@@ -198,11 +198,11 @@ def read_history(client: "MlflowClient", name: str) -> History:
         runs = client.search_runs([experiment.experiment_id], query, ViewType.ALL)
         run = max(runs, key=lambda run: len(run.data.params), default=None)
     if run is None:
-        return History(name, aliases=aliases)
+        return ChampionHistory(name, aliases=aliases)
     claims = sorted((int(key), value) for key, value in run.data.params.items() if key.isdecimal())
     moves = (_read_move(model, number, value) for number, value in claims)
     events = tuple(move for move in moves if move is not None)
-    return History(name, str(run.info.run_id), events, claims[-1][0] if claims else 0, aliases)
+    return ChampionHistory(name, str(run.info.run_id), events, claims[-1][0] if claims else 0, aliases)
 
 
 def _read_move(model: "RegisteredModel", number: int, value: str) -> Move | None:
@@ -216,7 +216,7 @@ def _read_move(model: "RegisteredModel", number: int, value: str) -> Move | None
         return None
 
 
-def make_move(client: "MlflowClient", history: History, **values: object) -> History:
+def make_move(client: "MlflowClient", history: ChampionHistory, **values: object) -> ChampionHistory:
     """Carry out the next move of this history, and return it; ConcurrentMove if another process was first.
 
     `values` are the fields of the move without its number, id, time and user.
@@ -247,7 +247,7 @@ def make_move(client: "MlflowClient", history: History, **values: object) -> His
     return now
 
 
-def repair(client: "MlflowClient", name: str) -> History:
+def repair(client: "MlflowClient", name: str) -> ChampionHistory:
     """Read the history and correct aliases of a killed move or a user's, with a DiffctlWarning for each."""
     found = read_history(client, name)
     if not found.wrong_aliases:
@@ -260,7 +260,7 @@ def repair(client: "MlflowClient", name: str) -> History:
     return repaired
 
 
-def _set_aliases(client: "MlflowClient", history: History) -> History:
+def _set_aliases(client: "MlflowClient", history: ChampionHistory) -> ChampionHistory:
     """Make the aliases agree with the log; an alias of a deleted version stays as it is."""
     from mlflow.exceptions import MlflowException
 

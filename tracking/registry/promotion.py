@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from diffusion.choice.confidence import cells_by_seed, deviation_of, group_gap, mean_of
-from diffusion.choice.ranking import Verdict, best_cell, decide, outdated_best_cell
+from diffusion.choice.ranking import GateVerdict, best_cell, decide, outdated_best_cell
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
@@ -17,8 +17,8 @@ from tracking.registry.champion_log import (
     MAX_NOTE,
     MAX_REASON,
     RESCORED,
+    ChampionHistory,
     ConcurrentMove,
-    History,
     Score,
     judged_score,
     make_move,
@@ -55,7 +55,7 @@ NO_OVERRIDE = Override()
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """The result for a model: its version, the champion, whether the champion changed, and why.
 
     `version` is None for a model that is not registered, in a dry run; `champion` is None without a champion.
@@ -88,7 +88,7 @@ def apply_gate(
     candidate: "ModelVersion | None",
     document: ScoresDocument,
     override: Override = NO_OVERRIDE,
-) -> Decision:
+) -> GateDecision:
     """Compare a version with the champion, and make it champion if it is better or forced.
 
     A dry run changes nothing; its candidate may be unregistered (None). ConcurrentMove if another was first.
@@ -96,12 +96,12 @@ def apply_gate(
     number = int(candidate.version) if candidate else None
     history = read_history(client, name) if override.dry_run else repair(client, name)
     if number is not None and history.holder == number:
-        return Decision(name, number, number, False, True, "it is champion already")
+        return GateDecision(name, number, number, False, True, "it is champion already")
     verdict, against = _judge(client, history, number, document, override)
     what = "promoted" if verdict.better else "kept out"
     if override.dry_run or candidate is None or number is None:
         text = f"would be {what}: {verdict.reason}"
-        return Decision(name, number, history.holder, False, verdict.better, text)
+        return GateDecision(name, number, history.holder, False, verdict.better, text)
     if verdict.better:
         forced = override.force and history.holder is not None
         history = make_move(
@@ -117,35 +117,39 @@ def apply_gate(
         )
     text = f"{what}: {verdict.reason}"
     _log_decision(client, candidate, text)
-    return Decision(name, number, history.holder, verdict.better, history.holder == number, text)
+    return GateDecision(name, number, history.holder, verdict.better, history.holder == number, text)
 
 
 def _judge(
-    client: "MlflowClient", history: History, number: int | None, document: ScoresDocument, override: Override
-) -> tuple[Verdict, Score | None]:
+    client: "MlflowClient",
+    history: ChampionHistory,
+    number: int | None,
+    document: ScoresDocument,
+    override: Override,
+) -> tuple[GateVerdict, Score | None]:
     """Return the verdict on a version, and the champion's score if it can be read."""
     holder = history.holder
     if holder is None:
-        return Verdict(True, "the first one"), None
+        return GateVerdict(True, "the first one"), None
     champion = get_version(client, history.name, holder)
     if champion is None:
-        return Verdict(True, f"version {holder}, which was champion, was deleted in MLflow"), None
+        return GateVerdict(True, f"version {holder}, which was champion, was deleted in MLflow"), None
     scores, why = _readable_scores(client, champion)
     against = judged_score(scores.cells) if scores else None
     if override.force:
-        return Verdict(True, f"forced to replace version {holder}"), against
+        return GateVerdict(True, f"forced to replace version {holder}"), against
     if number in history.pinned:
         pin = history.pinned[number]
         day = datetime.fromtimestamp(pin.at / 1000, UTC).date()
         note = f" ({pin.note})" if pin.note else ""
         back = f"{pin.who} rolled it back to version {pin.after} on {day}{note}"
         text = f"{back}: `diffctl promote {number} --force --reason TEXT` promotes it"
-        return Verdict(False, text), against
+        return GateVerdict(False, text), against
     if others := other_images(champion):
         text = f"{others}: set tracking.title to name this project's models, or --force replaces the champion"
-        return Verdict(False, text), against
+        return GateVerdict(False, text), against
     if scores is None:
-        return Verdict(False, f"the champion cannot be compared ({why}): --force replaces it"), None
+        return GateVerdict(False, f"the champion cannot be compared ({why}): --force replaces it"), None
     verdict = decide(document.cells, scores.cells, f"version {holder}")
     is_outdated = override.dry_run and outdated_best_cell(document.cells, scores.cells)
     rescoring = f"; without --dry-run version {holder} is scored again first" if is_outdated else ""
@@ -211,7 +215,7 @@ def _log_decision(client: "MlflowClient", candidate: "ModelVersion", text: str) 
 
 def roll_back(
     name: str, to: int | None, note: str, check: "Callable[[NetworkFiles, ScoresDocument], object]"
-) -> History:
+) -> ChampionHistory:
     """Return to the previous champion, or to the earlier champion `to`, and pin the present one.
 
     `check` tries the files first. UsageError without such a champion, ConcurrentMove if it changed meanwhile.
@@ -242,7 +246,7 @@ def roll_back(
         )
 
 
-def _target(history: History, to: int | None) -> int:
+def _target(history: ChampionHistory, to: int | None) -> int:
     """Return the number of the version to return to, an earlier champion."""
     name, holder = history.name, history.holder
     if holder is None:

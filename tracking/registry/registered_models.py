@@ -16,7 +16,7 @@ from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from tracking.keys import MODEL_SHA256, model_name
 from tracking.project import read_project, title_of
-from tracking.registry.champion_log import History, read_history, repair
+from tracking.registry.champion_log import ChampionHistory, read_history, repair
 from tracking.registry.model_versions import (
     create_version,
     fetch_version_networks,
@@ -26,7 +26,7 @@ from tracking.registry.model_versions import (
     other_images,
     unreadable_reason,
 )
-from tracking.registry.promotion import NO_OVERRIDE, Decision, Override, apply_gate
+from tracking.registry.promotion import NO_OVERRIDE, GateDecision, Override, apply_gate
 from tracking.runs.scored_runs import data_name, log_scores
 from tracking.store import find, mlflow_client, store_exists
 
@@ -100,7 +100,7 @@ def _model_of(document: ScoresDocument) -> str:
     return project_model() if title_of(data) != data else model_name(data)
 
 
-def register(override: Override = NO_OVERRIDE) -> Decision:
+def register(override: Override = NO_OVERRIDE) -> GateDecision:
     """Register the model with its scores, and make it champion if it is better or `override` forces it.
 
     In a sweep over EMA profiles it is the model of the best cell, with the cells of that model. All scores
@@ -141,7 +141,7 @@ def _best_model(document: ScoresDocument) -> "tuple[NetworkFiles, str, ScoresDoc
     return files, artefact.model_sha256, scores
 
 
-def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decision:
+def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> GateDecision:
     """Make a version champion if it is better or `override` forces it; UsageError if there is none."""
     with mlflow_client() as client:
         candidate = require_version(client, name, number)
@@ -160,7 +160,7 @@ def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
     return None
 
 
-def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> Decision:
+def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> GateDecision:
     """Register the champion's own weights with new scores; it stays champion, as that version."""
     version, sha256 = champion.version, str(champion.cell.card["model_sha256"])
     with mlflow_client() as client:
@@ -170,7 +170,7 @@ def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> D
         return apply_gate(client, version.name, rescored, document)
 
 
-def read_champion_history(name: str) -> History:
+def read_champion_history(name: str) -> ChampionHistory:
     """Read the champion log and repair aliases of a killed move; UsageError for an unknown model."""
     if store_exists():
         with mlflow_client() as client:

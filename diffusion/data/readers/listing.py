@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.source import Problem
+from diffusion.data.source import ImageProblem
 from diffusion.images.pictures import SUFFIXES
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import read_regular_text
@@ -36,7 +36,7 @@ class Listing:
     paths: Paths
     folders: list[tuple[str, int]]
     others: list[str]
-    problems: list[Problem]
+    problems: list[ImageProblem]
     content: str
     identity: str
 
@@ -54,7 +54,7 @@ def list_images(root: Path) -> Listing:
     columns: list[Paths] = [np.empty(0, np.bytes_)]
     folders: list[tuple[str, int]] = []
     others: list[str] = []
-    problems: list[Problem] = []
+    problems: list[ImageProblem] = []
     content, identity = hashlib.sha256(), hashlib.sha256()
     for prefix, names in _walk(root):
         folder, images, stems = os.fsencode(prefix), [], set()
@@ -66,7 +66,7 @@ def list_images(root: Path) -> Listing:
             if stem is None:
                 others.append(os.fsdecode(path))
             elif stem in stems:
-                problems.append(Problem(os.fsdecode(path), "with the name of another"))
+                problems.append(ImageProblem(os.fsdecode(path), "with the name of another"))
             else:
                 stems.add(stem)
                 images.append(path)

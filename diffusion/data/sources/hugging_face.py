@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.readers.image_files import images_of
-from diffusion.data.source import DatasetInfo, Job, Problem, RawData, Rows, Split, class_names
+from diffusion.data.source import DatasetInfo, ImageProblem, Job, RawData, Rows, Split, class_names
 from diffusion.data.sources.image_folder import class_order, held_out_rows
 from diffusion.downloads.fetch import OnProgress, cache_root
 from diffusion.images.pictures import MAX_BYTES, BadImage
@@ -63,10 +63,10 @@ class Table(NamedTuple):
     image: str
     rows: Indices
     labels: Labels | None
-    problems: list[Problem]
+    problems: list[ImageProblem]
 
 
-def _problems(tables: list[Table]) -> list[Problem]:
+def _problems(tables: list[Table]) -> list[ImageProblem]:
     return [problem for table in tables for problem in table.problems]
 
 
@@ -246,7 +246,7 @@ def _table(name: str, dataset: "Dataset", image: str, label: str | None, classes
         values = [number.get(str(value), -1) for value in values]
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     known = (labels >= 0) & (labels < len(classes))
-    problems = [Problem(f"{name} {row}", "without a label") for row in rows[~known].tolist()]
+    problems = [ImageProblem(f"{name} {row}", "without a label") for row in rows[~known].tolist()]
     return Table(images, image, rows[known], labels[known], problems)
 
 

@@ -14,7 +14,7 @@ from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images, read_labels
-from diffusion.data.source import SHOWN, DatasetInfo, Problem, RawData, Split, class_names
+from diffusion.data.source import SHOWN, DatasetInfo, ImageProblem, RawData, Split, class_names
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
@@ -84,7 +84,7 @@ class ImageFolder:
         train, test = map(split, _split_rows(items, self.config))
         return RawData(items.classes, None, train, test, _sources(listing), listing.identity, problems)
 
-    def _items(self) -> tuple[Items, list[Problem], Listing]:
+    def _items(self) -> tuple[Items, list[ImageProblem], Listing]:
         root, labels = self.root, self.config.labels
         if not root.is_dir():
             raise DiffctlError(f"data.path: {root} is not a folder")
@@ -111,7 +111,7 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(different, key=lambda name: (int(name), name) if numbers else (0, name)))
 
 
-def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[Problem]]:
+def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[ImageProblem]]:
     """Take classes from the first folder of a path, below the split's folder if there are such folders."""
     counts = [count for _, count in listing.folders]
     heads = [prefix.partition("/") for prefix, _ in listing.folders]
@@ -127,11 +127,15 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
     number = {name: at for at, name in enumerate(classes)}
     found = np.repeat(np.array([number.get(name, -1) for name in class_of], dtype=np.int64), counts)
     rows = np.flatnonzero(found >= 0)
-    loose = [Problem(name, "outside a class folder") for name in as_text(listing.paths[found < 0])]
-    empty = [Problem(name, "empty class") for name in sorted(_class_folders(root, splits) - number.keys())]
+    loose = [ImageProblem(name, "outside a class folder") for name in as_text(listing.paths[found < 0])]
+    empty = [
+        ImageProblem(name, "empty class") for name in sorted(_class_folders(root, splits) - number.keys())
+    ]
     if len(splits) == 1:
         empty += [
-            Problem(top, "empty split") for top in sorted(SPLITS.keys() - splits) if (root / top).is_dir()
+            ImageProblem(top, "empty split")
+            for top in sorted(SPLITS.keys() - splits)
+            if (root / top).is_dir()
         ]
     items = Items(rows, classes, found[rows], None if in_test is None else in_test[rows])
     if len(classes) == 1:
@@ -156,12 +160,12 @@ def _class_folders(root: Path, splits: set[str]) -> set[str]:
     return {folder.name for folder in folders if not folder.name.startswith((".", "__"))}
 
 
-def _stray(listing: Listing, depth: int) -> list[Problem]:
+def _stray(listing: Listing, depth: int) -> list[ImageProblem]:
     """Return other files among the images; a README or a list at the top is ignored."""
-    return [Problem(name, "not an image") for name in listing.others if name.count("/") >= max(1, depth)]
+    return [ImageProblem(name, "not an image") for name in listing.others if name.count("/") >= max(1, depth)]
 
 
-def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
+def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[ImageProblem]]:
     """Take classes and splits from a CSV file; images without a label, or with two, are problems."""
     listed: dict[str, tuple[str, str | None]] = {}
     twice: set[str] = set()
@@ -177,11 +181,11 @@ def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
     found = np.array([number[label] for label in labels], dtype=np.int64)
     in_test = np.array([split == "test" for split in splits]) if any(splits) else None
     problems = [
-        Problem(name, "listed twice with different labels" if name in twice else "without a label")
+        ImageProblem(name, "listed twice with different labels" if name in twice else "without a label")
         for name, (label, _) in zip(names, entries, strict=True)
         if not label
     ]
-    problems += [Problem(name, "missing") for name in sorted(listed.keys() - set(names))]
+    problems += [ImageProblem(name, "missing") for name in sorted(listed.keys() - set(names))]
     items = Items(np.array(usable, dtype=np.int64), classes, found, in_test)
     return items, problems + _stray(listing, 0)
 

@@ -11,7 +11,7 @@ from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.listing import Paths, as_text, list_images
-from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, Problem, RawData, Split, unique_names
+from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, ImageProblem, RawData, Split, unique_names
 from diffusion.data.sources.kaggle import KaggleFiles
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels
@@ -31,7 +31,7 @@ class Files(NamedTuple):
     folder: Path
     paths: Paths
     labels: Labels
-    problems: list[Problem]
+    problems: list[ImageProblem]
     identity: str
 
 
@@ -81,9 +81,9 @@ def _train_files(root: Path, synsets: dict[str, int]) -> Files:
     known = labels >= 0
     if not known.any():
         raise DiffctlError(f"{root / TRAIN} has no images of the synsets in {SYNSETS}")
-    problems = [*listing.problems, *(Problem(name, "not an image") for name in listing.others)]
-    problems += [Problem(name, "of an unknown synset") for name in as_text(listing.paths[~known])]
-    problems += [Problem(one, "empty class") for one, label in synsets.items() if label not in of_folder]
+    problems = [*listing.problems, *(ImageProblem(name, "not an image") for name in listing.others)]
+    problems += [ImageProblem(name, "of an unknown synset") for name in as_text(listing.paths[~known])]
+    problems += [ImageProblem(one, "empty class") for one, label in synsets.items() if label not in of_folder]
     return Files(root / TRAIN, listing.paths[known], labels[known], problems, listing.identity)
 
 
@@ -101,7 +101,7 @@ def _val_files(root: Path, synsets: dict[str, int]) -> Files:
             rows.append(row_of[name])
             labels.append(synsets[synset])
         else:
-            problems.append(Problem(name, "missing"))
+            problems.append(ImageProblem(name, "missing"))
     if not rows:
         raise DiffctlError(f"{root / VAL} has none of the images of {SOLUTION}")
     paths, numbers = listing.paths[rows], np.array(labels, dtype=np.int64)
