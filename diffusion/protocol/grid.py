@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import CellMeta
@@ -37,17 +37,28 @@ def _axis_field(option: Option) -> tuple[Any, Any]:
     return (stored, ...) if option.axis == "required" else (stored | None, None)
 
 
-_AxisValues: Any = fields_section(
-    "_AxisValues", Section, {name: _axis_field(ALL_OPTIONS[name]) for name in AXES}
-)
+if TYPE_CHECKING:
+    _AxisValues = Section
+else:
+    _AxisValues = fields_section(
+        "_AxisValues", Section, {name: _axis_field(ALL_OPTIONS[name]) for name in AXES}
+    )
 
 
-class Cell(_AxisValues):  # type: ignore[misc]
+class Cell(_AxisValues):
     """A cell of the grid: its value on every axis that varies, None on the others.
 
     A value is in its text form where its option has one, such as an interval. `ema` selects the model, the
     power-function average of that width; the other axes are the sampler's.
     """
+
+    if TYPE_CHECKING:  # the axes that code names
+        steps: int
+        eta: float
+        sampler: str | None = None
+        spacing: str | None = None
+        guide: str | None = None
+        ema: float | None = None
 
     @property
     def axes(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
 from pydantic import Field, model_validator
 
@@ -42,12 +42,15 @@ def _axis_field(option: Option) -> tuple[Any, Any]:
     return listed if required else listed | None, field
 
 
-_AxisLists: Any = fields_section(
-    "_AxisLists", Section, {name: _axis_field(ALL_OPTIONS[name]) for name in AXES}
-)
+if TYPE_CHECKING:
+    _AxisLists = Section
+else:
+    _AxisLists = fields_section(
+        "_AxisLists", Section, {name: _axis_field(ALL_OPTIONS[name]) for name in AXES}
+    )
 
 
-class SweepConfig(_AxisLists):  # type: ignore[misc]
+class SweepConfig(_AxisLists):
     """The grid: every number of `steps` with every `eta`, and with every value of the further axes.
 
     These are the sampler's options that may vary, and `ema`. An axis that is not listed has the value of the
@@ -55,6 +58,13 @@ class SweepConfig(_AxisLists):  # type: ignore[misc]
     EMA profiles, which are reconstructed from the snapshots of `train.ema_profiles`. `decay` is the model
     file's own EMA, and the only one of a grid without `ema`.
     """
+
+    if TYPE_CHECKING:  # the axes that code names
+        steps: tuple[int, ...]
+        eta: tuple[float, ...]
+        sampler: tuple[str, ...] | None = None
+        spacing: tuple[str, ...] | None = None
+        ema: tuple[float | Literal["decay"], ...] | None = None
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:
