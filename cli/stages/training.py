@@ -31,6 +31,7 @@ from tracking.mlflow_pages import note_tags, training_note
 from tracking.project import title_of
 from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool, flatten
+from tracking.spool.events import EndStatus
 from tracking.spool.sender import close_sender, start_sender
 
 # Seconds that an unavailable MLflow may delay the end of a training; `diffctl sync` does the rest.
@@ -83,7 +84,7 @@ def tracked_training(
     spool.tags({**tags, **keys.git_tags(), **keys.source_tags("diffctl stage train")})
     spool.dataset(plan.data.name, plan.data.digest, plan.data.classes)
     sender = start_sender(run.folder)
-    status = "FAILED"
+    status: EndStatus = "FAILED"
     try:
         validation = _validation(run, plan, config, stop) if plan.train.eval_every else None
         heldout = validation_loss(plan)

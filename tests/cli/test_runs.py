@@ -170,7 +170,7 @@ def test_clock_set_back_gives_no_negative_time(tmp_path, capsys, jumps, end):
             RunDir(folder, "key").beat(2)
         if end:
             spool.close(end)
-        times = [event["time"] for event in read_events(folder) if "time" in event]
+        times = [event.time for event in read_events(folder) if hasattr(event, "time")]
         assert times == sorted(times)
         found = read_status(folder)
         assert found.step == 2

@@ -171,10 +171,10 @@ def kept_files(folder: Path) -> dict[str, bytes]:
 def validation_points(folder: Path) -> list[tuple[int, str]]:
     (run,) = folder.glob("runs/train/*")
     return [
-        (event["step"], name)
+        (event.step, name)
         for event in read_events(run)
-        if event["kind"] == "metrics"
-        for name in event["values"]
+        if event.kind == "metrics"
+        for name in event.values
         if name.startswith("validation/")
     ]
 

@@ -36,8 +36,8 @@ def write_points(spool: Spool, start: int, stop: int) -> None:
 
 def logged(folder: Path) -> Points:
     """Return the points in the spool."""
-    events = [event for event in read_events(folder) if event["kind"] == "metrics"]
-    return Counter((k, e["step"], e["time"], v) for e in events for k, v in e["values"].items())
+    events = [event for event in read_events(folder) if event.kind == "metrics"]
+    return Counter((k, e.step, e.time, v) for e in events for k, v in e.values.items())
 
 
 def stored(uri: str, key: str = "key") -> Points:

@@ -109,7 +109,7 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     (state,) = project.glob("runs/train/*/state-*.sealed")
     assert int(state.stem.rpartition("-")[2]) < 12
     (training,) = list_trainings(project / "runs/train")
-    tags = [event["values"] for event in read_events(training.folder) if event["kind"] == "tags"]
+    tags = [event.values for event in read_events(training.folder) if event.kind == "tags"]
     assert {"diffctl.pruned": "2"} in tags
     assert training.state == "stopped"
 

@@ -39,7 +39,7 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
     assert stored(uri) == logged(folder)
     run, client, events = the_run(uri), connect(uri), list(read_events(folder))
     assert (run.info.status, run.info.run_name) == ("FINISHED", "digits-abcd")
-    assert (run.info.start_time, run.info.end_time) == (events[0]["time"], events[-1]["time"])
+    assert (run.info.start_time, run.info.end_time) == (events[0].time, events[-1].time)
     assert run.info.start_time > 1_600_000_000_000
     assert run.data.params == {"train.steps": "30", "train.lr": "0.1"}
     assert run.data.tags[keys.FINGERPRINT] == "abcd"
@@ -142,7 +142,7 @@ def test_resumed_training_continues_its_run(folder, uri):
         assert not mark_killed(folder, uri), "its process is alive"
     assert [mark_killed(folder, uri) for _ in range(2)] == [True, False]
     run = the_run(uri)
-    assert (run.info.status, run.info.end_time) == ("KILLED", list(read_events(folder))[-1]["time"])
+    assert (run.info.status, run.info.end_time) == ("KILLED", list(read_events(folder))[-1].time)
     spool = open_spool(folder)
     write_points(spool, 5, 15)
     deliver(folder, uri)

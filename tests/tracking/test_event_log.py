@@ -1,11 +1,11 @@
 """The spool on disk: every event once, whatever tears, damages or fills up in between."""
 
-import json
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -22,12 +22,12 @@ def open_spool(folder: Path) -> Spool:
     return Spool(folder, key="k1", name="digits-1", experiment="diffctl-digits")
 
 
-def of_kind(folder: Path, kind: str) -> list[dict]:
-    return [event for event in read_events(folder) if event["kind"] == kind]
+def of_kind(folder: Path, kind: str) -> list[Any]:
+    return [event for event in read_events(folder) if event.kind == kind]
 
 
 def steps_of(folder: Path, metric: str) -> list[int]:
-    return [event["step"] for event in of_kind(folder, "metrics") if metric in event["values"]]
+    return [event.step for event in of_kind(folder, "metrics") if metric in event.values]
 
 
 def train(spool: Spool, start: int, stop: int) -> None:
@@ -45,7 +45,7 @@ def test_replay_after_kill_writes_no_point_twice(tmp_path):
     resumed.close("FINISHED")
     assert steps_of(tmp_path, "loss") == list(range(1, 31))
     assert steps_of(tmp_path, "memory") == list(range(5, 31, 5))
-    assert [event["step"] for event in of_kind(tmp_path, "image")] == list(range(5, 31, 5))
+    assert [event.step for event in of_kind(tmp_path, "image")] == list(range(5, 31, 5))
     assert len(of_kind(tmp_path, "start")) == 2
 
 
@@ -62,7 +62,7 @@ def test_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
     resumed.close("FINISHED")
     assert all(event is not None for event, _ in read_lines(folder))
     assert steps_of(folder, "loss") == list(range(1, 13))
-    assert [event["step"] for event in of_kind(folder, "image")] == [5, 10]
+    assert [event.step for event in of_kind(folder, "image")] == [5, 10]
 
 
 @given(damage=damages())
@@ -70,9 +70,9 @@ def test_damaged_bytes_never_change_an_event(tmp_path_factory, damage):
     folder = tmp_path_factory.mktemp("spool")
     train(open_spool(folder), 1, 13)
     events = folder / EVENTS
-    written = {json.dumps(event) for event in read_events(folder)}
+    written = {event.model_dump_json() for event in read_events(folder)}
     events.write_bytes(damage(events.read_bytes()))
-    assert {json.dumps(event) for event in read_events(folder)} <= written
+    assert {event.model_dump_json() for event in read_events(folder)} <= written
     newest = max(steps_of(folder, "loss"), default=0)
     resumed = open_spool(folder)
     train(resumed, 1, 13)
@@ -90,14 +90,14 @@ def test_params_tags_data_and_checkpoints_are_written_once(tmp_path):
         spool.checkpoint(20, None, {"validation/kd": 2.0})
         spool.dropped(10)
         spool.close("KILLED")
-    assert [event["values"] for event in of_kind(tmp_path, "params")] == [{"steps": "5", "log_every": "1"}]
-    tags = [event["values"] for event in of_kind(tmp_path, "tags")]
+    assert [event.values for event in of_kind(tmp_path, "params")] == [{"steps": "5", "log_every": "1"}]
+    tags = [event.values for event in of_kind(tmp_path, "tags")]
     assert tags == [{"commit": "abc", "try": "1"}, {"try": "2"}]
     assert len(of_kind(tmp_path, "dataset")) == 1
     assert steps_of(tmp_path, "validation/kd") == [10, 20]
     (checkpoint,), (point, _) = of_kind(tmp_path, "checkpoint"), of_kind(tmp_path, "metrics")
-    assert (checkpoint["time"], checkpoint["path"]) == (point["time"], "10.safetensors")
-    assert [event["step"] for event in of_kind(tmp_path, "dropped")] == [10]
+    assert (checkpoint.time, checkpoint.path) == (point.time, "10.safetensors")
+    assert [event.step for event in of_kind(tmp_path, "dropped")] == [10]
 
 
 @pytest.mark.parametrize("how", ["hard link", "copy"])
@@ -112,7 +112,7 @@ def test_artifact_keeps_the_logged_content(tmp_path, monkeypatch, how):
     replacement.write_bytes(b"second")
     os.replace(replacement, model)
     spool.artifact(model, "weights")
-    kept = [tmp_path / "run" / event["path"] for event in of_kind(tmp_path / "run", "artifact")]
+    kept = [tmp_path / "run" / event.path for event in of_kind(tmp_path / "run", "artifact")]
     assert [path.read_bytes() for path in kept] == [b"first", b"second"]
     assert {path.name for path in kept} == {"model.safetensors"}
 

@@ -27,6 +27,7 @@ from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY
 from tracking.registry.registered_models import find_champion, project_model
 from tracking.runs.run_lookup import find_run
 from tracking.spool.event_log import EVENTS, read_events
+from tracking.spool.events import Tags
 from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import mlflow_client, store_exists, tracking_uri
 
@@ -100,7 +101,7 @@ def _trainings(needed: set[str]) -> Iterator[Leftover]:
         training = read_status(folder) if (folder / EVENTS).exists() else None
         identities, steps = {folder.name}, "nothing"
         if training is not None:
-            tags = [event["values"] for event in read_events(folder) if event["kind"] == "tags"]
+            tags = [event.values for event in read_events(folder) if isinstance(event, Tags)]
             named = (values.get(tag) for values in tags for tag in (SEARCH_KEY, VERDICT))
             searches = {key for key in named if key}  # MLflow has the last
             identities |= {training.key, *searches}

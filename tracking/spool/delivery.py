@@ -7,6 +7,7 @@ or changes nothing (tags, artifacts, status). An entry that MLflow never accepts
 
 import json
 from collections.abc import Callable, Sequence
+from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,20 @@ from diffusion.system.files import sha256_file
 from tracking import experiments
 from tracking.connectivity import MlflowError
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
-from tracking.spool.event_log import EVENTS, Event, read_events, read_lines
+from tracking.spool.event_log import EVENTS, read_events, read_lines
+from tracking.spool.events import (
+    Artifact,
+    Checkpoint,
+    Dataset,
+    Dropped,
+    Event,
+    Metrics,
+    Params,
+    Picture,
+    Start,
+    Status,
+    Tags,
+)
 from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import find, mlflow_client
 
@@ -66,7 +80,7 @@ def mark_killed(folder: Path, uri: str) -> bool:
 
 
 class _Delivery:
-    """One pass over the lines that were not sent; the method `_KIND` sends an event of that kind."""
+    """One pass over the lines that were not sent."""
 
     def __init__(self, state: DeliveryState, client: "MlflowClient") -> None:
         self.state, self.client = state, client
@@ -87,8 +101,8 @@ class _Delivery:
         for event, end in read_lines(self.folder, offset):
             if self.state.run_id is None:
                 self._create_run()
-            if event is not None and event["kind"] == "metrics":
-                self.waiting += _metrics(event)
+            if isinstance(event, Metrics):
+                self.waiting += _points(event)
                 offset = end
                 if len(self.waiting) >= MAX_POINTS:
                     self._flush(offset)
@@ -98,7 +112,7 @@ class _Delivery:
             if event is None:
                 self._reject(f"the line before byte {end}", ValueError("damaged"))
             else:
-                getattr(self, f"_{event['kind']}")(event)
+                self._send(event)
             self._save_progress(offset)
         self._flush(offset)
         return DeliveryReport(self.points, self.rejected)
@@ -118,13 +132,11 @@ class _Delivery:
 
     def _create_run(self) -> None:
         """Create the run that the spool's first undamaged start names; MlflowError without a start."""
-        start = next((event for event in read_events(self.folder) if event["kind"] == "start"), None)
+        start = next((event for event in read_events(self.folder) if isinstance(event, Start)), None)
         if start is None:
             raise MlflowError(f"{self.folder / EVENTS} is damaged: no line names its training")
-        experiment = experiments.ensure_experiment(self.client, start["experiment"])
-        self.state.run_id = experiments.ensure_run(
-            self.client, experiment, start["key"], start["name"], start["time"]
-        )
+        experiment = experiments.ensure_experiment(self.client, start.experiment)
+        self.state.run_id = experiments.ensure_run(self.client, experiment, start.key, start.name, start.time)
         self.state.save()
 
     def _flush(self, offset: int) -> None:
@@ -138,70 +150,84 @@ class _Delivery:
         self.state.offset, self.state.tries = offset, 0
         self.state.save()
 
-    def _start(self, event: Event) -> None:
+    @singledispatchmethod
+    def _send(self, event: Event) -> None:
+        """Send an event other than metrics, by the method for its class."""
+        raise TypeError(event.kind)
+
+    @_send.register
+    def _start(self, event: Start) -> None:
         if self.client.get_run(self.run_id).info.status != "RUNNING":  # the training resumed
             self.client.update_run(self.run_id, status="RUNNING")
 
-    def _params(self, event: Event) -> None:
+    @_send.register
+    def _dropped(self, event: Dropped) -> None:
+        experiments.drop_checkpoint(self.client, self.run_id, event.step)
+
+    @_send.register
+    def _status(self, event: Status) -> None:
+        self.client.set_terminated(self.run_id, event.status, end_time=event.time)
+
+    @_send.register
+    def _params(self, event: Params) -> None:
         from mlflow.entities import Param
 
-        self._log("params", [Param(*entry) for entry in event["values"].items()], MAX_ENTRIES)
+        self._log("params", [Param(*entry) for entry in event.values.items()], MAX_ENTRIES)
 
-    def _tags(self, event: Event) -> None:
+    @_send.register
+    def _tags(self, event: Tags) -> None:
         from mlflow.entities import RunTag
 
-        self._log("tags", [RunTag(*entry) for entry in event["values"].items()], MAX_ENTRIES)
-        if SEARCH_KEY in event["values"]:
-            experiments.join_search(self.client, self.run_id, event["values"][SEARCH_KEY])
+        self._log("tags", [RunTag(*entry) for entry in event.values.items()], MAX_ENTRIES)
+        if SEARCH_KEY in event.values:
+            experiments.join_search(self.client, self.run_id, event.values[SEARCH_KEY])
 
-    def _dataset(self, event: Event) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+    @_send.register
+    def _dataset(self, event: Dataset) -> None:
+        from mlflow import entities
 
-        source = json.dumps({"tags": {"digest": event["digest"], "classes": event["classes"]}})
-        dataset = Dataset(event["name"], event["digest"][:DIGEST_LENGTH], "code", source)
-        used = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+        source = json.dumps({"tags": {"digest": event.digest, "classes": event.classes}})
+        dataset = entities.Dataset(event.name, event.digest[:DIGEST_LENGTH], "code", source)
+        used = entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "training")])
         # It fails if another training inserts the same data set at this moment: the next try succeeds.
         self.client.log_inputs(self.run_id, [used])
 
-    def _image(self, event: Event) -> None:
+    @_send.register
+    def _picture(self, event: Picture) -> None:
         from PIL import Image
 
-        place = {"key": event["key"], "step": event["step"], "timestamp": event["time"]}
+        place: dict[str, Any] = {"key": event.key, "step": event.step, "timestamp": event.time}
 
         def log() -> None:
-            with Image.open(self.folder / event["path"]) as picture:
+            with Image.open(self.folder / event.path) as picture:
                 self.client.log_image(self.run_id, picture, **place, synchronous=True)
 
         self._upload(event, log)
 
-    def _artifact(self, event: Event) -> None:
-        path = self.folder / event["path"]
+    @_send.register
+    def _artifact(self, event: Artifact) -> None:
+        path = self.folder / event.path
 
         def log() -> None:
-            if sha256_file(path) != event["sha256"]:
+            if sha256_file(path) != event.sha256:
                 raise DiffctlError(f"{path} changed since it was logged")
-            self.client.log_artifact(self.run_id, str(path), event["folder"] or None)
-            if event["folder"] == MODEL_FOLDER:
-                self.client.set_tag(self.run_id, FILE_SHA256, event["sha256"])
+            self.client.log_artifact(self.run_id, str(path), event.folder or None)
+            if event.folder == MODEL_FOLDER:
+                self.client.set_tag(self.run_id, FILE_SHA256, event.sha256)
 
         self._upload(event, log)
 
-    def _checkpoint(self, event: Event) -> None:
+    @_send.register
+    def _checkpoint(self, event: Checkpoint) -> None:
         """Log the step's weights as a LoggedModel with its scores, unless the file was deleted since."""
-        path = self.folder / event["path"]
+        path = self.folder / event.path
 
         def log() -> None:
-            model_id = experiments.ensure_checkpoint(self.client, self.run_id, event["step"], path)
-            self.client.log_batch(self.run_id, metrics=_metrics(event, model_id))
+            model_id = experiments.ensure_checkpoint(self.client, self.run_id, event.step, path)
+            self.client.log_batch(self.run_id, metrics=_points(event, model_id))
 
         if path.exists():
             self._upload(event, log)
-
-    def _dropped(self, event: Event) -> None:
-        experiments.drop_checkpoint(self.client, self.run_id, event["step"])
-
-    def _status(self, event: Event) -> None:
-        self.client.set_terminated(self.run_id, event["status"], end_time=event["time"])
 
     def _log(self, kind: str, entries: Sequence[Any], limit: int) -> None:
         """Log metrics, params or tags in requests of at most `limit`; halve a refused request repeatedly."""
@@ -220,7 +246,7 @@ class _Delivery:
                 else:
                     self._log(kind, some, len(some) // 2)
 
-    def _upload(self, event: Event, upload: Callable[[], None]) -> None:
+    def _upload(self, event: Picture | Artifact | Checkpoint, upload: Callable[[], None]) -> None:
         """Upload the event's file, and reject it after several failures."""
         try:
             upload()
@@ -231,8 +257,8 @@ class _Delivery:
             self.state.tries += 1
             if self.state.tries < UPLOAD_TRIES:
                 self.state.save()
-                raise MlflowError(f"{event['path']} cannot be stored in MLflow: {error}") from error
-            self._reject(event, error)
+                raise MlflowError(f"{event.path} cannot be stored in MLflow: {error}") from error
+            self._reject(event.model_dump(), error)
 
     def _reject(self, entry: Any, error: Exception) -> None:
         with open(self.folder / REJECTED, "a", encoding="utf-8") as file:
@@ -240,9 +266,9 @@ class _Delivery:
         self.rejected += 1
 
 
-def _metrics(event: Event, model_id: str | None = None) -> "list[Metric]":
+def _points(event: Metrics | Checkpoint, model_id: str | None = None) -> "list[Metric]":
     """Return the event's points, of a LoggedModel if it is given."""
     from mlflow.entities import Metric
 
-    time, step = event["time"], event["step"]
-    return [Metric(key, float(value), time, step, model_id) for key, value in event["values"].items()]
+    time, step = event.time, event.step
+    return [Metric(key, float(value), time, step, model_id) for key, value in event.values.items()]

@@ -6,97 +6,46 @@ their times never decrease. Nothing here imports mlflow or waits for a network.
 """
 
 import json
-import math
 import os
 import shutil
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, BaseModel, Field, create_model
+from pathlib import Path
+from typing import Any
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.fields import flatten_fields
 from diffusion.system.files import sha256_file, sync_path
-from diffusion.system.renamed import DocumentKind, translate_names
+from tracking.spool.events import (
+    AnyEvent,
+    Artifact,
+    Checkpoint,
+    Dataset,
+    Dropped,
+    EndStatus,
+    Event,
+    Metrics,
+    Params,
+    Picture,
+    Start,
+    Status,
+    Tags,
+    decode_event,
+    encode_event,
+)
 
 EVENTS = "events.jsonl"
 OUTBOX = "outbox"  # copies of the files that become artifacts, as they were when they were logged
-CHECKSUM = b',"crc":"%08x"}\n'
-
-Event = dict[str, Any]
 
 
-def _below(path: str) -> str:
-    """Check that a path is below the training's folder."""
-    place = PurePosixPath(path)
-    if place.is_absolute() or ".." in place.parts or not place.parts or "\0" in path:
-        raise ValueError("it is outside of the training's folder")
-    return path
-
-
-_Count = Annotated[int, Field(ge=0, le=2**53)]
-_Path = Annotated[str, Field(max_length=4096), AfterValidator(_below)]
-_Texts = {"values": dict[str, str]}
-_Point = {"time": _Count, "step": _Count}
-_Metrics = {**_Point, "values": dict[str, float]}
-
-_FIELDS: dict[str, dict[str, Any]] = {  # of each kind of event
-    "start": {"time": _Count, "key": Annotated[str, Field(min_length=1)], "name": str, "experiment": str},
-    "params": _Texts,
-    "tags": _Texts,
-    "dataset": {"name": str, "digest": str, "classes": list[str]},
-    "metrics": _Metrics,
-    "checkpoint": {**_Metrics, "path": _Path},
-    "image": {**_Point, "key": str, "path": _Path},
-    "artifact": {"path": _Path, "folder": str, "sha256": str},
-    "dropped": {"step": _Count},
-    "status": {"time": _Count, "status": Literal["FINISHED", "FAILED", "KILLED"]},
-}
-
-
-class _Event(BaseModel, extra="forbid"):
-    kind: str
-
-
-_KINDS: dict[str, type[_Event]] = {
-    kind: create_model(kind, __base__=_Event, **{name: (type_, ...) for name, type_ in fields.items()})  # type: ignore[call-overload]
-    for kind, fields in _FIELDS.items()
-}
-
-
-def encode_event(event: Event) -> bytes:
-    """Return the event's line with its checksum."""
-    content = json.dumps(event, separators=(",", ":"), allow_nan=False).encode()[:-1]
-    return content + CHECKSUM % zlib.crc32(content)
-
-
-def decode_event(line: bytes) -> Event | None:
-    """Return the event of a line, with today's names; None if the line is damaged or not an event."""
-    content, _, _ = line.rpartition(CHECKSUM[:8])
-    if line != content + CHECKSUM % zlib.crc32(content):
-        return None
-    try:
-        values = json.loads(content + b"}")
-        event = _KINDS[values["kind"]].model_validate(values).model_dump()
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    if "values" in event:  # of names that may have changed since
-        document: DocumentKind = "metrics" if event["kind"] == "checkpoint" else event["kind"]
-        event["values"] = translate_names(document, event["values"])
-    return event
-
-
-def read_events(folder: Path) -> Iterator[Event]:
+def read_events(folder: Path) -> Iterator[AnyEvent]:
     """Yield every undamaged event in order; none if there is no spool."""
     return (event for event, _ in read_lines(folder) if event is not None)
 
 
-def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
+def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[AnyEvent | None, int]]:
     """Yield each complete line from byte `offset` on with the offset after it; None for a damaged line."""
     with suppress(FileNotFoundError), open(folder / EVENTS, "rb") as file:
         file.seek(offset)
@@ -121,7 +70,7 @@ class Spool:
         os.ftruncate(self._file, self._end)
         sync_path(folder)
         self._unwritten = b""
-        self._append(kind="start", time=self._now(), key=key, name=name, experiment=experiment)
+        self._append(Start(time=self._now(), key=key, name=name, experiment=experiment))
 
     def _read(self) -> None:
         """Read what the spool contains already."""
@@ -135,19 +84,19 @@ class Spool:
             self._end = end
             if event is None:
                 continue
-            self._time = max(self._time, event.get("time", 0))
-            match event["kind"]:
-                case "metrics":
-                    self._steps |= {f"metric {key}": event["step"] for key in event["values"]}
-                case "image":
-                    self._steps[f"image {event['key']}"] = event["step"]
-                case "checkpoint":
-                    self._steps["checkpoint"] = event["step"]
-                case "params":
-                    self._params |= event["values"]
-                case "tags":
-                    self._tags |= event["values"]
-                case "dataset" | "artifact" | "dropped":
+            self._time = max(self._time, getattr(event, "time", 0))
+            match event:
+                case Metrics():
+                    self._steps |= {f"metric {key}": event.step for key in event.values}
+                case Picture():
+                    self._steps[f"image {event.key}"] = event.step
+                case Checkpoint():
+                    self._steps["checkpoint"] = event.step
+                case Params():
+                    self._params |= event.values
+                case Tags():
+                    self._tags |= event.values
+                case Dataset() | Artifact() | Dropped():
                     self._once.append(event)
 
     def params(self, values: dict[str, Any]) -> None:
@@ -155,47 +104,48 @@ class Spool:
         new = {key: value for key, value in flatten(values).items() if key not in self._params}
         self._params |= new
         if new:
-            self._append(kind="params", values=new)
+            self._append(Params(values=new))
 
     def tags(self, values: dict[str, Any]) -> None:
         """Log tags; the newest value of a name is valid."""
         new = {key: str(value) for key, value in values.items() if self._tags.get(key) != str(value)}
         self._tags |= new
         if new:
-            self._append(kind="tags", values=new)
+            self._append(Tags(values=new))
 
     def dataset(self, name: str, digest: str, classes: Sequence[str] = ()) -> None:
         """Log the training's data set."""
-        self._append_once(kind="dataset", name=name, digest=digest, classes=list(classes))
+        self._append_once(Dataset(name=name, digest=digest, classes=list(classes)))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, except those that are logged already."""
         new = {key: value for key, value in values.items() if self._is_new(f"metric {key}", step)}
         if new:
-            self._append(kind="metrics", time=self._now(), step=step, values=_json_floats(new))
+            self._append(Metrics(time=self._now(), step=step, values=new))
 
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
         if self._is_new(f"image {key}", step):
             place = os.path.relpath(path, self.folder)
-            self._append(kind="image", time=self._now(), step=step, key=key, path=place)
+            self._append(Picture(time=self._now(), step=step, key=key, path=place))
 
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
         """Log the scores of the weights after `step` steps, and the weights if they are kept at `path`."""
         self.metrics(step, values)
         if path is not None and self._is_new("checkpoint", step):
-            place = {"time": self._time, "step": step, "path": os.path.relpath(path, self.folder)}
-            self._append(kind="checkpoint", **place, values=_json_floats(values))  # at the metrics' time
+            place = os.path.relpath(path, self.folder)
+            # At the metrics' time.
+            self._append(Checkpoint(time=self._time, step=step, path=place, values=values))
 
     def dropped(self, step: int) -> None:
         """Log that the checkpoint of that step was deleted."""
-        self._append_once(kind="dropped", step=step)
+        self._append_once(Dropped(step=step))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log the file's present content into the run's artifact `folder`, by a hard link or a copy."""
         sha256 = sha256_file(path)
         kept = Path(OUTBOX) / sha256[:16] / path.name
-        event = {"kind": "artifact", "path": str(kept), "folder": folder, "sha256": sha256}
+        event = Artifact(path=str(kept), folder=folder, sha256=sha256)
         if event not in self._once:
             copy = self.folder / kept
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +154,7 @@ class Spool:
                 os.link(path, copy)  # enough, because later versions replace the file by renaming
             except OSError:  # another file system, or one without hard links
                 shutil.copyfile(path, copy)
-            self._append_once(**event)
+            self._append_once(event)
 
     def sync(self) -> None:
         """Write and fsync all events, before a state is saved; DiffctlError if there is no room."""
@@ -216,9 +166,9 @@ class Spool:
             text = f"{self.folder / EVENTS} cannot be written ({error.strerror}): make room and run it again"
             raise DiffctlError(text) from error
 
-    def close(self, status: str) -> None:
+    def close(self, status: EndStatus) -> None:
         """Log the training's end (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
-        self._append(kind="status", time=self._now(), status=status)
+        self._append(Status(time=self._now(), status=status))
         try:
             self.sync()
         finally:
@@ -236,12 +186,12 @@ class Spool:
         self._steps[series] = step
         return True
 
-    def _append_once(self, **event: Any) -> None:
+    def _append_once(self, event: Event) -> None:
         if event not in self._once:
             self._once.append(event)
-            self._append(**event)
+            self._append(event)
 
-    def _append(self, **event: Any) -> None:
+    def _append(self, event: Event) -> None:
         self._unwritten += encode_event(event)
         try:
             self._write()
@@ -269,8 +219,3 @@ def flatten(values: dict[str, Any]) -> dict[str, str]:
         for name, value in flatten_fields(values).items()
         if value is not None
     }
-
-
-def _json_floats(values: dict[str, float]) -> dict[str, float | str]:
-    """Return floats for JSON: NaN and infinity become texts, which float() reads."""
-    return {key: float(v) if math.isfinite(v) else str(float(v)) for key, v in values.items()}

@@ -16,6 +16,7 @@ from diffusion.system.locks import is_held
 from diffusion.train.checkpoint.run_record import read_heartbeat
 from tracking.connectivity import redact_uri
 from tracking.spool.event_log import EVENTS, read_events, read_lines
+from tracking.spool.events import Metrics, Params, Start, Status
 from tracking.store import database_file
 
 SENT = "sent.json"
@@ -52,18 +53,18 @@ def read_status(folder: Path) -> TrainingStatus | None:
     steps: int | None = None
     step, started, updated = beat.step if beat else 0, 0, 0
     for event in read_events(folder):
-        updated = event.get("time", updated)
-        match event["kind"]:
-            case "start":
-                key, name, status = event["key"], event["name"], None
+        updated = getattr(event, "time", updated)
+        match event:
+            case Start():
+                key, name, status = event.key, event.name, None
                 started = started or updated
-            case "metrics":
-                step = max(step, event["step"])
-            case "params":
-                value = event["values"].get("train.steps", "")
+            case Metrics():
+                step = max(step, event.step)
+            case Params():
+                value = event.values.get("train.steps", "")
                 steps = int(value) if value.isdecimal() and len(value) < 16 else steps
-            case "status":
-                status = event["status"]
+            case Status():
+                status = event.status
     if not key:
         return None
     state: State = "running" if running else STATES[status] if status else "dead"
@@ -99,8 +100,8 @@ class DeliveryState(BaseModel, extra="forbid"):
 
         Nor if it is of another training: a fresh training may start while a sender is at work.
         """
-        starts = (event for event in read_events(folder) if event["kind"] == "start")
-        store, key = _relative_store(folder, uri), next(starts, {}).get("key", "")
+        keys = (event.key for event in read_events(folder) if isinstance(event, Start))
+        store, key = _relative_store(folder, uri), next(keys, "")
         with suppress(FileNotFoundError, DiffctlError):  # sending it again changes nothing
             sent = read_checksummed_json(folder / SENT, cls)
             if (sent.store, sent.key) == (store, key):
