@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from diffusion.edit.edits import count_edit_nfe
+from diffusion.edit.method import travelled_path
 from diffusion.process.time_grid import GridStep
+from diffusion.protocol.edits import TravelOptions
 from tests.helpers.gaussian_edits import SHAPE, Problem, denoised, problem, recursion
 from tests.helpers.trajectories import randn
 
@@ -81,6 +83,15 @@ def test_dps_does_not_depend_on_the_scale_of_a_process() -> None:
     longer = noise[0] * (1 + 50**-2) ** 0.5  # EDM starts at σ·ε, without the data's α² of 1
     ends = [one.run(iter([start, *noise[1:]])) for one, start in zip(given, (noise[0], longer), strict=True)]
     assert torch.allclose(*ends, atol=1e-8)
+
+
+def test_path_goes_back_before_the_image_and_after_each_length() -> None:
+    """The states of a path, as steps left to the image, for 5 steps with 2 back, twice."""
+    grid = problem("ddnm", "gray", steps=5).grid
+    left = {step.t: 5 - done for done, step in enumerate(grid.reverse_steps())}
+    moves = travelled_path(grid, TravelOptions(travel_length=2, travel_repeat=2))
+    states = [left[move.step.t] - (not move.back) for move in moves]
+    assert states == [4, 3, 4, 5, 4, 3, 2, 1, 2, 3, 2, 1, 0]
 
 
 def test_nfe_of_moves_back_is_the_formula_of_the_authors_code() -> None:
