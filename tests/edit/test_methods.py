@@ -21,12 +21,13 @@ TRAVEL = {"travel_length": 2, "travel_repeat": 3}
 CASES = [
     *(problem("ddnm", operator, process) for operator in OPERATORS for process in PROCESSES),
     *(problem("ddnm", operator, eta=0.3, sigma_y=0.2) for operator in OPERATORS),
+    problem("ddnm", "gray", eta=0.0, sigma_y=0.2),
     problem("ddnm", "blur:0.8", "edm", sigma_y=0.05, **TRAVEL),
     *(problem("projection", operator, process) for operator in OPERATORS for process in PROCESSES),
     *(problem("projection", "blur:0.8", sampler=name, eta=eta) for name, eta in (("ddim", 1), ("euler", 0))),
     problem("projection", "downsample:2", "edm", spacing="karras"),
     *(problem("repaint", MASK, process, **TRAVEL) for process in PROCESSES),
-    *(problem("sdedit", None, one, eta=0.5, strength=s) for one in ("cosine", "flow") for s in (0.41, 1)),
+    *(problem("sdedit", None, one, eta=0.5, strength=s) for one in PROCESSES for s in (0.41, 1)),
 ]
 
 
@@ -71,6 +72,13 @@ def test_dps_follows_the_gradient_in_closed_form(operator: str, process: str) ->
         x = dps_step(given, step, x, z)
     assert torch.allclose(found, x, atol=1e-9)
     assert count_edit_nfe(given.edit, given.settings, given.measurement, given.process) == 12
+
+
+@pytest.mark.parametrize(("operator", "zeta"), [(MASK, 0.5), ("gray", 0.3)])
+def test_dps_has_the_papers_scale_by_default(operator: str, zeta: float) -> None:
+    noise = randn(7, 2, *SHAPE)
+    ends = [problem("dps", operator, **options).run(iter(noise)) for options in ({}, {"zeta": zeta})]
+    assert torch.equal(*ends)
 
 
 def test_dps_does_not_depend_on_the_scale_of_a_process() -> None:
