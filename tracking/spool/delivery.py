@@ -22,12 +22,12 @@ from tracking.spool.events import (
     Checkpoint,
     Dataset,
     Dropped,
+    End,
     Event,
-    Metrics,
     Params,
     Picture,
+    Points,
     Start,
-    Status,
     Tags,
 )
 from tracking.spool.spool_status import DeliveryState, read_status
@@ -101,7 +101,7 @@ class _Delivery:
         for event, end in read_lines(self.folder, offset):
             if self.state.run_id is None:
                 self._create_run()
-            if isinstance(event, Metrics):
+            if isinstance(event, Points):
                 self.waiting += _points(event)
                 offset = end
                 if len(self.waiting) >= MAX_POINTS:
@@ -165,7 +165,7 @@ class _Delivery:
         experiments.drop_checkpoint(self.client, self.run_id, event.step)
 
     @_send.register
-    def _status(self, event: Status) -> None:
+    def _status(self, event: End) -> None:
         self.client.set_terminated(self.run_id, event.status, end_time=event.time)
 
     @_send.register
@@ -266,7 +266,7 @@ class _Delivery:
         self.rejected += 1
 
 
-def _points(event: Metrics | Checkpoint, model_id: str | None = None) -> "list[Metric]":
+def _points(event: Points | Checkpoint, model_id: str | None = None) -> "list[Metric]":
     """Return the event's points, of a LoggedModel if it is given."""
     from mlflow.entities import Metric
 

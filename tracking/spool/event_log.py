@@ -24,13 +24,13 @@ from tracking.spool.events import (
     Checkpoint,
     Dataset,
     Dropped,
+    End,
     EndStatus,
     Event,
-    Metrics,
     Params,
     Picture,
+    Points,
     Start,
-    Status,
     Tags,
     decode_event,
     encode_event,
@@ -86,7 +86,7 @@ class Spool:
                 continue
             self._time = max(self._time, getattr(event, "time", 0))
             match event:
-                case Metrics():
+                case Points():
                     self._steps |= {f"metric {key}": event.step for key in event.values}
                 case Picture():
                     self._steps[f"image {event.key}"] = event.step
@@ -121,7 +121,7 @@ class Spool:
         """Log the values after `step` steps, except those that are logged already."""
         new = {key: value for key, value in values.items() if self._is_new(f"metric {key}", step)}
         if new:
-            self._append(Metrics(time=self._now(), step=step, values=new))
+            self._append(Points(time=self._now(), step=step, values=new))
 
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
@@ -168,7 +168,7 @@ class Spool:
 
     def close(self, status: EndStatus) -> None:
         """Log the training's end (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
-        self._append(Status(time=self._now(), status=status))
+        self._append(End(time=self._now(), status=status))
         try:
             self.sync()
         finally:

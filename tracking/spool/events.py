@@ -65,7 +65,7 @@ class Dataset(Event):
     classes: list[str]
 
 
-class Metrics(Event):
+class Points(Event):
     """Metrics after a step."""
 
     kind: Literal["metrics"] = "metrics"
@@ -110,7 +110,7 @@ class Dropped(Event):
     step: Count
 
 
-class Status(Event):
+class End(Event):
     """The end of the training."""
 
     kind: Literal["status"] = "status"
@@ -118,14 +118,14 @@ class Status(Event):
     status: EndStatus
 
 
-AnyEvent = Start | Params | Tags | Dataset | Metrics | Checkpoint | Picture | Artifact | Dropped | Status
+AnyEvent = Start | Params | Tags | Dataset | Points | Checkpoint | Picture | Artifact | Dropped | End
 _EVENTS: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])
 
 
 def encode_event(event: Event) -> bytes:
     """Return the event's line with its checksum."""
     values = event.model_dump()
-    if isinstance(event, Metrics | Checkpoint):
+    if isinstance(event, Points | Checkpoint):
         values["values"] = _json_floats(event.values)
     content = json.dumps(values, separators=(",", ":"), allow_nan=False).encode()[:-1]
     return content + CHECKSUM % zlib.crc32(content)
@@ -140,7 +140,7 @@ def decode_event(line: bytes) -> AnyEvent | None:
         event = _EVENTS.validate_python(json.loads(content + b"}"))
     except (ValueError, RecursionError):
         return None
-    if isinstance(event, Params | Tags | Metrics | Checkpoint):  # with names that may have changed since
+    if isinstance(event, Params | Tags | Points | Checkpoint):  # with names that may have changed since
         document: DocumentKind = "metrics" if isinstance(event, Checkpoint) else event.kind
         return event.model_copy(update={"values": translate_names(document, event.values)})
     return event

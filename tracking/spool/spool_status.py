@@ -16,7 +16,7 @@ from diffusion.system.locks import is_held
 from diffusion.train.checkpoint.run_record import read_heartbeat
 from tracking.connectivity import redact_uri
 from tracking.spool.event_log import EVENTS, read_events, read_lines
-from tracking.spool.events import Metrics, Params, Start, Status
+from tracking.spool.events import End, Params, Points, Start
 from tracking.store import database_file
 
 SENT = "sent.json"
@@ -58,12 +58,12 @@ def read_status(folder: Path) -> TrainingStatus | None:
             case Start():
                 key, name, status = event.key, event.name, None
                 started = started or updated
-            case Metrics():
+            case Points():
                 step = max(step, event.step)
             case Params():
                 value = event.values.get("train.steps", "")
                 steps = int(value) if value.isdecimal() and len(value) < 16 else steps
-            case Status():
+            case End():
                 status = event.status
     if not key:
         return None
