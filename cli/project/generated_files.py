@@ -28,8 +28,8 @@ FILES = {  # by their names among the templates
 PLUGINS = {
     "data": "Data sets",
     "model": "Networks",
-    "process": "Noise processes, predictions, time distributions and loss weights",
-    "train": "Learning-rate schedules, optimizers and objectives",
+    "process": "Noise processes, predictions, time distributions, loss weights and objectives",
+    "train": "Optimizers and learning-rate schedules",
     "sample": "Samplers, spacings and guidance rules",
     "evaluate": "Feature extractors",
     "edit": "Operators of measurements and methods of editing",
