@@ -160,7 +160,9 @@ def _show(document: dict[str, Any], run_id: str | None) -> None:
     )
     print_table(("operator", "method", "NFE", *names), rows)
     images = document["images"]
-    typer.echo(f"means over {images['count']} pictures of {images['path']}, {images['results']} results each")
+    typer.echo(
+        f"means over {images['count']} pictures of {images['path']}, {images['results']} result(s) each"
+    )
     typer.echo("; ".join(f"{name}: {SCORES[name]}" for name in names if name in SCORES))
     if run_id is not None:
         typer.echo(f"logged to run {run_id}")

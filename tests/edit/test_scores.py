@@ -62,7 +62,7 @@ def test_command_scores_each_operator_method_and_number_of_steps(project, invoke
     )
     done = invoke(*command, "--out", "x.json")
     assert done.code == 0, done.err
-    assert "means over 4 pictures of real, 2 results each" in done.out
+    assert "means over 4 pictures of real, 2 result(s) each" in done.out
     cells = json.loads(Path("x.json").read_text())["cells"]
     assert [(one["operator"], one["method"], one["nfe"]) for one in cells] == [
         (operator, method, nfe)
