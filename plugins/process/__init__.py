@@ -1,1 +1,1 @@
-"""Noise processes, predictions, time distributions and loss weights of this project."""
+"""Noise processes, predictions, time distributions, loss weights and objectives of this project."""

@@ -1,1 +1,1 @@
-"""Learning-rate schedules of this project."""
+"""Optimizers and learning-rate schedules of this project."""
