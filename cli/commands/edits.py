@@ -8,9 +8,9 @@ import typer
 from cli.actions import edited_images
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import JsonOptions, ModelSourceOptions, sampling_options
-from diffusion.protocol.edits import METHODS, OPERATORS
+from diffusion.protocol.edits import MAX_SIGMA_Y, METHODS, OPERATORS
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_BATCH, MAX_HELD
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD
 
 app = typer.Typer()
 
@@ -39,19 +39,23 @@ class Edit(JsonOptions, ModelSourceOptions):
     )
     upscale: int | None = option("Enlarge pictures by this factor.", min=2, max=64)
     colorize: bool = option("Colour grey pictures.")
-    deblur: float | None = option("Sharpen pictures blurred by a Gaussian of this width.", metavar="SIGMA")
+    deblur: float | None = option(
+        "Sharpen pictures blurred by a Gaussian of this width.", metavar="SIGMA", min=0.01, max=100
+    )
     operator: str | None = option(
         f"Any operator, of {', '.join(OPERATORS)}: such as gray+downsample:2.", metavar="TEXT"
     )
     strength: float | None = option("Sample again from noise of this strength, 0 to 1.", min=0.01, max=1)
     degrade: bool = option("PICTURES are originals: measure them first.")
-    sigma_y: float = option("The noise of the measurement, in units of [-1, 1].", "--sigma-y", default=0.0)
+    sigma_y: float = option(
+        "The noise of the measurement, in units of [-1, 1].", "--sigma-y", min=0, max=MAX_SIGMA_Y, default=0.0
+    )
     method: str | None = option(
         f"{', '.join(METHODS)}. [default: ddnm; sdedit with --strength]", metavar="NAME"
     )
     method_option: list[str] | None = option("Options of this method alone.", metavar="KEY=VALUE")
     num: int = option("Results for each picture.", "--num", "-n", min=1, max=MAX_HELD, default=8)
-    first: int | None = option("Only the first N pictures.", metavar="N", min=1)
+    first: int | None = option("Only the first N pictures.", metavar="N", min=1, max=MAX_COUNT)
     tile: bool = option("Keep a picture's size: denoise overlapping tiles and average them at each step.")
     klass: str | None = option("A class by name or number. [default: the picture's, if known]", "--class")
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
