@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +17,10 @@ from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.edit.pictures import (
     fit,
-    in_channels,
     masked_operator,
     measure,
     picture_shape,
-    show_measurement,
-    show_spread,
+    show_edits,
 )
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc
@@ -217,12 +214,7 @@ def _write(
         meta = {"name": artefact.data.name, "classes": classes, "card": card}
         write_store(options.out, images, labels, meta)
         return None
-    rows: list[Images] = []
-    shown, size = show_measurement(inputs.measurement), images.shape[1:3]
-    for k, picture in enumerate(inputs.pictures):
-        results = images[k * options.num : (k + 1) * options.num]
-        rows.append(in_channels(fit(picture.pixels, size), images.shape[3]))
-        rows += [shown[k]] * (inputs.measurement.operator is not None)
-        rows += [*results, *[show_spread(results)] * (options.num > 1)]
-    sheet = enlarge(grid(np.stack(rows), len(rows) // len(inputs.pictures)), min(size), options.scale)
+    pictures = [picture.pixels for picture in inputs.pictures]
+    rows, columns = show_edits(pictures, inputs.measurement, images, options.num)
+    sheet = enlarge(grid(rows, columns), min(images.shape[1:3]), options.scale)
     return write_output(options.out, lambda file: file.write(png_bytes(sheet)))

@@ -54,14 +54,17 @@ class Evaluate(JsonOptions, ModelSourceOptions):
         "With --edit: results for each picture. [default: 4]", "--num", "-n", min=1, max=1000
     )
     out: Path | None = out_option("Write scores and protocol card as JSON.", kind=".json")
+    html: Path | None = out_option(
+        "With --edit: write a page with curves and pictures.", kind=".html", flags=("--html",)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.edit:
             self._check_edit()
             return
-        given = (self.method, self.steps, self.num_images, self.num, self.names_model or None)
-        names = ("--method", "--steps", "--num-images", "--num", "a model")
+        given = (self.method, self.steps, self.num_images, self.num, self.html, self.names_model or None)
+        names = ("--method", "--steps", "--num-images", "--num", "--html", "a model")
         if idle := [name for name, value in zip(names, given, strict=True) if value is not None]:
             raise UsageError(f"{idle[0]} is for the scores of edits: add --edit, or leave it out")
         if (self.path is None) != (self.against is None):

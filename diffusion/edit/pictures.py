@@ -99,3 +99,20 @@ def show_spread(results: Images) -> Images:
     """Return the deviation of each pixel over results (N, H, W, C), times 4: white is 64 levels."""
     spread = np.round(SPREAD * results.astype(np.float32).std(0))
     return np.asarray(spread.clip(0, 255), dtype=np.uint8)
+
+
+def show_edits(
+    pictures: Sequence[Images], measurement: Measurement, results: Images, count: int
+) -> tuple[Images, int]:
+    """Return a row of images for each picture, and the length of a row.
+
+    `results` (N, H, W, C) has `count` for each picture. A row has the picture, its measurement if there is an
+    operator, the results, and the spread of several ones.
+    """
+    shown, size, rows = show_measurement(measurement), results.shape[1:3], list[Images]()
+    for number, picture in enumerate(pictures):
+        own = results[number * count : (number + 1) * count]
+        rows.append(in_channels(fit(picture, size), results.shape[3]))
+        rows += [shown[number]] * (measurement.operator is not None)
+        rows += [*own, *[show_spread(own)] * (count > 1)]
+    return np.stack(rows), len(rows) // len(pictures)

@@ -5,7 +5,7 @@ PSNR and SSIM are those of torchmetrics (`diffctl[edit]`), an optional dependenc
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -69,3 +69,14 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(-math.inf, math.inf)
     half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Interval(mean - half, mean + half)
+
+
+def interval_scores(scores: Mapping[str, float]) -> list[str]:
+    """Return the names of the scores that have an interval."""
+    return [name for name in scores if f"{name}_low" in scores]
+
+
+def mean_and_half(scores: Mapping[str, float], name: str) -> str:
+    """Return a score as text, with half of its interval."""
+    half = (scores[f"{name}_high"] - scores[f"{name}_low"]) / 2
+    return f"{scores[name]:.3g} ± {half:.2g}"

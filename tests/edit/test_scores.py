@@ -1,15 +1,20 @@
 """Scores of edits against their formulas, and the table of `diffctl evaluate --edit`."""
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.scores import mean_scores, scores_by_picture
+from diffusion.images.pictures import DISPLAY_SIZE, GAP
 from diffusion.images.pixels import to_model
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL
@@ -60,7 +65,7 @@ def test_command_scores_each_operator_method_and_number_of_steps(project, invoke
         "--num",
         "2",
     )
-    done = invoke(*command, "--out", "x.json")
+    done = invoke(*command, "--out", "x.json", "--html", "x.html")
     assert done.code == 0, done.err
     assert "means over 4 pictures of real, 2 result(s) each" in done.out
     cells = json.loads(Path("x.json").read_text())["cells"]
@@ -76,6 +81,16 @@ def test_command_scores_each_operator_method_and_number_of_steps(project, invoke
         assert one["card"]["operator"] == one["operator"]
         assert len(one["card"]["inputs_sha256"]) == 64
     assert cells[0]["scores"]["measured_error"] == 0
+    page = Path("x.html").read_text()
+    for one in cells:  # each score with its interval, and a picture of the most steps
+        assert f"{one['scores']['psnr']:.3g} ± " in page
+    assert re.findall(r"<figcaption>(\w+), (\d+) NFE", page) == [("ddnm", "3"), ("dps", "6")] * 2
+    side = 8 * (DISPLAY_SIZE // 8)
+    columns, rows = 2 + 2 + 1, 4  # two results beside picture, measurement and spread
+    pngs = [base64.b64decode(text) for text in re.findall(r"base64,([^\"]+)", page)]
+    sizes = {Image.open(io.BytesIO(png)).size for png in pngs}
+    assert len(pngs) == 4
+    assert sizes == {(columns * (side + GAP) - GAP, rows * (side + GAP) - GAP)}
 
 
 @pytest.mark.parametrize(
