@@ -376,7 +376,7 @@ RUN_TRAIN = "import asyncio; from flows.pipeline_steps import run_step; asyncio.
 STEPS = "MAX_BAD_STEPS = 5"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(folder: Path) -> None:
     """Also a model that DVC recorded with another rate is trained again."""
     for made in ("runs/train", ".dvc/cache/runs"):

@@ -66,7 +66,7 @@ def test_evaluate_runs_the_commands_of_its_arguments(project: Path, monkeypatch:
     assert published == ["folder against others"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_flows_publish_scores_and_links(project, prefect_database, make_model):  # noqa: F811
     folder = small_project(project, sweep={"steps": [2], "eta": [0.0]})
     empty_database(folder / "mlflow.db")

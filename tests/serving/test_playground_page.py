@@ -204,7 +204,7 @@ def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp
 
 def test_the_guidance_interval_is_set_by_mouse(wide):
     fill(wide, guidance=2)
-    wide.wait_for_load_state("networkidle")  # the preview of the cost may move the handles
+    shows(wide, "#interval-note", "guided at")  # the preview of the cost may move the handles
     box = wide.locator("#settings .ends").bounding_box()
     middle = box["y"] + box["height"] / 2
     for start, end in ((box["x"] + 8, 0.25), (box["x"] + box["width"] - 8, 0.75)):
