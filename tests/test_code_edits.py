@@ -284,8 +284,8 @@ def folder(original: Path, tmp_path: Path) -> Path:
     ("edit", "changes"),
     [
         (LOSS, ("train", "sample", "evaluate", "report")),
-        (SAMPLER, ("sample", "evaluate", "report")),
-        (EXTRACTOR, ("reference", "evaluate", "report")),
+        pytest.param(SAMPLER, ("sample", "evaluate", "report"), marks=pytest.mark.long),
+        pytest.param(EXTRACTOR, ("reference", "evaluate", "report"), marks=pytest.mark.long),
     ],
     ids=["loss", "sampler", "extractor"],
 )

@@ -157,7 +157,7 @@ def test_temporary_folder_uses_the_checkout(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "runs/train").is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_experiment_is_logged_to_the_mlflow_of_the_checkout(tmp_path: Path) -> None:
     folder = small_project(tmp_path)
     env = environment(own_code(folder))

@@ -245,7 +245,7 @@ def test_status_reports_the_failed_run_of_a_deployment(work: Nightly) -> None:
     assert "no worker polls for scheduled runs" in found["problems"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("worker")
 def test_changed_data_start_a_run_that_publishes_artifacts(work: Nightly) -> None:
     earlier = triggered(work)
