@@ -1,8 +1,6 @@
 """Operators, methods and numbers of steps, scored on held-out pictures: `diffctl evaluate --edit`."""
 
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,11 +10,12 @@ import numpy as np
 import torch
 import typer
 
-from cli.actions.model_choice import selected_model
+from cli.actions.model_choice import selected_model, selected_run
 from cli.commands.scores import Evaluate
 from cli.shared.console import print_table, progress
+from cli.shared.process import command_line
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
-from diffusion.edit.edits import edit_card, edit_images
+from diffusion.edit.edits import Editor, edit_card
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.pictures import measure, show_edits
 from diffusion.edit.scores import SCORES, interval_scores, mean_and_half, mean_scores, scores_by_picture
@@ -37,8 +36,6 @@ from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.section import validate
 from diffusion.version import VERSION
-from tracking.registry.registered_models import champion_run, project_model
-from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import log_edit_scores
 
 PICTURES, RESULTS, BATCH = 100, 4, 64
@@ -69,7 +66,10 @@ def score_edits(options: Evaluate) -> None:
         pictures = list(originals.store.images)
         measurement = measure(operators[edit.operator], pictures, edit.sigma_y, degrade=True)
         name = f"{edit.operator}, {edit.method} ({done} of {len(cells)})"
-        images = _edited(loaded, settings, edit, measurement, originals, name)
+        editor = Editor(loaded, settings, edit, device)
+        with progress(name) as show:
+            made = editor.results(measurement, originals.condition, originals.results, BATCH, show)
+        images = made.reshape(-1, originals.results, *made.shape[1:])
         scores = mean_scores(scores_by_picture(images, to_nchw(originals.store.images), measurement))
         scores |= _kernel_distance(images, inputs, options)
         card = edit_card(edit, settings, measurement, NetworkFiles(path).read())
@@ -95,21 +95,13 @@ def score_edits(options: Evaluate) -> None:
     if options.out is not None:
         write_output_text(options.out, json.dumps(document, indent=2) + "\n")
     if options.html is not None:
-        command = shlex.join(["diffctl", *sys.argv[1:]])
-        write_output_text(options.html, render_edits(document, dict(sheets.values()), command))
-    run_id = _run_of(options)
+        write_output_text(options.html, render_edits(document, dict(sheets.values()), command_line()))
+    run_id = selected_run(options)
     if run_id is not None:
         log_edit_scores(run_id, document)
     options.answer(document, lambda: _show(document, run_id))
     if options.html is not None:
         typer.echo(f"page: {options.html}", err=options.as_json)
-
-
-def _run_of(options: Evaluate) -> str | None:
-    """Return the MLflow run of the selected model; None for a file."""
-    if options.champion:
-        return champion_run(project_model())
-    return None if options.run_id is None else str(find_run(options.run_id).info.run_id)
 
 
 def _cells(options: Evaluate) -> Iterator[tuple[EditSettings, SampleSettings]]:
@@ -130,29 +122,6 @@ def _originals(options: Evaluate, loaded: LoadedModel) -> Originals:
     images = np.array(store.images[:count])
     chosen = ImageStore(store.path, images, None, {**store.meta, "digest": content_digest(images, None)})
     return Originals(chosen, condition, options.num or RESULTS)
-
-
-def _edited(
-    loaded: LoadedModel,
-    settings: SampleSettings,
-    edit: EditSettings,
-    measurement: Measurement,
-    originals: Originals,
-    name: str,
-) -> torch.Tensor:
-    """Return the results, uint8 (K, R, C, H, W)."""
-    repeated = torch.arange(len(measurement)).repeat_interleave(originals.results)
-    parts = []
-    with progress(name) as show:
-        for start in range(0, len(repeated), BATCH):
-            show(start, len(repeated))
-            rows = repeated[start : start + BATCH]
-            condition, indices = originals.condition.rows(rows), range(start, start + len(rows))
-            part = measurement.rows(rows)
-            parts.append(edit_images(loaded, settings, edit, part, indices, condition, default_device()))
-        show(len(repeated), len(repeated))
-    images = torch.cat(parts)
-    return images.reshape(-1, originals.results, *images.shape[1:])
 
 
 def _sheet(pictures: Sequence[Images], measurement: Measurement, images: torch.Tensor) -> Images:

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from cli.actions.model_choice import chosen_settings, selected_files, selected_model
 from cli.actions.params_file import parse_assignments
 from cli.commands.edits import Edit
 from cli.shared.console import progress
 from diffusion.analysis.image_inputs import input_condition
-from diffusion.edit.edits import edit_card, edit_images
+from diffusion.edit.edits import Editor, edit_card
 from diffusion.edit.input_files import InputPicture, read_pictures
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.operator import LinearOperator, Shape
@@ -25,11 +24,9 @@ from diffusion.edit.pictures import (
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, save_npz, write_store
-from diffusion.model.model_file import Artefact, LoadedModel, load_model
+from diffusion.model.model_file import Artefact, load_model
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.edits import PRODUCT, EditSettings
-from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError, printable
@@ -55,9 +52,9 @@ def edit(options: Edit) -> None:
     condition = input_condition(loaded.artefact, labels, options.klass)
     repeated = condition.rows(torch.arange(len(labels)).repeat_interleave(count))
     card = edit_card(edit_settings, settings, inputs.measurement, files.read())
-    images = _edit(
-        options, loaded, settings, edit_settings, inputs.measurement, repeated, load_guides(files, device)
-    )
+    editor = Editor(loaded, settings, edit_settings, device, load_guides(files, device))
+    with progress("edit") as show:
+        images = to_nhwc(editor.results(inputs.measurement, condition, count, options.batch_size, show))
     _write(options, inputs, images, repeated, loaded.artefact, card)
     own = ", ".join(f"{name} {value}" for name, value in edit_settings.options.model_dump().items())
     described = edit_settings.operator or own or "a picture"
@@ -156,41 +153,6 @@ def _operator(options: Edit, text: str, image_shape: Shape) -> LinearOperator:
     else:
         mask = read_picture(file, None, 1)
     return masked_operator(text, image_shape, mask)
-
-
-def _edit(
-    options: Edit,
-    loaded: LoadedModel,
-    settings: SampleSettings,
-    edit_settings: EditSettings,
-    measurement: Measurement,
-    condition: Condition,
-    guides: Guides,
-) -> Images:
-    """Return the results (N, H, W, C), `num` for each picture in turn."""
-    device, count, size = default_device(), len(condition), options.batch_size
-    source = torch.arange(len(measurement)).repeat_interleave(options.num)
-    parts: list[Tensor] = []
-    with progress("edit") as show:
-        for start in range(0, count, size):
-            show(start, count)
-            rows = slice(start, min(start + size, count))
-            indices = range(rows.start, rows.stop)
-            part = measurement.rows(source[rows])
-            parts.append(
-                edit_images(
-                    loaded,
-                    settings,
-                    edit_settings,
-                    part,
-                    indices,
-                    condition.rows(rows),
-                    device,
-                    guides=guides,
-                )
-            )
-        show(count, count)
-    return to_nhwc(torch.cat(parts))
 
 
 def _write(

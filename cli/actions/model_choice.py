@@ -16,6 +16,7 @@ from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_i
 from diffusion.sample.network_files import NetworkFiles, network_files
 from tracking.registry.registered_models import (
     champion_model,
+    champion_run,
     fetch_scores_of,
     fetch_version_files,
     find_version_files,
@@ -41,6 +42,13 @@ def selected_scores(options: ModelSourceOptions) -> ScoresDocument:
     if options.champion:
         return fetch_scores_of(project_model())
     return read_scores((options.model or MODEL).absolute().parent.parent / SCORES)
+
+
+def selected_run(options: ModelSourceOptions) -> str | None:
+    """Return the MLflow run of the selected model; None for a file."""
+    if options.champion:
+        return champion_run(project_model())
+    return None if options.run_id is None else str(find_run(options.run_id).info.run_id)
 
 
 def selected_files(options: ModelSourceOptions, settings: SampleSettings, model: Path) -> NetworkFiles:

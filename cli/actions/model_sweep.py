@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from cli.actions.model_choice import given_options, selected_model
+from cli.actions.model_choice import given_options, selected_model, selected_run
 from cli.actions.score_tables import show_sweep_scores
 from cli.commands.scores import Sweep
 from cli.shared.options import OWN_OPTIONS, flag_of
@@ -22,8 +22,6 @@ from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.protocol.settings import ALL_OPTIONS, MODEL_AXES
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
-from tracking.registry.registered_models import champion_run, project_model
-from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import log_sweep
 
 
@@ -43,11 +41,7 @@ def sweep_model(options: Sweep) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     document = score_grid(config, selected_model(options), SWEEP_RUN)
-    run_id = options.run_id
-    if options.champion:
-        run_id = champion_run(project_model())
-    elif run_id is not None:
-        run_id = str(find_run(run_id).info.run_id)
+    run_id = selected_run(options)
     if run_id is not None:
         log_sweep(run_id, document)
     options.answer(document_values(document), partial(_show, document, run_id))

@@ -1,7 +1,5 @@
 """The arms of a verdict from its options: read, with equal work, and identified."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,6 +11,7 @@ import typer
 
 from cli.actions.params_file import find_profile, parse_assignments
 from cli.commands.verdict import Verdict
+from cli.shared.process import command_line
 from diffusion.layout import MODEL, PARAMS, VERDICT_RUNS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, settings_card
@@ -115,7 +114,7 @@ def origin() -> dict[str, str | None]:
     return {
         "machine": f"{device_name(default_device())}, torch {version}",
         "commit": tags[GIT_COMMIT][:7] + "+" * (tags[GIT_DIRTY] == "true") if tags else None,
-        "command": shlex.join(["diffctl", *sys.argv[1:]]),
+        "command": command_line(),
     }
 
 

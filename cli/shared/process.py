@@ -6,6 +6,7 @@ import gc
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -35,6 +36,11 @@ def set_up_process() -> None:
     # torch and MLflow create two million permanent objects: scanning them takes up to 2 s a command.
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     atexit.register(_end_quietly)  # the first registered function runs last
+
+
+def command_line() -> str:
+    """Return the command as it was typed in a shell."""
+    return shlex.join(["diffctl", *sys.argv[1:]])
 
 
 def _end_quietly() -> None:

@@ -1,6 +1,7 @@
 """Edits of images by a model: the trajectories, the images, and the NFE of an image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,43 +34,83 @@ def edit_trajectory(
     device: torch.device,
     max_nfe: int | None = None,
 ) -> CustomTrajectory:
-    """Return the trajectories of edited images, for `generate` and for an engine's job.
+    """Return the trajectories of edited images for an engine's job, with their NFE.
 
     Image i depends on (seed, i), the measurement's row and the model alone. UsageError for settings that do
     not fit the method, and for a greater NFE per image than `max_nfe`.
     """
     nfe = count_edit_nfe(edit, settings, measurement, process, max_nfe)
-    measured = measurement.to(device)
-    return CustomTrajectory(lambda rows: build_method(edit, settings, measured.rows(rows), process), nfe=nfe)
+    return _trajectories(edit, settings, measurement.to(device), process, nfe)
 
 
-def edit_images(
-    loaded: LoadedModel,
-    settings: SampleSettings,
+@dataclass(frozen=True)
+class Editor:
+    """A model with the settings of an edit, on the device of its networks."""
+
+    loaded: LoadedModel
+    settings: SampleSettings
+    edit: EditSettings
+    device: torch.device
+    guides: Guides = NO_GUIDES
+
+    def images(
+        self,
+        measurement: Measurement,
+        indices: Sequence[int],
+        condition: Condition,
+        callback: OnStep | None = None,
+    ) -> Tensor:
+        """Return the edited images at `indices`, uint8 (B, C, H, W) on the CPU; a row of all inputs for each.
+
+        Images larger than the model's are denoised in tiles. UsageError as `build_method` and `generate`.
+        """
+        spec, size = self.loaded.artefact.network, measurement.image_shape[1:]
+        process = build_process(self.loaded.artefact.process)
+        return generate(
+            self.loaded,
+            self.settings,
+            indices,
+            condition,
+            self.device,
+            callback,
+            self.guides,
+            custom=_trajectories(self.edit, self.settings, measurement.to(self.device), process),
+            size=None if size == (spec.image_size, spec.image_size) else size,
+        )
+
+    def results(
+        self,
+        measurement: Measurement,
+        condition: Condition,
+        count: int,
+        batch_size: int,
+        on_progress: Callable[[int, int], None],
+    ) -> Tensor:
+        """Return `count` results of each picture in turn, uint8 (K·count, C, H, W), in batches.
+
+        Measurement and condition have a row for each of K pictures. Result j of picture k has the index
+        k·count + j.
+        """
+        source = torch.arange(len(measurement)).repeat_interleave(count)
+        parts = []
+        for start in range(0, len(source), batch_size):
+            on_progress(start, len(source))
+            rows = source[start : start + batch_size]
+            indices = range(start, start + len(rows))
+            parts.append(self.images(measurement.rows(rows), indices, condition.rows(rows)))
+        on_progress(len(source), len(source))
+        return torch.cat(parts)
+
+
+def _trajectories(
     edit: EditSettings,
+    settings: SampleSettings,
     measurement: Measurement,
-    indices: Sequence[int],
-    condition: Condition,
-    device: torch.device,
-    callback: OnStep | None = None,
-    guides: Guides = NO_GUIDES,
-) -> Tensor:
-    """Return the edited images at `indices`, uint8 (B, C, H, W) on the CPU; a row of all inputs for each.
-
-    Images larger than the model's are denoised in tiles. UsageError as `edit_trajectory` and `generate`.
-    """
-    spec, size = loaded.artefact.network, measurement.image_shape[1:]
-    process = build_process(loaded.artefact.process)
-    return generate(
-        loaded,
-        settings,
-        indices,
-        condition,
-        device,
-        callback,
-        guides,
-        custom=edit_trajectory(edit, settings, measurement, process, device),
-        size=None if size == (spec.image_size, spec.image_size) else size,
+    process: NoiseProcess,
+    nfe: int | None = None,
+) -> CustomTrajectory:
+    return CustomTrajectory(
+        lambda rows: build_method(edit, settings, measurement.rows(rows), process), nfe=nfe
     )
 
 

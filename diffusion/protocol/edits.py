@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_PATH, MAX_SIDE
 from diffusion.system.registry import BuilderEntry, Registry, WithOptions, check_name, load_reference
-from diffusion.system.section import NotBool, Section, Steps, explain
+from diffusion.system.section import NotBool, Section, Steps, own_options
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -193,10 +193,7 @@ def _parse_factor(text: str) -> tuple[str, dict[str, Any]]:
     if bool(colon) > len(fields) or bool(colon) < sum(one.is_required() for one in fields.values()):
         form = name + "".join(f":{one.upper()}" for one in fields)
         raise ValueError(f"{form} is the form of {name} (got {text!r:.120})")
-    try:
-        return name, entry.checked_options(dict.fromkeys(fields, value) if colon else {})
-    except ValidationError as error:
-        raise ValueError(explain(error, name, load_reference(entry.options))) from None
+    return name, own_options(entry, dict.fromkeys(fields, value) if colon else {}, name)
 
 
 def _checked_operator(text: str) -> str:
@@ -232,11 +229,7 @@ class EditSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         method, entry = self.method, self.entry
-        try:
-            entry.parse(self.method_options)
-        except ValidationError as error:
-            kind = load_reference(entry.options)
-            raise ValueError(explain(error, f"method_options of {method}", kind)) from None
+        own_options(entry, self.method_options, f"method_options of {method}")
         if entry.needs_operator and self.operator is None:
             raise ValueError(f"method {method} restores a measurement: give an operator, or use sdedit")
         if not entry.needs_operator and self.operator is not None:

@@ -104,8 +104,8 @@ def generate(
         guard = NaNGuard(lambda row: f"image {own[row]}", networks, settings.is_guided)
         image_noise = ImageNoise(settings.seed, own, shape, grid.initial_noise_scale)
         with prefetched_draws(lambda: to_device(image_noise.draw(), device), ahead, device) as noise:
-            start = sampler if custom is None else custom.samplers(part)
-            trajectory = start(grid, noise(), noise)
+            chosen = sampler if custom is None else custom.samplers(part)
+            trajectory = chosen(grid, noise(), noise)
             result = run_sampler(trajectory, denoiser, condition.rows(part).to(device), on_step, guard)
             return to_uint8(result.x).cpu()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.edit.edits import edit_images, edit_trajectory
+from diffusion.edit.edits import Editor, edit_trajectory
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_model
@@ -53,14 +53,14 @@ def test_image_depends_on_its_seed_index_and_measurement_only(method: str) -> No
     settings, edit, measurement, condition = inputs(method)
     rows: list[int] = []
     model = counting(MODEL, rows)
-    whole = edit_images(model, settings, edit, measurement, range(COUNT), condition, CPU)
+    whole = Editor(model, settings, edit, CPU).images(measurement, range(COUNT), condition)
     process = build_process(MODEL.artefact.process)
     trajectory = edit_trajectory(edit, settings, measurement, process, CPU)
     assert trajectory.nfe is not None
     passes = trajectory.nfe // 2 if method == "dps" else trajectory.nfe
     assert sum(rows) == COUNT * passes
     part = slice(3, 5)
-    alone = edit_images(MODEL, settings, edit, measurement.rows(part), [3, 4], condition.rows(part), CPU)
+    alone = Editor(MODEL, settings, edit, CPU).images(measurement.rows(part), [3, 4], condition.rows(part))
     assert int((alone.int() - whole[part].int()).abs().max()) <= 1
     with closing(Engine(MODEL, CPU, rows=40)) as engine:
         plain_condition = condition.rows(slice(2))
@@ -90,8 +90,8 @@ def test_results_have_the_measurement_before_and_after_rounding(operator: str, m
     measurement = Measurement(built, built.apply(pictures()))
     edit = EditSettings(method=method, operator=operator)
     ends: list[Tensor] = []
-    images = edit_images(
-        MODEL, settings, edit, measurement, range(COUNT), condition, CPU, lambda step: ends.append(step.x)
+    images = Editor(MODEL, settings, edit, CPU).images(
+        measurement, range(COUNT), condition, lambda step: ends.append(step.x)
     )
     assert float((built.apply(ends[-1]) - measurement.y).abs().max()) < 1e-5
     if operator.startswith("mask"):
@@ -132,7 +132,7 @@ def test_larger_images_are_edited_in_tiles() -> None:
     measurement = Measurement(operator, operator.apply(x))
     edit = EditSettings(method="ddnm", operator=operator.text)
     condition = labels_condition(MODEL.artefact, torch.tensor([1]), 1)
-    images = edit_images(MODEL, SampleSettings(steps=3), edit, measurement, [0], condition, CPU)
+    images = Editor(MODEL, SampleSettings(steps=3), edit, CPU).images(measurement, [0], condition)
     assert images.shape == (1, 1, 12, 16)
     assert float((operator.apply(to_model(images)) - measurement.y).abs().max()) <= 1 / 255 + 1e-6
 
@@ -163,4 +163,4 @@ def test_methods_with_their_own_step_take_no_sampler(change: dict[str, object]) 
     settings, edit, measurement, condition = inputs("ddnm", 1)
     settings = settings.model_copy(update=change)
     with pytest.raises(UsageError, match=r"method ddnm has its own step and takes no \w+ \(got"):
-        edit_images(MODEL, settings, edit, measurement, [0], condition, CPU)
+        Editor(MODEL, settings, edit, CPU).images(measurement, [0], condition)

@@ -52,7 +52,8 @@ def decide(project: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
 
     def judge(control: Arm, change: Arm, pairs: tuple[int, int]) -> str:
         folder = VERDICT_RUNS / f"{control.config.train.seed:016d}"
-        open_about(folder, About(key=folder.name, data_digest="", settings={}, search={}))
+        about = About(key=folder.name, data_digest="", settings={}, search={"metric": "fd"})
+        open_about(folder, about)
         trials = VerdictTrials(folder, [control, change], control.cell(None), 60, "fd")
         runner = TrialRunner(lambda trial: run(folder, trial))
         (outcome,) = Judge(trials, PairedTest(*pairs), None, runner).decide()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion.edit.measurement import Measurement
 from diffusion.edit.method import operator_of
+from diffusion.edit.operators.mask import Mask
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.edits import DPSOptions
@@ -29,7 +30,7 @@ def build(
 ) -> Sampler:
     """Return the method; a call returns the gradient for x, which costs a backward pass."""
     operator, y = operator_of(measurement), measurement.y
-    zeta = options.zeta or (ZETA_OF_MASKS if operator.text.startswith("mask") else ZETA)
+    zeta = options.zeta or (ZETA_OF_MASKS if isinstance(operator, Mask) else ZETA)
     ancestral = Ddim(options.eta, clip=settings.clip)
 
     def distance(x0_hat: Tensor) -> Tensor:
