@@ -17,7 +17,7 @@ from diffusion.images.pictures import BadImage, decode_picture, open_image
 from diffusion.images.store import Images
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import build_process
-from diffusion.protocol.edits import EditSettings
+from diffusion.protocol.edits import chosen_edit
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import CustomTrajectory
 from diffusion.system.errors import UsageError
@@ -58,7 +58,9 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     given = {**request.options, "seed": request.seed}
     settings = validate(SampleSettings, given, "the request")
     model.check(request, settings)
-    edit = _edit_settings(request)
+    text = request.operator or (None if request.mask is None else "mask")
+    own = request.method_options
+    edit = chosen_edit(request.method, own, text, request.strength, request.sigma_y, "the request")
     spec, count = model.artefact.network, len(request.image_indices)
     image_shape = (spec.in_channels, spec.image_size, spec.image_size)
     operator = None if edit.operator is None else _operator(request, edit.operator, image_shape)
@@ -89,16 +91,6 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     if klass is None:
         about["labels"] = None
     return PreparedEdit(settings, condition, trajectory, about)
-
-
-def _edit_settings(request: EditRequest) -> EditSettings:
-    operator = request.operator or (None if request.mask is None else "mask")
-    own = dict(request.method_options)
-    if request.strength is not None:
-        own["strength"] = request.strength
-    method = request.method or ("sdedit" if operator is None else "ddnm")
-    values = {"method": method, "method_options": own, "operator": operator, "sigma_y": request.sigma_y}
-    return validate(EditSettings, values, "the request")
 
 
 def _operator(request: EditRequest, text: str, image_shape: Shape) -> LinearOperator:

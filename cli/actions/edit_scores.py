@@ -54,48 +54,39 @@ class Originals(NamedTuple):
 def score_edits(options: Evaluate) -> None:
     path, device = selected_model(options), default_device()
     cells = list(_cells(options))
-    loaded = load_model(path, device)
+    loaded, networks = load_model(path, device), NetworkFiles(path).read()
     spec = loaded.artefact.network
     shape = (spec.in_channels, spec.image_size, spec.image_size)
-    operators = {edit.operator: build_operator(str(edit.operator), shape) for edit, _ in cells}
+    operators = {text: build_operator(text, shape) for text in options.edit or ()}
     originals = _originals(options, loaded)
     inputs = open_inputs(originals.store.path, options.against or PREPARED, options.split)
+    pictures = list(originals.store.images)
+    measured = {text: measure(one, pictures, 0.0, degrade=True) for text, one in operators.items()}
     scored: list[dict[str, Any]] = []
-    sheets: dict[tuple[Any, ...], tuple[int, Images]] = {}
+    sheets: list[Images] = []
     for done, (edit, settings) in enumerate(cells, start=1):
-        pictures = list(originals.store.images)
-        measurement = measure(operators[edit.operator], pictures, edit.sigma_y, degrade=True)
-        name = f"{edit.operator}, {edit.method} ({done} of {len(cells)})"
-        editor = Editor(loaded, settings, edit, device)
-        with progress(name) as show:
+        measurement = measured[str(edit.operator)]
+        with progress(f"{edit.operator}, {edit.method} ({done} of {len(cells)})") as show:
+            editor = Editor(loaded, settings, edit, device)
             made = editor.results(measurement, originals.condition, originals.results, BATCH, show)
         images = made.reshape(-1, originals.results, *made.shape[1:])
         scores = mean_scores(scores_by_picture(images, to_nchw(originals.store.images), measurement))
         scores |= _kernel_distance(images, inputs, options)
-        card = edit_card(edit, settings, measurement, NetworkFiles(path).read())
-        described = {
-            "operator": edit.operator,
-            "method": edit.method,
-            "steps": settings.steps,
-            "nfe": card["nfe"],
-        }
-        scored.append({**described, "scores": scores, "card": card})
-        most = sheets.get((edit.operator, edit.method))
-        if options.html is not None and (most is None or scored[most[0]]["nfe"] < card["nfe"]):
-            sheets[edit.operator, edit.method] = done - 1, _sheet(pictures, measurement, images)
-    document = {
-        "diffctl": VERSION,
-        "images": {
-            "path": str(originals.store.path),
-            "count": len(originals.store),
-            "results": originals.results,
-        },
-        "cells": scored,
-    }
+        card = edit_card(edit, settings, measurement, networks)
+        cell = {"operator": edit.operator, "method": edit.method, "steps": settings.steps, "nfe": card["nfe"]}
+        scored.append({**cell, "scores": scores, "card": card})
+        sheets.append(_sheet(pictures, measurement, images))
+    store = originals.store
+    about = {"path": str(store.path), "count": len(store), "results": originals.results}
+    _report(options, {"diffctl": VERSION, "images": about, "cells": scored}, sheets)
+
+
+def _report(options: Evaluate, document: dict[str, Any], sheets: Sequence[Images]) -> None:
+    """Write the files that are requested, log the scores to the model's run, and print them."""
     if options.out is not None:
         write_output_text(options.out, json.dumps(document, indent=2) + "\n")
     if options.html is not None:
-        write_output_text(options.html, render_edits(document, dict(sheets.values()), command_line()))
+        write_output_text(options.html, render_edits(document, sheets, command_line()))
     run_id = selected_run(options)
     if run_id is not None:
         log_edit_scores(run_id, document)

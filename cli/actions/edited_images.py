@@ -26,12 +26,11 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, save_npz, write_store
 from diffusion.model.model_file import Artefact, load_model
 from diffusion.process.denoiser import Condition
-from diffusion.protocol.edits import PRODUCT, EditSettings
+from diffusion.protocol.edits import PRODUCT, EditSettings, chosen_edit
 from diffusion.sample.network_files import load_guides
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import write_output
-from diffusion.system.section import validate
 
 
 class Inputs(NamedTuple):
@@ -88,11 +87,9 @@ def _edit_settings(options: Edit) -> EditSettings:
     ]
     operator = options.operator or PRODUCT.join(filter(None, factors)) or None
     own = parse_assignments(options.method_option or [], "--method-option")
-    if options.strength is not None:
-        own["strength"] = options.strength
-    method = options.method or ("sdedit" if operator is None else "ddnm")
-    values = {"method": method, "method_options": own, "operator": operator, "sigma_y": options.sigma_y}
-    return validate(EditSettings, values, "these options do not fit")
+    return chosen_edit(
+        options.method, own, operator, options.strength, options.sigma_y, "these options do not fit"
+    )
 
 
 def _mask_text(mask: str) -> str:

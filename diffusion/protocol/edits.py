@@ -5,6 +5,7 @@ its factors in the order of their application, as `gray+downsample:2`. A new ope
 here and a module with a builder. This module loads no torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Self
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_PATH, MAX_SIDE
 from diffusion.system.registry import BuilderEntry, Registry, WithOptions, check_name, load_reference
-from diffusion.system.section import NotBool, Section, Steps, own_options
+from diffusion.system.section import NotBool, Section, Steps, own_options, validate
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -243,6 +244,24 @@ class EditSettings(Section):
             others = [name for name, other in METHODS.items() if other.takes_noise]
             raise ValueError(f"method {method} knows no noise: sigma_y needs {' or '.join(others)}")
         return self
+
+
+def chosen_edit(
+    method: str | None,
+    method_options: Mapping[str, Any],
+    operator: str | None,
+    strength: float | None,
+    sigma_y: float,
+    origin: str,
+) -> EditSettings:
+    """Return the settings that are given; UsageError with `origin` if they do not fit.
+
+    Without a method ddnm restores a measurement, and sdedit edits a picture. `strength` is an option of it.
+    """
+    own = dict(method_options) | ({} if strength is None else {"strength": strength})
+    method = method or ("sdedit" if operator is None else "ddnm")
+    values = {"method": method, "method_options": own, "operator": operator, "sigma_y": sigma_y}
+    return validate(EditSettings, values, origin)
 
 
 def check_method_settings(edit: EditSettings, sampler: str, eta: float, noise: str) -> None:

@@ -1,6 +1,6 @@
 """The scores of edits as an HTML page: one file that needs no network, with curves and pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,20 @@ PANEL = 2.2  # inches, the height of a row of panels
 COLUMNS = 2
 
 
-def render_edits(document: dict[str, Any], sheets: Mapping[int, Images], command: str) -> str:
-    """Return the page of the JSON of `diffctl evaluate --edit`; `sheets` are pictures of some cells."""
+def render_edits(document: dict[str, Any], sheets: Sequence[Images], command: str) -> str:
+    """Return the page of the JSON of `diffctl evaluate --edit`; `sheets` has a picture of each cell.
+
+    Those with the highest NFE of an operator and method are shown.
+    """
     cells: list[dict[str, Any]] = document["cells"]
     names = interval_scores(cells[0]["scores"])
     numbers: dict[str, list[int]] = {one["operator"]: [] for one in cells}
     for number, one in enumerate(cells):
         numbers[one["operator"]].append(number)
+    highest: dict[tuple[str, str], int] = {}
+    for number in sorted(range(len(cells)), key=lambda number: int(cells[number]["nfe"])):
+        highest[cells[number]["operator"], cells[number]["method"]] = number
+    shown = set(highest.values())
     operators = [
         {
             "name": name,
@@ -34,7 +41,7 @@ def render_edits(document: dict[str, Any], sheets: Mapping[int, Images], command
             "pictures": [
                 {**_row(cells[number], ()), "image": data_uri(png_bytes(sheets[number]))}
                 for number in own
-                if number in sheets
+                if number in shown
             ],
         }
         for place, (name, own) in enumerate(numbers.items())
