@@ -42,7 +42,7 @@ class MethodEntry(BuilderEntry, WithOptions):
 
     A method that `needs_operator` restores a measurement; another one edits a picture. `operators` are the
     names of those that it can restore, by default all. A method with its `own_step` takes no sampler, eta or
-    noise. With `takes_noise` it knows the noise σ_y of a measurement. `uses_gradient` is whether it needs
+    noise. With `takes_noise` it accepts the noise σ_y of a measurement. `uses_gradient` is whether it needs
     the gradient of the network.
     """
 
@@ -242,7 +242,7 @@ class EditSettings(Section):
                 raise ValueError(f"method {method} restores {allowed} only (got {wrong[0]}): use ddnm")
         if self.sigma_y and not entry.takes_noise:
             others = [name for name, other in METHODS.items() if other.takes_noise]
-            raise ValueError(f"method {method} knows no noise: sigma_y needs {' or '.join(others)}")
+            raise ValueError(f"method {method} accepts no noise: sigma_y needs {' or '.join(others)}")
         return self
 
 

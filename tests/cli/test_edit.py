@@ -114,7 +114,7 @@ def test_other_sizes_are_resized_and_said_or_tiled(edit) -> None:
             ["many/other", "--mask", "mask.png", "--method", "repaint", "--sampler", "heun"],
             "has its own step",
         ),
-        (["a.png", "--upscale", "2", "--method", "projection", "--sigma-y", "0.1"], "knows no noise"),
+        (["a.png", "--upscale", "2", "--method", "projection", "--sigma-y", "0.1"], "accepts no noise"),
         (["a.png", "--upscale", "2", "--method-option", "zeta=1"], "zeta: unknown key"),
     ],
 )

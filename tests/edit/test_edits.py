@@ -145,7 +145,7 @@ def test_larger_images_are_edited_in_tiles() -> None:
         ({"method": "repaint", "operator": "downsample:2"}, "restores mask only (got downsample): use ddnm"),
         (
             {"method": "projection", "operator": "gray", "sigma_y": 0.1},
-            "knows no noise: sigma_y needs ddnm or dps",
+            "accepts no noise: sigma_y needs ddnm or dps",
         ),
         ({"method": "ddmn", "operator": "gray"}, "did you mean ddnm?"),
         ({"method": "dps", "operator": "gray", "method_options": {"eta": 2}}, "eta: it must be less than or"),
