@@ -279,13 +279,13 @@ def folder(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "project")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("edit", "changes"),
     [
         (LOSS, ("train", "sample", "evaluate", "report")),
-        pytest.param(SAMPLER, ("sample", "evaluate", "report"), marks=pytest.mark.long),
-        pytest.param(EXTRACTOR, ("reference", "evaluate", "report"), marks=pytest.mark.long),
+        (SAMPLER, ("sample", "evaluate", "report")),
+        (EXTRACTOR, ("reference", "evaluate", "report")),
     ],
     ids=["loss", "sampler", "extractor"],
 )
@@ -334,7 +334,7 @@ def test_digests_of_stages_change_where_the_docs_say(tmp_path: Path) -> None:
         edit.revert(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(folder: Path) -> None:
     first = read_artefact(folder / "models/model.safetensors")
     rate = "rate = rate * (step + 1)"

@@ -100,7 +100,7 @@ def test_up_waits_for_no_run_with_a_temporary_server(project: Path) -> None:
     assert not processes_in(project), "MLflow had started and is stopped"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_servers_run_until_down_and_serve_a_run(tmp_path: Path, prefect_database: Path) -> None:
     with_database(tmp_path, prefect_database)
     toy = toy_project(tmp_path)

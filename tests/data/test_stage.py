@@ -10,7 +10,7 @@ from tests.conftest import write_params
 from tests.helpers.raw_data import random_images, write_folder, write_numbered
 from tests.helpers.toy_project import script, toy_project
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 RUN = """

@@ -103,7 +103,7 @@ def colleague(servers: Team) -> dict[str, str]:
     return {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": COLLEAGUE}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_concurrent_trainings_log_every_point_once(servers, tmp_path, monkeypatch) -> None:
     for name, value in servers.client.items():
         monkeypatch.setenv(name, value)

@@ -144,7 +144,7 @@ def test_killed_sender_loses_and_duplicates_nothing(folder, server):
     trainer.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_outages_during_training_lose_and_duplicate_nothing(folder, server):
     """The server hangs while the run is created, is killed later, and hangs again."""
     server.start()
