@@ -89,6 +89,10 @@ OBJECTIVES: Registry[ObjectiveEntry] = Registry(
             "diffusion.process.losses:BoundLoss", "iDDPM, 2102.09672, eq. 4", learned_variance=True,
             is_weighted=False,
         ),
+        "consistency": ObjectiveEntry(
+            "diffusion.process.consistency:Consistency", "ECT, Geng et al. 2024, 2406.14548",
+            options="diffusion.process.process_options:ConsistencyOptions",
+        ),
     },
 )  # fmt: skip
 

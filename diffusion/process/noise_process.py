@@ -179,14 +179,19 @@ class NoiseProcess(ABC):
         app. A): min(SNR, γ) is divided by SNR for ε, by SNR + 1 for the velocity.
         """
         alpha, sigma = self.alpha_sigma(t)
-        entry = LOSS_WEIGHTS[self.config.weighting]
-        options = entry.parse(self.config.weighting_options)
-        weight: Tensor | None = load_reference(entry.builder)(alpha, sigma, self.sigma_data, options)
+        weight = self.data_weight(t)
         if weight is None:
             return torch.ones_like(alpha)
         a, b = self._coefficients(alpha, sigma)
         determinant: Tensor = alpha * b - sigma * a
         return weight * (sigma / determinant).square()
+
+    def data_weight(self, t: Tensor) -> Tensor | None:
+        """Return the float64 weights (B,) of x̂_0's errors by `weighting`; None for none."""
+        entry = LOSS_WEIGHTS[self.config.weighting]
+        options = entry.parse(self.config.weighting_options)
+        weight: Tensor | None = load_reference(entry.builder)(*self.alpha_sigma(t), self.sigma_data, options)
+        return weight
 
     def _coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Return a and b of what the network predicts, a·x_0 + b·ε."""

@@ -1,4 +1,4 @@
-"""The options of entries of TIME_DISTRIBUTIONS and LOSS_WEIGHTS. No torch.
+"""The options of entries of OBJECTIVES, TIME_DISTRIBUTIONS and LOSS_WEIGHTS. No torch.
 
 A section keeps only values that differ from these defaults, so the modules that compute the entries import
 them: a changed default changes the digest of the code.
@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from diffusion.system.section import NotBool, Section
+from diffusion.system.section import NotBool, PositiveInt, Section
 
 
 class NormalOptions(Section):
@@ -35,3 +35,15 @@ class VelocityOptions(Section):
     """`min_sigma` is the σ below which the weight of x̂_0's error stays constant."""
 
     min_sigma: Annotated[float, Field(gt=0, le=1), NotBool] = 0.05
+
+
+class ConsistencyOptions(Section):
+    """The stages of consistency tuning: stage a has a part of q^−(a+1) between two noise levels.
+
+    A stage has `stage_steps` steps; None makes all one stage. `huber` is c of the pseudo-Huber distance
+    √(‖·‖² + c²) − c. The authors' code has q = 2 in eight stages, or one stage of q = 256 for short tunings.
+    """
+
+    q: Annotated[float, Field(gt=1, le=1e6), NotBool] = 2.0
+    stage_steps: PositiveInt | None = None
+    huber: Annotated[float, Field(ge=0, le=1e6), NotBool] = 0.0

@@ -80,6 +80,15 @@ class HeunOptions(ChurnOptions):
     )
 
 
+class ConsistencyOptions(Section):
+    """Options of multistep consistency sampling."""
+
+    sigma_mid: NoiseLevel | None = Field(
+        default=0.821,
+        description="The noise level σ/α of the second of 2 steps; null: that of the spacing.",
+    )
+
+
 class NoiseRange(Section):
     """The noise levels σ/α of the last and the first step; by default those of the process."""
 
@@ -115,8 +124,9 @@ class SamplerEntry(BuilderEntry, WithOptions):
 
     Each is a "module:name", loaded when it is needed, the options without torch. A sampler that `uses_eta`
     adds `noise` where eta is not 0, and applies the mean shift of a prediction at noisy steps. Another one
-    adds noise where its `noise_option` of `sampler_options` is not 0. `nfe` returns the number of network
-    calls in S steps.
+    adds noise where its `noise_option` of `sampler_options` is not 0. One `for_consistency` takes x̂_0 for the
+    end of the flow, and adds noise at every step but the last. `nfe` returns the number of network calls in S
+    steps.
     """
 
     builder: str
@@ -125,6 +135,7 @@ class SamplerEntry(BuilderEntry, WithOptions):
     options: str = "diffusion.system.section:NoOptions"
     source: str = ""
     noise_option: str | None = None
+    for_consistency: bool = False
 
 
 _edm_sampler = partial(
@@ -167,6 +178,12 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
             "diffusion.sample.ipndm:build",
             options="diffusion.protocol.samplers:IPNDMOptions",
             source="Zhang & Chen 2022 (2204.13902)",
+        ),
+        "consistency": SamplerEntry(
+            "diffusion.sample.consistency:build",
+            options="diffusion.protocol.samplers:ConsistencyOptions",
+            source="Song et al. 2023 (2303.01469), alg. 1",
+            for_consistency=True,
         ),
     },
 )

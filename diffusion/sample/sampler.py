@@ -88,7 +88,7 @@ def adds_noise(settings: SampleSettings) -> bool:
     if entry.uses_eta:
         return settings.eta > 0
     if entry.noise_option is None:
-        return False
+        return entry.for_consistency and settings.steps > 1
     return bool(entry.checked_options(settings.sampler_options)[entry.noise_option])
 
 

@@ -134,12 +134,14 @@ class Samplers(FigureData):
 def samplers(
     config: ProcessConfig, steps: int, spacing: str = "uniform", count: int = 400, seed: int = 0
 ) -> Samplers:
-    """Run every sampler for `steps` steps from `count` points of noise; UsageError for too many steps."""
+    """Run every sampler of denoisers for `steps` steps from `count` points; UsageError for too many steps."""
     process = build_process(config)
     source = counter_generator("show samplers", seed)
     start = torch.randn(count, 2, generator=source, dtype=torch.float64)
     paths_by_sampler = {}
     for name, entry in SAMPLERS.items():
+        if entry.for_consistency:
+            continue
         for eta in ETAS if entry.uses_eta and steps > 1 else (0.0,):
             label = f"{name}, η = {format_value(eta)}" if entry.uses_eta else name
             own: dict[str, Any] = {"sampler_options": OPTIONS.get(name, {}), "spacing": spacing}

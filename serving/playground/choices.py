@@ -28,7 +28,8 @@ LESSONS = {  # what a control does to the images; another option shows its help
     "beyond some number the image no longer changes visibly.",
     "eta": "At 0 a step adds no noise (DDIM), at 1 as much as DDPM; with few steps 0 usually looks better.",
     "sampler": "ddim and euler step along the current prediction; dpm-solver++, unipc and ipndm extrapolate "
-    "from earlier ones, so they need fewer steps; heun calls the network twice per step.",
+    "from earlier ones, so they need fewer steps; heun calls the network twice per step; consistency is for "
+    "models that were tuned by the loss consistency.",
     "noise": "The noise that η scales: small is the exact posterior's for known images, large that of the "
     "forward process, learned the network's own.",
     "spacing": "Where the steps are: uniform spreads them evenly over time, quadratic has more near the "

@@ -77,6 +77,7 @@ def test_failed_half_stops_the_other_half(two_threads):
         ("heun", 0.0, {}, False),
         ("heun", 0.0, {"s_churn": 2.0}, True),
         ("unipc", 0.0, {}, False),
+        ("consistency", 0.0, {}, True),
     ],
 )
 def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch, sampler, eta, options, adds_noise):

@@ -47,7 +47,7 @@ WATCHES = pytest.mark.parametrize("watch", [nothing_waits, no_float64])
     "options", [{"eta": 0.0}, {"eta": 0.7, "noise": "large"}, {"eta": 1.0, "noise": "learned"},
                 {"sampler": "dpm-solver++"}, {"sampler": "unipc"}, {"sampler": "ipndm"},
                 {"sampler": "heun", "sampler_options": {"s_churn": 2.0}},
-                {"sampler": "dpm-solver++-3m-sde"}],
+                {"sampler": "dpm-solver++-3m-sde"}, {"sampler": "consistency"}],
 )  # fmt: skip
 @pytest.mark.parametrize(
     ("guidance", "prediction"),

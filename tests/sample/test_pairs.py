@@ -18,12 +18,13 @@ from diffusion.sample.sampler import build_sampler, run_sampler
 
 MEAN, STD, PIXELS = 0.3, 0.5, 4_000
 FIRST_ORDER = {"ddim", "euler", "euler-ancestral"}  # they need more steps for the same variance
+DENOISING = sorted(name for name in SAMPLERS.built_in if not SAMPLERS[name].for_consistency)
 UNSOLVABLE = ("flow", "eps")  # α is 0 at the last time, where ε alone leaves x_0 undetermined
 TRIPLES = [
     (schedule, predictions[(row + column) % len(predictions)], sampler)
     for row, schedule in enumerate(sorted(PROCESSES.built_in))
     for predictions in [[name for name in sorted(PREDICTIONS.built_in) if (schedule, name) != UNSOLVABLE]]
-    for column, sampler in enumerate(sorted(SAMPLERS.built_in))
+    for column, sampler in enumerate(DENOISING)
 ]
 
 
