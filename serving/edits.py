@@ -13,6 +13,7 @@ from diffusion.edit.edits import edit_trajectory
 from diffusion.edit.measurement import build_operator
 from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.edit.pictures import fit, masked_operator, measure, picture_shape
+from diffusion.images.image_size import Size, format_pixels, format_size
 from diffusion.images.pictures import BadImage, decode_picture, open_image
 from diffusion.images.store import Images
 from diffusion.process.denoiser import Condition
@@ -61,8 +62,7 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     text = request.operator or (None if request.mask is None else "mask")
     own = request.method_options
     edit = chosen_edit(request.method, own, text, request.strength, request.sigma_y, "the request")
-    spec, count = model.artefact.network, len(request.image_indices)
-    image_shape = (spec.in_channels, spec.image_size, spec.image_size)
+    image_shape, count = model.artefact.network.shape, len(request.image_indices)
     operator = None if edit.operator is None else _operator(request, edit.operator, image_shape)
     channels, height, width = picture_shape(operator, image_shape, degrade=request.degrade)
     picture = decode_base64(request.image, "the image", channels)
@@ -77,7 +77,6 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     condition = input_condition(model.artefact, [None] * count, klass)
     process, most = build_process(model.artefact.process), CALLS_PER_STEP * model.config.steps
     trajectory = edit_trajectory(edit, settings, measurement, process, model.device, most)
-    found = f"{picture.shape[1]}×{picture.shape[0]}"
     about = {
         "edit": {
             **edit.model_dump(mode="json"),
@@ -86,7 +85,7 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
         },
         "resized": None
         if picture.shape[:2] == (height, width)
-        else f"the middle of {found} pixels at {width}×{height}",
+        else f"the middle of {format_pixels(picture.shape[:2])} at {format_size((height, width))}",
     }
     if klass is None:
         about["labels"] = None
@@ -103,7 +102,7 @@ def _operator(request: EditRequest, text: str, image_shape: Shape) -> LinearOper
     return masked_operator(text, image_shape, mask)
 
 
-def decode_base64(text: str, name: str, channels: int, image_size: int | None = None) -> Images:
+def decode_base64(text: str, name: str, channels: int, size: Size | None = None) -> Images:
     """Return a picture in base64 as (H, W, C) uint8; raise UsageError if it is none, or too large."""
     try:
         content = base64.b64decode(text, validate=True)
@@ -111,6 +110,6 @@ def decode_base64(text: str, name: str, channels: int, image_size: int | None = 
         raise UsageError(f"{name} is not in base64: give the bytes of its file, encoded") from None
     with contextlib.suppress(BadImage), open_image(content) as image:  # decode_picture names a fault
         if image.width * image.height > MAX_EDIT_PIXELS:
-            size = f"{image.width}×{image.height}"
-            raise UsageError(f"{name} has {size} pixels: give {MAX_EDIT_PIXELS >> 20} million at most")
-    return decode_picture(content, name, image_size, channels)
+            found = format_pixels((image.height, image.width))
+            raise UsageError(f"{name} has {found}: give {MAX_EDIT_PIXELS >> 20} million at most")
+    return decode_picture(content, name, size, channels)

@@ -55,8 +55,7 @@ def score_edits(options: Evaluate) -> None:
     path, device = selected_model(options), default_device()
     cells = list(_cells(options))
     loaded, networks = load_model(path, device), NetworkFiles(path).read()
-    spec = loaded.artefact.network
-    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    shape = loaded.artefact.network.shape
     operators = {text: build_operator(text, shape) for text in options.edit or ()}
     originals = _originals(options, loaded)
     inputs = open_inputs(originals.store.path, options.against or PREPARED, options.split)
@@ -126,7 +125,7 @@ def _kernel_distance(images: torch.Tensor, inputs: ScoringInputs, options: Evalu
     """Return the kernel distance of one result of each picture to real images, with its interval."""
     first = to_nhwc(images[:, 0])
     sample = ImageStore(Path("edits"), first, None, {"name": "edits", "digest": content_digest(first, None)})
-    names = [one.value for one in options.extractor or []] or [default_extractor(first.shape[1])]
+    names = [one.value for one in options.extractor or []] or [default_extractor(first.shape[1:3])]
     section = validate(EvaluateConfig, {"extractor": names[0]}, "diffctl evaluate")
     found = score_images(inputs._replace(sample=sample), section)["scores"]
     kernel = extractor_spec(names[0]).kernel_distance

@@ -21,6 +21,7 @@ from diffusion.edit.pictures import (
     picture_shape,
     show_edits,
 )
+from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, save_npz, write_store
@@ -99,8 +100,7 @@ def _mask_text(mask: str) -> str:
 
 def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact, seed: int) -> Inputs:
     """Return the pictures and their measurement; UsageError if they do not fit the model."""
-    spec = artefact.network
-    image_shape = (spec.in_channels, spec.image_size, spec.image_size)
+    image_shape = artefact.network.shape
     if options.tile:
         image_shape = _tiled_shape(options, image_shape)
     operator = None
@@ -110,7 +110,7 @@ def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact,
     pictures = read_pictures(options.source, channels, artefact, options.first)
     fitted = [one._replace(pixels=fit(one.pixels, (height, width))) for one in pictures]
     resized = [
-        f"{one.name}: the middle of {one.pixels.shape[1]}×{one.pixels.shape[0]} pixels at {width}×{height}"
+        f"{one.name}: the middle of {format_pixels(one.pixels.shape[:2])} at {format_size((height, width))}"
         for one in pictures
         if one.pixels.shape[:2] != (height, width)
     ]
@@ -121,7 +121,7 @@ def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact,
 
 def _tiled_shape(options: Edit, model_shape: Shape) -> Shape:
     """Return the shape of the edited image of a picture that keeps its size, cropped to whole blocks."""
-    channels, size, _ = model_shape
+    channels, *tile = model_shape
     if not options.source.is_file() or options.source.suffix == ".npz":
         raise UsageError(f"--tile takes one picture (got {printable(options.source)}): give a file")
     height, width = read_picture(options.source, None, channels).shape[:2]
@@ -129,12 +129,11 @@ def _tiled_shape(options: Edit, model_shape: Shape) -> Shape:
     height, width = (
         (side // factor * factor if options.degrade else side * factor) for side in (height, width)
     )
-    if min(height, width) < size:
-        raise UsageError(
-            f"--tile makes {width}×{height} pixels, less than a tile's {size}×{size}: leave it out"
-        )
+    pixels = format_pixels((height, width))
+    if height < tile[0] or width < tile[1]:
+        raise UsageError(f"--tile makes {pixels}, less than a tile's {format_size(tile)}: leave it out")
     if height * width > MAX_PIXELS:
-        raise UsageError(f"--tile makes {width}×{height} pixels: give a smaller picture")
+        raise UsageError(f"--tile makes {pixels}: give a smaller picture")
     return channels, height, width
 
 
@@ -175,5 +174,5 @@ def _write(
         return None
     pictures = [picture.pixels for picture in inputs.pictures]
     rows, columns = show_edits(pictures, inputs.measurement, images, options.num)
-    sheet = enlarge(grid(rows, columns), min(images.shape[1:3]), options.scale)
+    sheet = enlarge(grid(rows, columns), images.shape[1:3], options.scale)
     return write_output(options.out, lambda file: file.write(png_bytes(sheet)))

@@ -61,7 +61,7 @@ def interpolate(options: Interpolate) -> None:
         strip = inversion.interpolate(loaded, settings, pixels, condition, options.frames, on_step)
     images = to_nhwc(strip)
     if options.out.suffix == ".gif":
-        data = gif_bytes([enlarge(image, len(image)) for image in images])
+        data = gif_bytes([enlarge(image, image.shape[:2]) for image in images])
         write_output(options.out, lambda file: file.write(data))
     else:
         _write_rows(options.out, images, columns=len(images))
@@ -96,7 +96,7 @@ def _write_codes(out: Path, pixels: Images, codes: Tensor, back: Images, labels:
 
 def _write_rows(out: Path, images: Images, columns: int) -> None:
     """Write images (N, H, W, C) as a PNG with this many in a row."""
-    picture = enlarge(grid(images, columns), images.shape[1])
+    picture = enlarge(grid(images, columns), images.shape[1:3])
     write_output(out, lambda file: file.write(png_bytes(picture)))
 
 

@@ -63,7 +63,7 @@ def _score(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
         scores = {one.spec.name: partial(adhoc.score_against_statistics, sample, one, real) for one in files}
     else:
         pair = adhoc.open_inputs(path, against, options.split)
-        names = extractors or [default_extractor(pair.real.images.shape[1])]
+        names = extractors or [default_extractor(pair.real.images.shape[1:3])]
         scores = {name: partial(adhoc.score_images, pair) for name in names}
     sections = _sections(list(scores), options)
     for section in sections[1:]:  # missing weights are reported before any work

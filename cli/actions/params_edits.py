@@ -11,6 +11,7 @@ from cli.actions.params_file import replace_values
 from diffusion.check.findings import Project
 from diffusion.check.params_changes import adopt_protocol, format_sections, needed_changes
 from diffusion.config import load, parse
+from diffusion.images.image_size import format_size, height_and_width
 from diffusion.layout import PARAMS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_text
@@ -39,15 +40,15 @@ def use_pretrained(name: str) -> None:
             raise DiffctlError(f"DVC cannot track {path} ({brief(done.stderr, str)})")
     write_text(PARAMS, replace_values({PINNED: artefact.model_sha256}))
     spec = artefact.network
-    shape = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
-    about = f"{artefact.step:,} steps of {artefact.data.name}, {shape}, {spec.num_classes} classes"
+    shape, classes = format_size(spec.pixel_shape), f"{spec.num_classes} classes"
+    about = f"{artefact.step:,} steps of {artefact.data.name}, {shape}, {classes}"
     typer.echo(f"{PARAMS}: train.init_from is {artefact.model_sha256[:16]}, {about}: {path}")
     if has_dvc:
         typer.echo(f"DVC tracks it: commit {dvc_file(path)} with {PARAMS}; `dvc push` sends it to the remote")
-    config, side = load(), spec.image_size
+    config, size = load(), spec.size
     with suppress(DiffctlError):  # no prepared data
-        side = int(Project(config).train_meta()["image_size"])
-    if changes := needed_changes(config, artefact, side):
+        size = height_and_width(Project(config).train_meta()["image_size"])
+    if changes := needed_changes(config, artefact, size):
         typer.echo(f"it fits with these values in {PARAMS}:\n{format_sections(changes)}")
     else:
         typer.echo("run `diffctl check` to see whether it fits")

@@ -1,5 +1,6 @@
 """Images from one model, sampled in batches and written to a file."""
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -45,8 +46,8 @@ def sample_images(options: Sample) -> None:
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
     loaded = load_model(path, device)
     check_settings(loaded.artefact, settings)
-    width = loaded.artefact.network.image_size * (options.scale or 1)
-    if options.scale and len(options.indices) * width**2 > MAX_PIXELS:
+    pixels = len(options.indices) * math.prod(loaded.artefact.network.size)
+    if options.scale and pixels * options.scale**2 > MAX_PIXELS:
         limit = f"{MAX_PIXELS >> 20} million pixels"
         raise UsageError(f"--scale {options.scale}: the picture would have over {limit}: give a smaller one")
     guides = load_guides(selected_files(options, settings, path), device)

@@ -7,6 +7,7 @@ import typer
 from cli.shared.console import Show, progress
 from diffusion.data.data_config import DataConfig
 from diffusion.data.prepare import prepare
+from diffusion.images.image_size import format_size, height_and_width
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED
@@ -35,7 +36,7 @@ def run_stage(_: object) -> None:
     stores = {split: open_store(PREPARED / split, PreparedMeta, unverified=True) for split in splits}
     counts = ", ".join(f"{len(store):,} {split}" for split, store in stores.items())
     meta = stores["train"].meta
-    shape = f"{meta['image_size']}×{meta['image_size']}×{meta['channels']}"
+    shape = format_size((*height_and_width(meta["image_size"]), meta["channels"]))
     labels = f"{len(meta['classes'])} classes" if meta["classes"] else "no labels"
     typer.echo(f"{PREPARED}: {counts} images of {shape}, {labels}")
     if meta["classes"] and not read_params().get("model", {}).get("class_cond"):

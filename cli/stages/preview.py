@@ -36,5 +36,5 @@ def write_preview(
     if real is not None:
         labels = None if wanted.labels is None else wanted.labels.tolist()
         rows.append(real_images(real, labels, len(indices)))
-    picture = enlarge(grid(np.concatenate(rows), columns=len(indices)), artefact.network.image_size)
+    picture = enlarge(grid(np.concatenate(rows), columns=len(indices)), artefact.network.size)
     write_atomic(path, lambda file: file.write(png_bytes(picture)))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from diffusion.images.image_size import format_size
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import PREPARED
@@ -28,7 +29,7 @@ def load_input(name: str, store: Path | None, artefact: Artefact) -> InputImage:
     """Return the image of a number or a file name; UsageError if it does not fit the model."""
     spec = artefact.network
     if not name.isdecimal():
-        return InputImage(read_picture(Path(name), spec.image_size, spec.in_channels), None)
+        return InputImage(read_picture(Path(name), spec.size, spec.in_channels), None)
     opened = open_matching_store(store, artefact)
     index = int(name) if len(name) <= DIGITS else len(opened)
     if index >= len(opened):
@@ -47,10 +48,8 @@ def load_first(num: int, store: Path | None, artefact: Artefact) -> list[InputIm
 def open_matching_store(path: Path | None, artefact: Artefact) -> ImageStore:
     """Return the store, by default the test split; UsageError if its images are not the model's size."""
     store = open_store(path or PREPARED / "test")
-    spec = artefact.network
-    wanted = (spec.image_size, spec.image_size, spec.in_channels)
-    if store.images.shape[1:] != wanted:
-        found, ours = ("×".join(map(str, shape)) for shape in (store.images.shape[1:], wanted))
+    found, ours = (format_size(shape) for shape in (store.images.shape[1:], artefact.network.pixel_shape))
+    if found != ours:
         raise UsageError(f"the images in {store.path} are {found}, the model's {ours}")
     return store
 

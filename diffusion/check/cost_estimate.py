@@ -1,5 +1,6 @@
 """The cost of a configuration: operations, images and bytes by counting, hours by measuring."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -118,8 +119,7 @@ def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
     config, parameters = project.config, step_memory.count_parameters(plan.network)
     profiles = step_memory.profile_bytes(plan.network, len(plan.train.sigma_rels))
     reconstructed = len(config.sweep.sigma_rels)
-    side, images = plan.network.image_size, _real_images(project)
-    pixels = side * side * plan.network.in_channels
+    images, pixels = _real_images(project), math.prod(plan.network.shape)
     numbers = sum(extractor_spec(space.extractor).features for space in config.evaluate.spaces)
     sizes = {
         "data": images * pixels,
@@ -189,8 +189,7 @@ def _measure(
         fail("the classifier's training", error)
     sweep = time_sampling(plan, config, PART_SECONDS, device).scaled(network_evaluations(config))
     add("sweep", f"{len(grid(config.sample, config.sweep)):,} cells of the sweep", sweep)
-    spaces = config.evaluate.spaces
-    shape = plan.network.image_size, plan.network.in_channels
+    spaces, shape = config.evaluate.spaces, plan.network.shape
     for space in spaces:
         try:
             if (weights := weights_finding(space)).level != "ok":

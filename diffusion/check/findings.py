@@ -9,6 +9,7 @@ from diffusion.config import Config
 from diffusion.data.data_config import build_source, preparation_changes
 from diffusion.data.prepare import shape_of
 from diffusion.data.source import DatasetInfo
+from diffusion.images.image_size import written_size
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import AVERAGES, MODEL, PREPARED
@@ -109,10 +110,10 @@ class Project:
         """Return the training split's metadata, as prepared or as expected, then with placeholder classes."""
         if self.is_ready:
             return self.stores["train"].meta
-        size, _, channels = shape_of(self.config.data, self.info.shape)
+        height, width, channels = shape_of(self.config.data, self.info.shape)
         return {
             "name": self.config.data.name,
-            "image_size": size,
+            "image_size": written_size((height, width)),
             "channels": channels,
             "classes": [str(number) for number in range(self.info.classes)],
             "counts": [1] * self.info.classes,

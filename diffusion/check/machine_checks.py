@@ -1,5 +1,6 @@
 """Checks of the machine: memory, device, extractor weights, and space for what is still to be written."""
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from diffusion.downloads.fetch import cache_root, verify
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractors import cached_path
 from diffusion.evaluate.statistics_file import configured_statistics
+from diffusion.images.image_size import height_and_width
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.protocol.grid import grid
@@ -166,8 +168,7 @@ def _data(project: Project) -> list[Need]:
     if project.is_ready:
         return []
     info, work, out = project.info, PREPARE_RUNS, PREPARED
-    size, _, channels = shape_of(project.config.data, info.shape)
-    images = info.images * size * size * channels
+    images = info.images * math.prod(shape_of(project.config.data, info.shape))
     copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
     return [
         ("data", cache_root(), 2 * info.download),
@@ -202,7 +203,8 @@ def _samples(project: Project) -> list[Need]:
     config, meta = project.config, project.train_meta()
     cells = grid(config.sample, config.sweep)
     left = sum(not (project.is_trained and (SAMPLES / cell.name).is_dir()) for cell in cells)
-    size = left * config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
+    pixels = math.prod(height_and_width(meta["image_size"])) * int(meta["channels"])
+    size = left * config.sample.num_images * pixels
     return [("samples", CELL_RUNS, size), ("samples", SAMPLES, 2 * size)]
 
 

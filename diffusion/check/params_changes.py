@@ -11,6 +11,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from diffusion.config import Config
+from diffusion.images.image_size import Size
 from diffusion.model.model_file import ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.process.process_registry import PROCESSES
@@ -170,11 +171,11 @@ def sections_of(start: ModelDescription) -> Sections:
     return {"model": shape, "process": {"prediction": start.process.prediction}}
 
 
-def needed_changes(config: Config, start: ModelDescription, image_size: int) -> Sections:
-    """Return the fields, channels excepted, that must change for a model and images with this side."""
+def needed_changes(config: Config, start: ModelDescription, size: Size) -> Sections:
+    """Return the fields, channels excepted, that must change for a model and images of this size."""
     shape = _shape(start.network)
     if ATTENTION in shape:
-        shape[ATTENTION] = [side * image_size // start.network.image_size for side in shape[ATTENTION]]
+        shape[ATTENTION] = [side * min(size) // min(start.network.size) for side in shape[ATTENTION]]
     wanted = {"model": shape, "process": {"prediction": start.process.prediction}}
     has = {"model": config.model, "process": config.process}
     differing = {

@@ -134,12 +134,12 @@ def matmul_speed(precision: Precision) -> float:
 
 
 def time_extractor(
-    space: Space, section: EvaluateConfig, shape: tuple[int, int], seconds: float, device: torch.device
+    space: Space, section: EvaluateConfig, shape: tuple[int, int, int], seconds: float, device: torch.device
 ) -> TimeRange:
-    """Time feature extraction of images with this side and channels; errors as `load_extractor`."""
+    """Time feature extraction of images of this shape (C, H, W); errors as `load_extractor`."""
     extractor = load_extractor(space.extractor, space.weights, device, space.weights_sha256)
-    most, (side, channels) = section.batch_size or extractor.batch_size, shape
-    pixels = np.random.default_rng(0).integers(0, 256, (most, channels, side, side), np.uint8)
+    most = section.batch_size or extractor.batch_size
+    pixels = np.random.default_rng(0).integers(0, 256, (most, *shape), np.uint8)
     batch = torch.from_numpy(pixels).expand(-1, 3, -1, -1)
     return time_work(_repeated(lambda images: extractor(batch[:images])), most, seconds)
 

@@ -117,7 +117,7 @@ def _is_affordable(plan: TrainPlan, calls: int = 0) -> bool:
 
 def _check_output(spec: NetworkSpec) -> None:
     """Raise UsageError unless the network's output has the shape that training and sampling need."""
-    wanted = (1, spec.out_channels, spec.image_size, spec.image_size)
+    wanted = (1, spec.out_channels, *spec.size)
     if (shape := step_memory.output_shape(spec)) != wanted:
         place = function_place(load_reference(MODELS[spec.name].builder).forward)
         raise UsageError(f"{place}: the network {spec.name} returns {shape}, and its output must be {wanted}")

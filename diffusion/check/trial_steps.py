@@ -47,7 +47,7 @@ class StandIn(nn.Module):
 def random_images(network: NetworkSpec, count: int) -> ImageStore:
     """Return images of uniform noise, with labels if the network takes them."""
     random = np.random.default_rng(0)
-    shape = (count, network.image_size, network.image_size, network.in_channels)
+    shape = (count, *network.pixel_shape)
     images = random.integers(0, 256, shape, np.uint8)
     labels = random.integers(0, network.num_classes, count) if network.num_classes else None
     return ImageStore(Path("synthetic"), images, labels, {})

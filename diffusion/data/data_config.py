@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
+from diffusion.images.image_size import ImageSize, Size, height_and_width
 from diffusion.system.registry import BuilderEntry, Registry, check_name, load_reference
-from diffusion.system.section import FilePath, RegistrySection, Side, brief
+from diffusion.system.section import FilePath, RegistrySection, brief
 
 if TYPE_CHECKING:
     from diffusion.data.source import Source
@@ -64,10 +65,10 @@ class DataConfig(RegistrySection):
     """Which images, from where, at which size.
 
     `name` is an entry of SOURCES, which may have own options here. `path` is the folder with the raw files;
-    None looks in the cache and downloads public sets. `image_size` scales and crops images to this side; None
-    keeps their size. `channels` is 1 for grey or 3 for RGB; None keeps theirs. `on_bad` stops on unusable
-    images, or skips and lists them. `flip` mirrors half of the training images; it is off by default, since
-    digits and text have a direction.
+    None looks in the cache and downloads public sets. `image_size` scales and crops images to squares of this
+    side, or to [height, width]; None keeps their size. `channels` is 1 for grey or 3 for RGB; None keeps
+    theirs. `on_bad` stops on unusable images, or skips and lists them. `flip` mirrors half of the training
+    images; it is off by default, since digits and text have a direction.
     """
 
     CHOSEN_BY = "name"
@@ -75,7 +76,7 @@ class DataConfig(RegistrySection):
 
     name: Annotated[str, AfterValidator(partial(check_name, registry=SOURCES))]
     path: FilePath | None = None
-    image_size: Side | None = None
+    image_size: ImageSize | None = None
     channels: Literal[1, 3] | None = None
     on_bad: Literal["stop", "skip"] = "stop"
     flip: bool = False
@@ -95,10 +96,10 @@ class PhotographsConfig(DataConfig):
         return self
 
     @property
-    def size(self) -> int:
-        """Side in pixels of every prepared image."""
+    def size(self) -> Size:
+        """Height and width in pixels of every prepared image."""
         assert self.image_size is not None, "the section refuses photographs without one"
-        return self.image_size
+        return height_and_width(self.image_size)
 
 
 def preparation_changes(config: DataConfig, meta: Mapping[str, Any]) -> list[str]:

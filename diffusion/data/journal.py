@@ -166,7 +166,7 @@ def _digest_of(target: SplitTarget, start: int) -> str:
 def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str]]:
     """Read a block and write it at its place; return its first row and its bad rows."""
     rows = job()
-    images = np.ascontiguousarray(conform(rows.images, target.shape[1], target.shape[3]))
+    images = np.ascontiguousarray(conform(rows.images, target.shape[1:3], target.shape[3]))
     digests = np.zeros((len(images), 64), dtype=np.uint8)
     digests[:, :32] = row_digests(images)
     if rows.digests is not None:

@@ -22,6 +22,7 @@ from diffusion.data.source import ImageProblem, RawData, Reader, count_problems,
 from diffusion.downloads.fetch import OnProgress
 from diffusion.entry_code import code_of
 from diffusion.images.image_sample import image_sample
+from diffusion.images.image_size import height_and_width, written_size
 from diffusion.images.store import Labels, combine_digests, describe_store, npy_header
 from diffusion.layout import PREPARE_RUNS
 from diffusion.system.errors import DiffctlError
@@ -107,11 +108,12 @@ def _refuse(problems: Sequence[ImageProblem], listing: Path) -> None:
 
 def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[int, int, int]:
     """Return (H, W, C) of the prepared images: as configured, else the native one."""
-    if native is None:
-        assert config.image_size is not None, "the config refuses photographs without a size"
-        return config.image_size, config.image_size, config.channels or 3
-    size = config.image_size or native[0]
-    return size, size, config.channels or native[2]
+    if config.image_size is not None:
+        size = height_and_width(config.image_size)
+    else:
+        assert native is not None, "the config refuses photographs without a size"
+        size = native[:2]
+    return *size, config.channels or (native[2] if native else 3)
 
 
 def _name(config: DataConfig, raw: RawData) -> str:
@@ -189,9 +191,9 @@ def _write_stores(
             "given": config.model_dump(mode="json", include=GIVEN),
             "classes": classes,
             "counts": [] if labels is None else np.bincount(labels, None, len(classes)).tolist(),
-            "image_size": shape[1],
+            "image_size": written_size(shape[1:3]),
             "channels": shape[3],
-            "transforms": transforms(raw.shape, shape[1], shape[3]),
+            "transforms": transforms(raw.shape, shape[1:3], shape[3]),
             "sources": sources,
             "duplicates": _duplicates(name, filled),
             "skipped": count_problems(problems),

@@ -75,7 +75,7 @@ class Editor:
             callback,
             self.guides,
             custom=_trajectories(self.edit, self.settings, measurement.to(self.device), process),
-            size=None if size == (spec.image_size, spec.image_size) else size,
+            size=None if size == spec.size else size,
         )
 
     def results(

@@ -118,8 +118,7 @@ class Chunk:
     def _start(self) -> SamplerDriver:
         """Start the trajectory, from the images' noise (x_T is drawn first) or from a custom start."""
         job, settings, custom = self.job, self.job.settings, self.job.custom
-        spec = job.loaded.artefact.network
-        shape = (spec.in_channels, spec.image_size, spec.image_size)
+        shape = job.loaded.artefact.network.shape
         images = ImageNoise(settings.seed, self._indices, shape, job.grid.initial_noise_scale)
 
         def noise() -> Tensor:

@@ -25,6 +25,7 @@ from diffusion.evaluate.scores.frechet_scores import PublishedStatistics, limit_
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
 from diffusion.evaluate.statistics_file import has_array
 from diffusion.evaluate.sweep_scores import score, shared_values
+from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import BadImage, load_pixels, open_image
 from diffusion.images.store import Images, ImageStore, Labels, content_digest, open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -86,7 +87,7 @@ def open_images(path: Path) -> ImageStore:
     """Open images as a store, in the order of their file names.
 
     An npz file holds `arr_0`, uint8 (N, H, W, C), and optionally labels in `arr_1`. Image files are converted
-    to RGB. They must be square and of one size, since resizing would change every score. Lossy files cause a
+    to RGB. They must be of one size, since resizing would change every score. Lossy files cause a
     DiffctlWarning. UsageError if there is nothing to open, DiffctlError for damaged or unfit images.
     """
     if not os.path.exists(path):
@@ -122,7 +123,7 @@ def open_npz_images(path: Path, *, labelled: bool = True) -> ImageStore:
 
 
 def _read_folder(path: Path) -> Images:
-    """Return all images of a folder in RGB, (N, side, side, 3) uint8."""
+    """Return all images of a folder in RGB, (N, H, W, 3) uint8."""
     listing = list_images(path)
     names, bad = as_text(listing.paths), [*listing.problems]
     if not names:
@@ -141,10 +142,10 @@ def _read_folder(path: Path) -> Images:
             continue
         if not first:
             images, first = _allocate(path, (len(names), *pixels.shape)), name
-        height, width = pixels.shape[:2]
-        if pixels.shape != images.shape[1:] or height != width:
-            sizes = f"{width}×{height}, and {printable(first)} is {images.shape[2]}×{images.shape[1]}"
-            raise DiffctlError(f"{printable(path / name)} is {sizes}: give square images of one size")
+        if pixels.shape != images.shape[1:]:
+            found, other = (format_pixels(shape[:2]) for shape in (pixels.shape, images.shape[1:]))
+            sizes = f"has {found}, and {printable(first)} {other}"
+            raise DiffctlError(f"{printable(path / name)} {sizes}: give images of one size")
         images[row] = pixels
     if bad:
         found = f"{len(bad):,} of the images in {printable(path)} cannot be used"
@@ -167,7 +168,7 @@ def _check_pair(sample: ImageStore, real: ImageStore, against: Path) -> None:
         if len(store) < MIN_IMAGES:
             raise DiffctlError(f"scores need at least {MIN_IMAGES} images, and {store.path} has {len(store)}")
     if sample.images.shape[1:3] != real.images.shape[1:3]:
-        sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
+        sizes = [format_size(store.images.shape[1:3]) for store in (sample, real)]
         found = f"the images in {sample.path} are {sizes[0]} and those in {against} {sizes[1]}"
         raise DiffctlError(f"{found}: resize them like the reference, since resizing changes every score")
 

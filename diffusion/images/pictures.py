@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffusion.images.image_size import Size, format_pixels, format_size
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import read_regular
@@ -79,22 +80,22 @@ def flatten(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
-def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
-    """Return an image file as (H, W, C) uint8; UsageError unless it fits, a square if `image_size` is set."""
+def read_picture(path: Path, size: Size | None, channels: int) -> Images:
+    """Return an image file as (H, W, C) uint8; UsageError unless it can be read and has the size, if any."""
     try:
         content = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise _unreadable(printable(path), error.strerror) from None
-    return decode_picture(content, printable(path), image_size, channels)
+    return decode_picture(content, printable(path), size, channels)
 
 
-def decode_picture(content: bytes, name: str, image_size: int | None, channels: int) -> Images:
+def decode_picture(content: bytes, name: str, size: Size | None, channels: int) -> Images:
     """Decode a file's content, as `read_picture`; messages use `name`."""
     try:
         with open_image(content) as image:
-            if image_size is not None and image.size != (image_size, image_size):
-                wanted, found = f"{image_size}×{image_size}", f"{image.width}×{image.height}"
-                raise UsageError(f"{name} has {found} pixels: the model takes {wanted}")
+            found = image.height, image.width
+            if size is not None and found != size:
+                raise UsageError(f"{name} has {format_pixels(found)}: the model takes {format_size(size)}")
             picture = load_pixels(image, channels)
     except BadImage as error:
         raise _unreadable(name, error) from None
@@ -118,15 +119,15 @@ def grid(images: Images, columns: int, gap: int = 1) -> Images:
     return picture
 
 
-def enlarge(picture: Images, image_size: int, factor: int | None = None) -> Images:
-    """Repeat pixels `factor` times, by default so that images of `image_size` have about 64 pixels."""
-    factor = factor or max(1, DISPLAY_SIZE // image_size)
+def enlarge(picture: Images, size: Sequence[int], factor: int | None = None) -> Images:
+    """Repeat pixels `factor` times, by default so that an image of `size` has about 64 at the longer side."""
+    factor = factor or max(1, DISPLAY_SIZE // max(size))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def sheet(images: Images, columns: int) -> Images:
     """Arrange (N, H, W, C) images in one enlarged picture (H', W', C) with thin white gaps."""
-    return grid(np.stack([enlarge(image, image.shape[0]) for image in images]), columns, GAP)
+    return grid(np.stack([enlarge(image, image.shape[:2]) for image in images]), columns, GAP)
 
 
 def montage(images: Images) -> Images:
@@ -137,7 +138,7 @@ def montage(images: Images) -> Images:
 def contact_sheet(images: Images, factor: int | None = None) -> Images:
     """Arrange (N, H, W, C) images in one picture, enlarged by a factor: ten per row, or about square."""
     columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
-    return enlarge(grid(images, columns), images.shape[1], factor)
+    return enlarge(grid(images, columns), images.shape[1:3], factor)
 
 
 def to_pil(picture: Images) -> Image.Image:

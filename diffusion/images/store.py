@@ -23,6 +23,7 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from diffusion.images.image_size import written_size
 from diffusion.images.store_meta import PreparedMeta, StoreMeta
 from diffusion.layout import PREPARED, VERIFIED_RUNS
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_json, strip_checksum
@@ -128,7 +129,9 @@ def _find_problem(store: ImageStore) -> str | None:
         return f"{images.dtype} {images.shape}, want uint8 NHWC"
     if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
         return f"the labels are {labels.dtype} {labels.shape}, want int64 ({len(images)},)"
-    sizes = {"count": len(images), "image_size": images.shape[1], "channels": images.shape[3]}
+    side = written_size(images.shape[1:3])
+    image_size = side if isinstance(side, int) else [*side]  # as in JSON
+    sizes = {"count": len(images), "image_size": image_size, "channels": images.shape[3]}
     if any(meta.get(field, size) != size for field, size in sizes.items()):
         return f"{images.shape}, unlike in meta.json"
     classes = len(meta.get("classes") or ())

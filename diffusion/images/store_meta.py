@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from diffusion.images.image_size import ImageSize
 from diffusion.system.section import Section
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
@@ -41,7 +42,7 @@ class PreparedMeta(StoreMeta):
     split: Literal["train", "test"]
     classes: list[str]
     counts: list[NonNegativeInt]
-    image_size: PositiveInt
+    image_size: ImageSize
     channels: PositiveInt
     options: dict[str, Any]
     sources: dict[str, str]

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from diffusion.images.image_size import ImageSize, height_and_width
 from diffusion.interop.from_openai import read_weights, take_weights
 from diffusion.interop.to_diffusers import PREDICTION_TYPES, diffusers_names, norm_groups
 from diffusion.model.model_file import Artefact, DataCard
@@ -23,7 +24,7 @@ from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
 from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
-from diffusion.system.limits import MAX_SIDE, MAX_STEPS
+from diffusion.system.limits import MAX_STEPS
 from diffusion.system.section import Kind, brief, explain
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -51,7 +52,7 @@ class UNetFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    sample_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    sample_size: ImageSize
     in_channels: Count = 3
     out_channels: Count = 3
     center_input_sample: Literal[False] = False
@@ -201,15 +202,13 @@ def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
 def _spec(folder: Path, config: UNetFile, classes: int) -> UNetSpec:
     """Return the spec of the network of this configuration."""
     first, levels = config.block_out_channels[0], enumerate(config.down_block_types)
-    within = config.halves_within_blocks
+    within, side = config.halves_within_blocks, min(height_and_width(config.sample_size))
     try:
         return UNetSpec(
             channels=first,
             channel_mult=tuple(width // first for width in config.block_out_channels),
             num_res_blocks=config.layers_per_block,
-            attention_resolutions=tuple(
-                config.sample_size >> level for level, kind in levels if kind in ATTENTION
-            ),
+            attention_resolutions=tuple(side >> level for level, kind in levels if kind in ATTENTION),
             **_heads(config),
             embedding="adagn" if config.resnet_time_scale_shift == "scale_shift" else "additive",
             resample="biggan" if within else "plain",

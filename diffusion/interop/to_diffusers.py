@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion.images.image_size import format_size
 from diffusion.model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.model.unet import UNet
@@ -93,12 +94,12 @@ def unet_config(network: UNet) -> dict[str, Any]:
     if len(groups) > 1:
         found = f"GroupNorm with {', '.join(map(str, groups))} groups"
         raise _without_counterpart(f"{found} (model.channels must give every layer a multiple of 32)")
-    sizes = [spec.image_size >> level for level in range(len(spec.channel_mult))]
+    attends = [spec.has_attention(size) for size in spec.level_sizes(spec.size)]
     plain_down, plain_up = (
         ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if biggan else ("DownBlock2D", "UpBlock2D")
     )
-    down = ["AttnDownBlock2D" if size in spec.attention_resolutions else plain_down for size in sizes]
-    up = ["AttnUpBlock2D" if size in spec.attention_resolutions else plain_up for size in reversed(sizes)]
+    down = ["AttnDownBlock2D" if does else plain_down for does in attends]
+    up = ["AttnUpBlock2D" if does else plain_up for does in reversed(attends)]
     return {
         "sample_size": spec.image_size,
         "in_channels": spec.in_channels,
@@ -241,7 +242,7 @@ def _readme(artefact: Artefact, folder: Path) -> str:
     spec = artefact.network
     return README.format(
         name=artefact.data.name,
-        details=f"({spec.image_size}×{spec.image_size}, {artefact.step:,} steps of training)",
+        details=f"({format_size(spec.size)}, {artefact.step:,} steps of training)",
         folder=folder.name,
         notes="\n".join(f"- {note}" for note in pipeline_notes(artefact)),
     )

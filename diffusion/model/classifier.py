@@ -38,9 +38,9 @@ class Classifier(Encoder):
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec.model_copy(update={"num_classes": 0, "null_class": False}))
         channels = self.skip_channels[-1]
-        size = spec.level_sizes(spec.image_size)[-1]
+        height, width = spec.level_sizes(spec.size)[-1]
         self.norm = GroupNorm(channels)
-        self.pool = AttentionPool(channels, size * size, spec.heads_of(channels), spec.num_classes)
+        self.pool = AttentionPool(channels, height * width, spec.heads_of(channels), spec.num_classes)
         set_norms(self, spec.norm_eps, spec.group_channels)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """DiT (2212.09748): a transformer over patches of pixels, with fixed positions and adaLN-zero blocks."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +23,15 @@ SINUSOIDS = 256  # of the time
 NORM_EPS = 1e-6
 
 
-def grid_positions(side: int, width: int, device: torch.device) -> Tensor:
-    """Return sines and cosines of the row and of the column of each token, (side², width).
+def grid_positions(size: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """Return sines and cosines of the row and of the column of each token of (H, W), (H·W, width).
 
     The rows take one half of the numbers and the columns the other. `width` is divisible by 4. A larger image
     has further positions, and the others stay.
     """
-    axis = timestep_embedding(torch.arange(side, device=device), width // 2)
-    rows = axis[:, None].expand(side, side, -1)
-    columns = axis[None].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+    rows, columns = (timestep_embedding(torch.arange(side, device=device), width // 2) for side in size)
+    parts = [rows[:, None].expand(*size, -1), columns[None].expand(*size, -1)]
+    return torch.cat(parts, dim=2).flatten(0, 1)
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class DiT(ConditionedNetwork):
         embedding = self.embed(x, t, labels, augmentation)
         h = self.stem(x)
         size = h.shape[2:]
-        positions = grid_positions(size[0], self.spec.width, x.device)
+        positions = grid_positions(size, self.spec.width, x.device)
         h = self.blocks(h.flatten(2).transpose(1, 2) + positions.to(h.dtype), embedding)
         h = self.head(modulate(h, *self.modulation(embedding).chunk(2, dim=1)))
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.spec.patch_size)

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from diffusion.images.image_size import Size
 from diffusion.model.network_registry import ConditionedSpec, ModelConfig
 from diffusion.model.presets import DIT_SIZES
 from diffusion.system.section import NotBool, PositiveInt, Probability, Side
@@ -41,10 +42,11 @@ class DiTConfig(ModelConfig):
             raise ValueError(f"heads must divide width, and {self.heads} does not divide {self.width}")
         return self
 
-    def check_size(self, image_size: int) -> None:
-        """Raise ValueError if an image of this side cannot be divided into patches."""
-        if image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} must divide image_size {image_size}")
+    def check_size(self, size: Size) -> None:
+        """Raise ValueError if an image of this size cannot be divided into patches."""
+        for side in size:
+            if side % self.patch_size:
+                raise ValueError(f"patch_size {self.patch_size} must divide image_size {side}")
 
     def least_parameters(self) -> int:
         """Return the number of weights in the blocks' matrices: attention, both hidden layers, modulation."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from diffusion.images.image_size import ImageSize, Size, height_and_width
 from diffusion.system.registry import BuilderEntry, Registry, check_name, is_entry, load_reference, nearest
-from diffusion.system.section import NotBool, RegistrySection, Side, brief
+from diffusion.system.section import NotBool, RegistrySection, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,8 +100,8 @@ class ModelConfig(RegistrySection):
         replaced = cls.EITHER if cls.EITHER & given.keys() else frozenset()
         return {**{key: value for key, value in presets[name].model.items() if key not in replaced}, **given}
 
-    def check_size(self, image_size: int) -> None:
-        """Raise ValueError if the network cannot be built for images of this side in pixels."""
+    def check_size(self, size: Size) -> None:
+        """Raise ValueError if the network cannot be built for images of this height and width in pixels."""
 
     def least_parameters(self) -> int:
         """Return a lower bound of the parameters in closed form, so that a huge network is not built."""
@@ -116,7 +117,7 @@ class NetworkSpec(ModelConfig):
 
     OF_ENTRY = "spec"
 
-    image_size: Side
+    image_size: ImageSize
     in_channels: Annotated[int, Field(ge=1, le=4), NotBool]
     out_channels: Annotated[int, Field(ge=1, le=MAX_CLASSES), NotBool]
     num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES), NotBool] = 0
@@ -124,10 +125,25 @@ class NetworkSpec(ModelConfig):
 
     @model_validator(mode="after")
     def _size_and_classes_fit(self) -> Self:
-        self.check_size(self.image_size)
+        self.check_size(self.size)
         if self.null_class and not self.num_classes:
             raise ValueError("null_class needs classes (num_classes > 0)")
         return self
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the images."""
+        return height_and_width(self.image_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        return self.in_channels, *self.size
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """The shape (H, W, C) of an image in a store."""
+        return *self.size, self.in_channels
 
     @property
     def learned_variance(self) -> bool:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion.images.image_size import Size
 from diffusion.model.blocks import BLOCKS, Attention, Downsample, GroupNorm, Resampling, Upsample, set_norms
 from diffusion.model.layers import ConditionedNetwork, ExactConv2d, Stage, timestep_embedding, zero
 from diffusion.model.unet_config import UNetSpec
@@ -20,7 +21,7 @@ class Encoder(ConditionedNetwork):
         patch = spec.patch_size  # the stem sees 3×3 patches
         self.stem = ExactConv2d(spec.in_channels, channels, 3 * patch, stride=patch, padding=patch)
         self.encoder, self.skip_channels = nn.ModuleList(), [channels]  # of each skip, the stem's first
-        sizes = spec.level_sizes(spec.image_size)
+        sizes = spec.level_sizes(spec.size)
         for level, (size, width) in enumerate(zip(sizes, spec.widths, strict=True)):
             for _ in range(spec.num_res_blocks):
                 self.encoder.append(self._level_stage(channels, width, size))
@@ -33,9 +34,9 @@ class Encoder(ConditionedNetwork):
             [self._block(channels, channels), Attention(spec, channels), self._block(channels, channels)]
         )
 
-    def _level_stage(self, channels: int, out_channels: int, size: int) -> Stage:
+    def _level_stage(self, channels: int, out_channels: int, size: Size) -> Stage:
         blocks: list[nn.Module] = [self._block(channels, out_channels)]
-        if size in self.spec.attention_resolutions:
+        if self.spec.has_attention(size):
             blocks.append(Attention(self.spec, out_channels))
         return self._stage(blocks)
 
@@ -97,7 +98,7 @@ class UNet(Encoder):
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec)
         channels, skips = self.skip_channels[-1], list(self.skip_channels)
-        self.decoder, sizes = nn.ModuleList(), spec.level_sizes(spec.image_size)
+        self.decoder, sizes = nn.ModuleList(), spec.level_sizes(spec.size)
         for level in reversed(range(len(sizes))):
             width = spec.widths[level]
             for block in range(spec.num_res_blocks + 1):

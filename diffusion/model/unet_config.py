@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from diffusion.images.image_size import Size
 from diffusion.model.network_registry import ConditionedSpec, ModelConfig
 from diffusion.model.presets import PRESETS
 from diffusion.system.section import NotBool, Probability, Side, Unique
@@ -30,10 +31,10 @@ class UNetConfig(ModelConfig):
     A norm has 32 groups, or fewer so that each has at least `group_channels` channels: 1, or 4 as in EDM's
     code. A group of a single channel removes its mean and contrast.
 
-    `attention_resolutions` lists the feature-map sizes, in pixels, that get self-attention. Its heads come
-    either from `head_channels` (channels a head) or from `heads` (their number). The network sees
-    t·`time_scale` (iDDPM's code trains with 1000/T).
-    With `patch_size` p > 1 the first level has 1/p of the image's side: the first convolution has stride p,
+    `attention_resolutions` lists the feature-map sizes, in pixels, that get self-attention; of maps that are
+    not square the shorter side. Its heads come either from `head_channels` (channels a head) or from `heads`
+    (their number). The network sees t·`time_scale` (iDDPM's code trains with 1000/T).
+    With `patch_size` p > 1 the first level has 1/p of the image's sides: the first convolution has stride p,
     and the last layers return to full size, where `pixel_channels` features of the image itself join them.
 
     `dropout` is the share of features that training drops. `gradient_checkpointing` computes features again
@@ -93,20 +94,26 @@ class UNetConfig(ModelConfig):
             raise ValueError("embedding additive is lost in a norm with one channel a group: use adagn")
         return self
 
-    def check_size(self, image_size: int) -> None:
-        """Raise ValueError if the levels or the attention do not fit images of this side."""
-        sizes = self.level_sizes(image_size)
-        if missing := sorted(set(self.attention_resolutions) - set(sizes)):
-            raise ValueError(f"attention_resolutions: feature maps have {sizes} pixels, not {missing}")
+    def check_size(self, size: Size) -> None:
+        """Raise ValueError if the levels or the attention do not fit images of this size."""
+        sides = [min(of_level) for of_level in self.level_sizes(size)]
+        if missing := sorted(set(self.attention_resolutions) - set(sides)):
+            raise ValueError(f"attention_resolutions: feature maps have {sides} pixels, not {missing}")
 
-    def level_sizes(self, image_size: int) -> list[int]:
+    def level_sizes(self, size: Size) -> list[Size]:
         """Return the feature-map sizes of the levels in pixels; ValueError unless each division is exact."""
         levels, patch_size = len(self.channel_mult), self.patch_size
         stride = patch_size * 2 ** (levels - 1)
-        if image_size % stride:
-            why = f"channel_mult has {levels} levels, and patch_size is {patch_size}"
-            raise ValueError(f"image_size {image_size} must be divisible by {stride}: {why}")
-        return [image_size // patch_size >> level for level in range(levels)]
+        for side in size:
+            if side % stride:
+                why = f"channel_mult has {levels} levels, and patch_size is {patch_size}"
+                raise ValueError(f"image_size {side} must be divisible by {stride}: {why}")
+        height, width = (side // patch_size for side in size)
+        return [(height >> level, width >> level) for level in range(levels)]
+
+    def has_attention(self, size: Size) -> bool:
+        """Return whether the feature maps of this size get self-attention."""
+        return min(size) in self.attention_resolutions
 
     def heads_of(self, channels: int) -> int:
         """Return the number of heads of self-attention over this many channels."""

@@ -6,6 +6,7 @@ scores of Inception's pooled features, `sfid` that of its spatial ones. The scor
 their names, since the magnitudes differ.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusion.system.errors import UsageError
@@ -200,9 +201,9 @@ EXTRACTORS: Registry[ExtractorSpec] = Registry(
 )
 
 
-def default_extractor(image_size: int) -> str:
-    """Return the installed extractor for images of this side in pixels (docs/evaluation.md)."""
-    return "effnet-lite0-64" if image_size <= 64 else "effnet-lite0-96"
+def default_extractor(size: Sequence[int]) -> str:
+    """Return the installed extractor for images of this height and width (docs/evaluation.md)."""
+    return "effnet-lite0-64" if max(size) <= 64 else "effnet-lite0-96"
 
 
 def extractor_spec(name: str) -> ExtractorSpec:

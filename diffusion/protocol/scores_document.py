@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic_core import to_json
 
+from diffusion.images.image_size import ImageSize
 from diffusion.images.store_meta import CardValue, Training
 from diffusion.protocol.card import EXTRACTOR_FIELDS, GROUPS, STATISTICS_FIELDS, SUBSETS, differing_fields
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
@@ -140,7 +141,7 @@ class ScoredReference(Section):
     weights_sha256: str
     dtype: str
     name: str
-    image_size: PositiveInt
+    image_size: ImageSize
     reference_split: str
     reference_digest: str
     reference_count: PositiveInt

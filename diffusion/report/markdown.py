@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from diffusion.images.image_size import format_size
 from diffusion.system.section import brief
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def describe_model(artefact: "Artefact") -> str:
     classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
     profile = f", EMA profile of σ_rel = {width:g}" if width else ""
     return (
-        f"**{escape_markdown(artefact.data.name)}**, {spec.image_size}×{spec.image_size}×{spec.in_channels}, "
+        f"**{escape_markdown(artefact.data.name)}**, {format_size(spec.pixel_shape)}, "
         f"{classes}: network {escape_markdown(spec.name)}, {artefact.step:,} steps of training, process "
         f"{escape_markdown(process.schedule)}, {escape_markdown(process.prediction)}{profile}."
     )

@@ -126,8 +126,7 @@ def make_cell(
     networks = files.read()
     artefact = networks.model
     settings, total = cell_settings(sample, cell), sample.num_images
-    spec = artefact.network
-    shape = (spec.image_size, spec.image_size, spec.in_channels)
+    shape = artefact.network.pixel_shape
     shards = CellShards(shards_folder(settings, networks), total, shape)
     missing = shards.missing(sample.batch_size)
     done = total - sum(map(len, missing))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffusion.images.image_size import Size
 from diffusion.images.pixels import to_uint8
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Condition, Denoiser
@@ -79,7 +80,7 @@ def generate(
     *,
     fast: bool = False,
     custom: CustomTrajectory | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
 ) -> Tensor:
     """Return the images at `indices`, uint8 (B, C, H, W) on the CPU; the condition has a row for each.
 
@@ -92,11 +93,11 @@ def generate(
     infinity.
     """
     spec = loaded.artefact.network
-    shape = (spec.in_channels, *(size or (spec.image_size, spec.image_size)))
+    shape = (spec.in_channels, *(size or spec.size))
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
     denoiser = guided_denoiser(loaded, settings, guides, fast=fast)
     if size is not None:
-        denoiser = tiled(denoiser, spec.image_size)
+        denoiser = tiled(denoiser, spec.size)
     networks, ahead = guides.networks(loaded), noise_draws(settings, device)
 
     def images(part: slice, on_step: OnStep | None) -> Tensor:

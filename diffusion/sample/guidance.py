@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion.images.image_size import format_size
 from diffusion.process.denoiser import Condition, Denoiser, Prediction, expand, expand_times, time_tensor
 from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.process.process_registry import ProcessConfig
@@ -238,10 +239,10 @@ def classifier_guidance(
 def check_fit(artefact: "ModelDescription", other: "ModelDescription", name: str) -> None:
     """Raise UsageError unless a guide or classifier fits the model's images, noise and, if any, classes."""
     ours, theirs = artefact.network, other.network
-    if (ours.image_size, ours.in_channels) != (theirs.image_size, theirs.in_channels):
+    if ours.shape != theirs.shape:
         raise UsageError(
-            f"the {name} takes {theirs.image_size}×{theirs.image_size}×{theirs.in_channels} images, "
-            f"the model makes {ours.image_size}×{ours.image_size}×{ours.in_channels}"
+            f"the {name} takes {format_size(theirs.pixel_shape)} images, "
+            f"the model makes {format_size(ours.pixel_shape)}"
         )
     grids = [build_process(one.process).probe_grid() for one in (artefact, other)]
     tables = ([grid.times, grid.alpha, grid.sigma] for grid in grids)

@@ -4,9 +4,12 @@ Samplers are linear in predictions, so that this is the mean of the tiles' steps
 et al. 2023, 2302.08113, eq. 5).
 """
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
+from diffusion.images.image_size import Size
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 
 OVERLAP = 2  # a tile begins at the latest half a tile after the one before
@@ -20,19 +23,18 @@ def tile_starts(length: int, size: int) -> list[int]:
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
 
 
-def tiled(denoiser: Denoiser, size: int) -> Denoiser:
-    """Return the denoiser of images of at least `size`×`size` pixels from one of `size`×`size` pixels.
+def tiled(denoiser: Denoiser, size: Size) -> Denoiser:
+    """Return the denoiser of images of at least `size` (H, W) from one of images of that size.
 
     All tiles of an image have its condition. With a time per row each tile has its image's.
     """
 
     def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        places = [
-            (top, left) for top in tile_starts(x.shape[2], size) for left in tile_starts(x.shape[3], size)
-        ]
-        if len(places) == 1:
+        starts = [tile_starts(length, side) for length, side in zip(x.shape[2:], size, strict=True)]
+        if len(places := [*product(*starts)]) == 1:
             return denoiser(x, t, condition)
-        crops = [(..., slice(top, top + size), slice(left, left + size)) for top, left in places]
+        height, width = size
+        crops = [(..., slice(top, top + height), slice(left, left + width)) for top, left in places]
         times = t.repeat(len(crops)) if isinstance(t, Tensor) and t.ndim else t
         conditions = Condition.cat([condition] * len(crops))
         prediction = denoiser(torch.cat([x[crop] for crop in crops]), times, conditions)

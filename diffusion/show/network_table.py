@@ -121,7 +121,7 @@ def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, .
 
     for name, module in stages(network):
         module.register_forward_hook(partial(note, name))
-    x = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)
+    x = torch.zeros(1, *spec.shape)
     t = torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x, t, t if spec.num_classes else None)

@@ -68,8 +68,7 @@ def reverse(
 ) -> Reverse:
     """Return image `index` as `generate` makes it, at up to COLUMNS of its steps; errors as `generate`."""
     grid = check_settings(loaded.artefact, settings)
-    spec = loaded.artefact.network
-    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    shape = loaded.artefact.network.shape
     start = ImageNoise(settings.seed, [index], shape, grid.initial_noise_scale).draw()
     visited: list[Step] = []
     image = generate(loaded, settings, [index], condition, device, visited.append, guides)

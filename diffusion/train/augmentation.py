@@ -22,7 +22,7 @@ from diffusion.system.devices import to_device
 from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
 
 SCALE = ANISOTROPY = 2**0.2  # A_scale and A_aniso: the factor of one standard deviation
-TRANSLATION = 1 / 8  # A_trans, of the image's side
+TRANSLATION = 1 / 8  # A_trans, of the image's width or height
 # The scaling filter of sym6 (Daubechies 1992, table 6.3, scaled to a sum of √2): orthonormal to its even
 # shifts, with six vanishing moments.
 SYM6 = (
@@ -72,9 +72,9 @@ class AugmentParams(NamedTuple):
         assert len(columns) == AUGMENTATION_NUMBERS
         return torch.stack(columns, dim=1)
 
-    def maps(self, side: int) -> Tensor:
+    def maps(self, height: int, width: int) -> Tensor:
         """Return (B, 2, 3) float64 maps of an output pixel to its source, in pixels from the centre."""
-        moved = torch.stack((self.right, self.down), dim=1) * TRANSLATION * side
+        moved = torch.stack((self.right * TRANSLATION * width, self.down * TRANSLATION * height), dim=1)
         stretch = ANISOTROPY ** torch.stack((-self.anisotropy, self.anisotropy), dim=1)
         back = _rotation(self.axis) @ torch.diag_embed(stretch) @ _rotation(-self.axis)
         back = _rotation(-self.rotation) @ back * (SCALE**-self.scale)[:, None, None]
@@ -94,7 +94,7 @@ def augment(
         images = torch.where(to_device(flipped > 0, device)[:, None, None, None], images.flip(axis), images)
     moved = torch.stack(drawn[2:]).ne(0).any(0).nonzero().flatten()
     if len(moved):
-        maps = to_device(drawn.maps(images.shape[-1])[moved].float(), device)
+        maps = to_device(drawn.maps(*images.shape[2:])[moved].float(), device)
         places = to_device(moved, device)
         images = images.index_copy(0, places, affine_resample(images[places], maps).clamp(-1, 1))
     return images, to_device(drawn.condition().float(), device)

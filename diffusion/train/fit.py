@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffusion.images.image_size import written_size
 from diffusion.model.model_file import DataCard
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.process.noise_process import NoiseProcess
@@ -128,7 +129,7 @@ def _spec(
         return spec
     channels = images.shape[1]
     return _OwnSpec.model_construct(
-        image_size=images.shape[2],
+        image_size=written_size(images.shape[2:]),
         in_channels=channels,
         out_channels=channels * (1 + process.config.learned_variance),
         num_classes=0 if labels is None else int(labels.max()) + 1,

@@ -244,6 +244,6 @@ def _row_sizes(network: nn.Module, spec: NetworkSpec) -> list[int]:
     for layer in layers:
         layer.register_forward_pre_hook(record)
     with torch.device("meta"):
-        x, t = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size), torch.zeros(1).long()
+        x, t = torch.empty(1, *spec.shape), torch.zeros(1).long()
         template(x, t, t if spec.num_classes else None)
     return [sizes[layer] for layer in layers]  # a network may call them in another order

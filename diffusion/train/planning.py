@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from diffusion.code_digest import code_since
+from diffusion.images.image_size import height_and_width
 from diffusion.model.model_file import DataCard
 from diffusion.model.network_registry import MODELS, NetworkSpec
 from diffusion.model.precision import Precision
@@ -61,7 +62,7 @@ def make_plan(
     device: torch.device,
 ) -> Plan:
     """Return the plan of a network on a split with this `meta`; labels are unused without `num_classes`."""
-    shape = (meta["channels"], meta["image_size"], meta["image_size"])
+    shape = (meta["channels"], *height_and_width(meta["image_size"]))
     code = training_code(kind, config.process, network, train.lr.schedule, train.optimizer)
     return kind(
         network=network,

@@ -3,6 +3,7 @@
 A classifier counts as the U-Net whose encoder it is: an upper bound.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -127,7 +128,7 @@ def _counted_passes(spec: NetworkSpec) -> tuple[int, int, int, tuple[int, ...]]:
     no memory. Meta tensors would select another attention kernel, which keeps more.
     """
     with ExitStack() as stack:
-        if count_parameters(spec) * spec.image_size**2 < QUICK:
+        if count_parameters(spec) * math.prod(spec.size) < QUICK:
             stack.enter_context(single_thread())
             stack.enter_context(torch.random.fork_rng(devices=[]))  # dropout draws from it
         else:
@@ -151,7 +152,7 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> tuple[int
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        x = torch.empty(images, spec.in_channels, spec.image_size, spec.image_size)
+        x = torch.empty(images, *spec.shape)
         t = torch.zeros(images, dtype=torch.int64)
         output = network(x, t, t if spec.num_classes else None)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from diffusion.data.data_config import DataConfig
+from diffusion.images.image_size import format_pixels, height_and_width
 from diffusion.model.network_registry import ModelConfig
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.process_registry import ProcessConfig
@@ -248,11 +249,11 @@ class TrainSections(Section):
         if OBJECTIVES[self.process.loss].whole_batch:
             self._check_whole_batch(self.process.loss)
         if self.data.image_size is not None:
+            size = height_and_width(self.data.image_size)
             try:
-                self.model.check_size(self.data.image_size)
+                self.model.check_size(size)
             except ValueError as error:
-                size = self.data.image_size
-                raise ValueError(f"model for images of {size}×{size} pixels: {error}") from None
+                raise ValueError(f"model for images of {format_pixels(size)}: {error}") from None
         return self
 
     def _check_whole_batch(self, loss: str) -> None:

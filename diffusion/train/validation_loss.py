@@ -89,8 +89,7 @@ class ValidationLoss:
             draws = range(start, min(start + size, count))
             rows = self._rows[draws.start : draws.stop].numpy()
             images = to_model(to_nchw(self._store.images[rows]))
-            shape = (spec.in_channels, spec.image_size, spec.image_size)
-            (uniforms,), noise = draw_rows(("held-out draws",), draws, shape, count=1)
+            (uniforms,), noise = draw_rows(("held-out draws",), draws, spec.shape, count=1)
             t = self._times.times((torch.tensor(draws) + uniforms) / count)
             labels = None
             if spec.num_classes:

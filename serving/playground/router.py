@@ -188,8 +188,9 @@ class Interpolation:
             self.settings, spec, index = settings, model.artefact.network, request.image_indices[0]
             self._condition = chosen_condition(model.artefact, settings, [index] * 2, request.class_name)
             scale = check_settings(model.artefact, settings).initial_noise_scale
-            shape = (spec.in_channels, spec.image_size, spec.image_size)
-            self._ends = torch.cat([ImageNoise(seed, [index], shape, scale).draw() for seed in request.seeds])
+            self._ends = torch.cat(
+                [ImageNoise(seed, [index], spec.shape, scale).draw() for seed in request.seeds]
+            )
             return
         assert request.images is not None
         ddim = {"sampler": "ddim", "sampler_options": {}, "guidance": 0.0, "clip": False}
@@ -217,4 +218,4 @@ def _given(image: int | str, store: Path, artefact: Artefact, position: int) -> 
     if isinstance(image, int):
         return load_input(str(image), store, artefact)
     spec, name = artefact.network, f"the {('first', 'second')[position]} picture"
-    return InputImage(decode_base64(image, name, spec.in_channels, spec.image_size), None)
+    return InputImage(decode_base64(image, name, spec.in_channels, spec.size), None)

@@ -106,9 +106,9 @@ def test_suggested_section_makes_it_fit(
     config = parse(values, "before")
     with pytest.raises(PretrainedRefused):
         plan_training(config, meta, torch.device("cpu"))
-    suggested = parse_yaml(format_sections(needed_changes(config, start, side)))
+    suggested = parse_yaml(format_sections(needed_changes(config, start, (side, side))))
     config = parse(values | {name: values[name] | suggested[name] for name in suggested}, "after")
-    assert needed_changes(config, start, side) == {}
+    assert needed_changes(config, start, (side, side)) == {}
     plan = plan_training(config, meta, torch.device("cpu"))
     assert plan.lineage[0].sha256 == start.model_sha256
 

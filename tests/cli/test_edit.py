@@ -92,7 +92,7 @@ def test_folder_and_store_give_labels_and_results_by_number(edit) -> None:
 
 def test_other_sizes_are_resized_and_said_or_tiled(edit) -> None:
     done = edit("wide.png", "--deblur", "0.6", "--degrade", "--num", "1", "--out", "x.npz")
-    assert "wide.png: the middle of 30×20 pixels at 8×8" in done.out
+    assert "wide.png: the middle of 20×30 pixels (height × width) at 8×8" in done.out
     edit("wide.png", "--upscale", "2", "--degrade", "--tile", "--num", "1", "--out", "x.npz")
     assert results().shape == (1, 20, 30, 1)
     edit("a.png", "--upscale", "2", "--num", "1", "--out", "x.npz", "--tile")

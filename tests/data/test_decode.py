@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from diffusion.data.readers.image_files import conform, decode, square
+from diffusion.data.readers.image_files import conform, cover, decode
 from diffusion.images.pictures import BadImage
 from tests.helpers.raw_data import encoded, random_images
 
@@ -18,30 +18,35 @@ def noise(size=16, seed=0):
 
 
 def pixels_of(content, size, channels):
-    return np.asarray(decode(content, size, channels)).reshape(size, size, channels)
+    return np.asarray(decode(content, (size, size), channels)).reshape(size, size, channels)
 
 
-def adm_square(image, size):
-    """Crop as ADM does for ImageNet, with the number of halvings in closed form."""
-    for _ in range((min(image.size) // size).bit_length() - 1):
+def adm_crop(image, size):
+    """Crop as ADM does for ImageNet, with the number of halvings in closed form; ADM's sizes are squares."""
+    height, width = size
+    for _ in range(min(image.width // width, image.height // height).bit_length() - 1):
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(width / image.width, height / image.height)
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
     rows, columns, _ = (pixels := np.asarray(image)).shape
-    return pixels[(rows - size) // 2 :, (columns - size) // 2 :][:size, :size]
+    return pixels[(rows - height) // 2 :, (columns - width) // 2 :][:height, :width]
 
 
-@given(width=st.integers(5, 150), height=st.integers(5, 150), size=st.sampled_from([5, 8, 32, 64]))
-def test_squares_equal_adm(width, height, size):
+@given(
+    width=st.integers(5, 150),
+    height=st.integers(5, 150),
+    size=st.sampled_from([(5, 5), (8, 8), (32, 32), (64, 64), (8, 16), (40, 12)]),
+)
+def test_crops_equal_adm(width, height, size):
     pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    np.testing.assert_array_equal(np.asarray(square(image, size)), adm_square(image, size))
+    np.testing.assert_array_equal(np.asarray(cover(image, size)), adm_crop(image, size))
 
 
 @given(native=st.sampled_from([1, 3]), channels=st.sampled_from([1, 3]), size=st.sampled_from([8, 12, 20]))
 def test_batch_equals_single_images(native, channels, size):
     images = random_images(0, 3, 12, native)
-    out = conform(images, size, channels)
+    out = conform(images, (size, size), channels)
     assert out.shape == (3, size, size, channels)
     for image, found in zip(images, out, strict=True):
         alone = pixels_of(encoded(Image.fromarray(image if native == 3 else image[..., 0])), size, channels)

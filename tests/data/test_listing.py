@@ -98,7 +98,7 @@ def test_every_entry_is_image_or_problem(tmp_path_factory, entries):
 
     def read_all():
         listing = list_images(root)
-        rows = read_images(root, listing.paths.tolist(), 8, 3)
+        rows = read_images(root, listing.paths.tolist(), (8, 8), 3)
         names = as_text(listing.paths)
         assert summarize([ImageProblem(names[row], why) for row, why in rows.bad.items()]).isprintable()
         return sorted(path for row, path in enumerate(listing.paths.tolist()) if row not in rows.bad)

@@ -115,7 +115,7 @@ def test_tiles_cover_an_image_and_average_their_overlaps() -> None:
         return Prediction(x + x.mean((1, 2, 3), keepdim=True), x)
 
     x = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
-    prediction = tiled(denoiser, 8)(x, 3, Condition(2, torch.tensor([1, 2])))
+    prediction = tiled(denoiser, (8, 8))(x, 3, Condition(2, torch.tensor([1, 2])))
     (tiles,) = calls
     assert tiles.shape == (4, 1, 8, 8)
     left, right = x[..., :8].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3))

@@ -80,9 +80,9 @@ def test_operators_are_those_of_scipy_and_pillow() -> None:
     [
         ("blur:1.5+downsample:2", ["pseudo-inverse is not known", "must be the last factor"]),
         ("mask:0,0,1,1+gray", ["pseudo-inverse is not known"]),
-        ("downsample:5", ["downsample:5 does not divide 6×4 pixels"]),
+        ("downsample:5", ["downsample:5 does not divide 4×6 pixels (height × width)"]),
         ("gray+gray", ["gray needs images with 3 channels (got 1)"]),
-        ("mask:0,0,7,4", ["is no box in 6×4 pixels"]),
+        ("mask:0,0,7,4", ["is no box in 4×6 pixels (height × width)"]),
         ("mask:0,0,6,4", ["hides every pixel"]),
         ("mask", ["needs the hidden pixels"]),
         ("blurr:1.5", ["did you mean blur?"]),

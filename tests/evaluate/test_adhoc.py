@@ -127,11 +127,10 @@ def test_files_that_cannot_be_used_are_named(tmp_path, root):
     with pytest.raises(DiffctlError, match=r"x\.npz"):
         open_images(tmp_path / "x.npz")
     Image.new("L", (8, 9)).save(tmp_path / "a.png")
-    with pytest.raises(DiffctlError, match=r"a\.png is 8×9, .* give square images"):
-        open_images(tmp_path)
+    assert open_images(tmp_path).images.shape == (1, 9, 8, 3)
     draw(tmp_path / "a.png", 32)
     draw(tmp_path / "b.png", 9)
-    with pytest.raises(DiffctlError, match=r"b\.png is 9×9, and a\.png is 32×32"):
+    with pytest.raises(DiffctlError, match=r"b\.png has 9×9 pixels, and a\.png 32×32 pixels"):
         open_images(tmp_path)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
     with pytest.raises(DiffctlError, match=r"b\.png"):

@@ -26,7 +26,7 @@ from tests.helpers.file_server import serving
 
 
 def test_default_extractor_depends_on_the_image_size():
-    assert default_extractor(64) == default_extractor(32) != default_extractor(65)
+    assert default_extractor((64, 32)) == default_extractor((32, 64)) != default_extractor((32, 65))
 
 
 def test_effnet_equals_the_packages_network(extractor):

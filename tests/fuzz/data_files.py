@@ -223,12 +223,12 @@ def image_seeds() -> list[bytes]:
 def read_image(path: Path) -> None:
     """Read it as a row of a split, as a picture for a model, and its folder as images to score."""
     for channels in (1, 3):
-        rows = read_images(path.parent, [path.name.encode()], SIDE, channels)
+        rows = read_images(path.parent, [path.name.encode()], (SIDE, SIDE), channels)
         assert rows.images.shape == (1, SIDE, SIDE, channels)
         assert not rows.bad or not rows.images.any()
     for channels in (1, 2, 3, 4):
         with suppress(DiffctlError):
-            assert read_picture(path, SIDE, channels).shape == (SIDE, SIDE, channels)
+            assert read_picture(path, (SIDE, SIDE), channels).shape == (SIDE, SIDE, channels)
     open_images(path.parent)
     assert not rows.bad
 

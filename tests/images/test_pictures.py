@@ -36,7 +36,7 @@ CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by PNG colour type
 
 def outcome(content, size, channels):
     try:
-        return decode(content, size, channels).size
+        return decode(content, (size, size), channels).size
     except BadImage as error:
         return str(error)
 
@@ -102,12 +102,12 @@ def test_largest_image_needs_about_a_gigabyte(tmp_path, depth, kind):
 def test_picture_keeps_the_models_channels(tmp_path, channels):
     pixels = random_images(0, 1, 8, channels)[0]
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 8, channels), pixels)
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", (8, 8), channels), pixels)
 
 
 def test_picture_of_other_size_is_refused_before_decoding(tmp_path):
     (tmp_path / "x.png").write_bytes(png(8000, 8000, data=zlib.compress(bytes(8000 * 24001))))
-    message = bounded(lambda: read_picture(tmp_path / "x.png", 8, 3), megabytes=128)
+    message = bounded(lambda: read_picture(tmp_path / "x.png", (8, 8), 3), megabytes=128)
     assert "has 8000×8000 pixels: the model takes 8×8" in message
 
 
@@ -172,7 +172,7 @@ def test_grid_has_every_image_and_white_gaps(pixels, columns):
 @pytest.mark.parametrize(("size", "factor"), [(28, 2), (64, 1), (256, 1)])
 def test_small_images_are_enlarged_by_integer_factors(size, factor):
     picture = np.arange(size * size, dtype=np.uint8).reshape(size, size, 1)
-    large = enlarge(picture, size)
+    large = enlarge(picture, (size, size))
     assert large.shape == (size * factor, size * factor, 1)
     assert np.array_equal(large[::factor, ::factor], picture)
 

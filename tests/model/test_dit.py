@@ -114,8 +114,8 @@ def test_a_block_is_a_pre_norm_transformer_layer_where_nothing_is_modulated() ->
 
 
 def test_positions_are_distinct_and_a_larger_grid_extends_a_smaller_one() -> None:
-    small, large = (grid_positions(side, 24, torch.device("cpu")) for side in (4, 7))
-    assert torch.equal(small, large.view(7, 7, 24)[:4, :4].flatten(0, 1))
+    small, large = (grid_positions(size, 24, torch.device("cpu")) for size in ((4, 5), (7, 7)))
+    assert torch.equal(small, large.view(7, 7, 24)[:4, :5].flatten(0, 1))
     assert len({tuple(row.tolist()) for row in large}) == 49
     assert torch.cdist(large, large)[~torch.eye(49, dtype=torch.bool)].min() > 0.5
 

@@ -63,9 +63,9 @@ def test_untransformed_images_are_unchanged_and_flips_are_exact():
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS[2:])
 def test_a_map_is_the_inverse_of_the_transform(kind):
-    """By the singular values of the transform, its angle, and a translation of an eighth of the side."""
+    """By the singular values of the transform, its angle, and a translation of an eighth of the sides."""
     a = draw_params(AugmentConfig(probability=1, kinds=[kind]), NAME, range(50))
-    forward = torch.linalg.inv(a.maps(8)[:, :, :2])
+    forward = torch.linalg.inv(a.maps(8, 16)[:, :, :2])
     values = torch.stack([2 ** (0.2 * (a.scale + stretch)) for stretch in (a.anisotropy, -a.anisotropy)], 1)
     assert torch.allclose(torch.linalg.svdvals(forward), values.sort(1, descending=True).values)
     if kind == "anisotropy":
@@ -73,7 +73,7 @@ def test_a_map_is_the_inverse_of_the_transform(kind):
         assert torch.allclose(forward @ along, 2 ** (0.2 * a.anisotropy)[:, None, None] * along)
     if kind == "rotation":
         assert torch.allclose(forward[:, 1, 0], a.rotation.sin())
-    assert torch.allclose(a.maps(8)[:, :, 2], -torch.stack((a.right, a.down), 1))
+    assert torch.allclose(a.maps(8, 16)[:, :, 2], -torch.stack((2 * a.right, a.down), 1))
 
 
 def test_the_network_learns_the_condition(store):

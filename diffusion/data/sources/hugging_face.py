@@ -20,6 +20,7 @@ from diffusion.data.readers.image_files import images_of
 from diffusion.data.source import DatasetInfo, ImageProblem, Job, RawData, Rows, Split, class_names
 from diffusion.data.sources.image_folder import class_order, held_out_rows
 from diffusion.downloads.fetch import OnProgress, cache_root
+from diffusion.images.image_size import Size
 from diffusion.images.pictures import MAX_BYTES, BadImage
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, printable, reason
@@ -145,11 +146,11 @@ class Hub:
 
 
 class HubReader:
-    """A reader of selected rows, in order, as squares of `size` with `channels`."""
+    """A reader of selected rows, in order, as images of `size` (H, W) with `channels`."""
 
     heavy = True
 
-    def __init__(self, table: Table, rows: Indices, size: int, channels: int) -> None:
+    def __init__(self, table: Table, rows: Indices, size: Size, channels: int) -> None:
         self.table, self.rows, self.size, self.channels = table, rows, size, channels
 
     def __len__(self) -> int:
@@ -165,8 +166,8 @@ class HubReader:
         return [f"row {row}" for row in self.rows[rows].tolist()]
 
 
-def read_rows(dataset: "Dataset", column: str, rows: list[int], size: int, channels: int) -> Rows:
-    """Return the images of some rows (n, size, size, channels); unreadable ones are in `bad`."""
+def read_rows(dataset: "Dataset", column: str, rows: list[int], size: Size, channels: int) -> Rows:
+    """Return the images of some rows (n, H, W, channels); unreadable ones are in `bad`."""
     return images_of([partial(_content, cell) for cell in dataset[rows][column]], size, channels)
 
 

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.edit.operator import LinearOperator, Shape
+from diffusion.images.image_size import format_pixels
 from diffusion.protocol.edits import DownsampleOptions
 from diffusion.system.errors import UsageError
 
@@ -16,7 +17,9 @@ class Downsample(LinearOperator):
     def __init__(self, factor: int, image_shape: Shape) -> None:
         channels, height, width = image_shape
         if height % factor or width % factor:
-            raise UsageError(f"downsample:{factor} does not divide {width}×{height} pixels: give a divisor")
+            raise UsageError(
+                f"downsample:{factor} does not divide {format_pixels((height, width))}: give a divisor"
+            )
         self.text, self.gain, self._factor = f"downsample:{factor}", 1 / factor, factor
         self.image_shape, self.shape = image_shape, (channels, height // factor, width // factor)
 

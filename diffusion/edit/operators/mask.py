@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.edit.operator import LinearOperator, Shape
+from diffusion.images.image_size import format_pixels, format_size
 from diffusion.protocol.edits import MaskOptions
 from diffusion.system.errors import UsageError
 
@@ -15,8 +16,8 @@ class Mask(LinearOperator):
 
     def __init__(self, kept: Tensor, image_shape: Shape, box: str | None = None) -> None:
         if kept.shape != image_shape[1:]:
-            sizes = [f"{width}×{height}" for height, width in (kept.shape, image_shape[1:])]
-            raise UsageError(f"the mask has {sizes[0]} pixels, the images {sizes[1]}: resize it")
+            found, wanted = format_pixels(kept.shape), format_size(image_shape[1:])
+            raise UsageError(f"the mask has {found}, the images {wanted}: resize it")
         if not kept.any() or kept.all():
             found = "hides no pixel" if kept.all() else "hides every pixel"
             raise UsageError(f"the mask {found}: white, or transparent, are the pixels to fill")
@@ -43,9 +44,8 @@ def build(options: MaskOptions, image_shape: Shape) -> Mask:
         )
     left, top, right, bottom = map(int, options.box.split(","))
     if not (left < right <= width and top < bottom <= height):
-        raise UsageError(
-            f"mask:{options.box} is no box in {width}×{height} pixels: give LEFT,TOP,RIGHT,BOTTOM"
-        )
+        pixels = format_pixels((height, width))
+        raise UsageError(f"mask:{options.box} is no box in {pixels}: give LEFT,TOP,RIGHT,BOTTOM")
     kept = torch.ones(height, width, dtype=torch.bool)
     kept[top:bottom, left:right] = False
     return Mask(kept, image_shape, options.box)

@@ -24,6 +24,7 @@ from diffusion.evaluate.features.extractors import (
     extract,
     space_extractor,
 )
+from diffusion.images.image_size import written_size
 from diffusion.images.store import ImageStore, Labels, array_digest, open_store, read_array
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
@@ -115,7 +116,7 @@ def make_reference_of(
         **extraction(extractor),
         "dtype": "float32",
         "name": real.meta.get("name", real.path.name),
-        "image_size": real.images.shape[1],
+        "image_size": written_size(real.images.shape[1:3]),
         "classes": list(real.meta.get("classes", [])),
     }
     for role, store in zip(("reference", "heldout"), stores, strict=False):
