@@ -25,7 +25,7 @@ from diffusion.system.errors import UsageError
 
 OWN_OPTIONS = {
     f"{name}_options" for name in REGISTRIES_WITH_OPTIONS
-}  # of a sampler or a spacing, as KEY=VALUE
+}  # of a sampler, spacing or rule, as KEY=VALUE
 
 # Choices from the names in registries.
 Extractor = StrEnum("Extractor", {name: name for name in EXTRACTORS})  # type: ignore[misc]

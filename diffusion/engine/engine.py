@@ -23,10 +23,9 @@ from torch import Tensor
 from diffusion.engine.job import Chunk, ChunkStep, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import guide_denoiser, model_denoiser
-from diffusion.sample.guidance import NO_GUIDES, Guides
+from diffusion.sample.guidance import NO_GUIDES, GuidedRows, Guides, guide_rows
 from diffusion.sample.sampler import CustomTrajectory, predict
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import in_halves, splitting_helps, two_threads
@@ -190,11 +189,15 @@ def select_chunks(chunks: Iterable[Chunk], rows: int) -> list[Chunk]:
     """Return the chunks of the next pass, of at most `rows` rows: those of the least served jobs first.
 
     Within a job the chunks with the fewest calls come first. A chunk that does not fit any more is skipped
-    for a later one that does, and comes before it in the next pass.
+    for a later one that does, and comes before it in the next pass. So is one with another rule of guidance
+    than the first guided one, since a pass computes the worse predictions of one rule.
     """
     selected: list[Chunk] = []
+    rule: str | None = None
     for chunk in sorted(chunks, key=attrgetter("job.served", "job.number", "calls", "images.start")):
-        if chunk.rows <= rows:
+        is_other = bool(chunk.weight) and rule not in (None, chunk.rule)
+        if chunk.rows <= rows and not is_other:
+            rule = chunk.rule if chunk.weight else rule
             selected.append(chunk)
             rows -= chunk.rows
         if not rows:
@@ -204,7 +207,7 @@ def select_chunks(chunks: Iterable[Chunk], rows: int) -> list[Chunk]:
 
 @torch.no_grad()
 def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk], guide: Denoiser | None = None) -> Prediction:
-    """Return the predictions for the chunks' pending calls, in order; each rule guides its own chunks."""
+    """Return the predictions for the chunks' pending calls, in order, each under its own guidance."""
     calls = [chunk.pending_call() for chunk in chunks]
     is_real = any(isinstance(call.t, float) for call in calls)
     times = torch.tensor(
@@ -212,10 +215,12 @@ def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk], guide: Denoiser
         dtype=torch.float64 if is_real else torch.int64,
     )
     condition = Condition.cat([chunk.condition for chunk in chunks])
-    for rule in dict.fromkeys(chunk.rule for chunk in chunks if chunk.weight):
-        weights = [chunk.weight if chunk.rule == rule else 0.0 for chunk in chunks for _ in range(len(chunk))]
-        denoiser = GUIDANCE_RULES[rule].load()(denoiser, torch.tensor(weights, dtype=torch.float64), guide)
     ends = [0, *itertools.accumulate(map(len, chunks))]
+    parts = [
+        GuidedRows(slice(*rows), chunk.guidance, chunk.weight)
+        for chunk, rows in zip(chunks, itertools.pairwise(ends), strict=True)
+    ]
+    denoiser = guide_rows(denoiser, guide, parts)
     losses = [(call.loss, slice(*rows)) for call, rows in zip(calls, itertools.pairwise(ends), strict=True)]
 
     def joint_loss(x0_hat: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
-from diffusion.sample.guidance import Guides, check_guides, classifier_guidance, guidance_weight
+from diffusion.sample.guidance import Guides, build_guidance, check_guides, classifier_guidance
 from diffusion.sample.sampler import (
     CustomTrajectory,
     DenoiserCall,
@@ -81,7 +81,7 @@ class ChunkStep(NamedTuple):
 class Chunk:
     """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
-    `weight` is that of guidance by `rule` at the pending call.
+    `weight` is that of `guidance`, by `rule`, at the pending call.
     """
 
     def __init__(self, job: Job, images: slice) -> None:
@@ -91,6 +91,7 @@ class Chunk:
         self.condition = self._labelled if has_classes else self._labelled.unlabelled()
         self.x_0: Tensor | None = None
         self.weight, self.rule = job.settings.guidance, job.settings.rule
+        self.guidance = build_guidance(job.settings, job.process)
         self._indices = job.indices[images]
         networks, is_guided = job.guides.networks(job.loaded), job.settings.is_guided
         self._guard = NaNGuard(lambda row: f"image {self._indices[row]}", networks, is_guided)
@@ -162,4 +163,4 @@ class Chunk:
 
     def _update_weight(self, driver: SamplerDriver) -> None:
         if driver.call is not None:
-            self.weight = guidance_weight(self.job.settings, self.job.process, driver.call.t)
+            self.weight = self.guidance.weight(driver.call.t)

@@ -79,6 +79,12 @@ class Prediction(NamedTuple):
         """Return the prediction for some of the images."""
         return Prediction(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
 
+    @staticmethod
+    def cat(parts: Sequence["Prediction"]) -> "Prediction":
+        """Return one prediction of all the parts' images in order; what one part lacks, all lack."""
+        columns = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+        return Prediction(*columns)  # type: ignore[arg-type]
+
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """Return values (B,) as (B, 1, 1, 1) on `like`'s device and in its dtype, without a synchronisation.

@@ -110,14 +110,13 @@ def _effective_cell(values: tuple[Any, ...], section: CommonSettings) -> Cell:
 def cell_settings(sample: CommonSettings, cell: Cell) -> SampleSettings:
     """Return the settings of a cell's images.
 
-    The section's `sampler_options` belong to its own sampler, and `spacing_options` to its spacing; another
-    one has its defaults.
+    The section's options of a sampler, spacing or guidance rule belong to its own one; another one has its
+    defaults.
     """
     shared = sample.model_dump(include=set(CommonSettings.model_fields))
-    if cell.sampler not in (None, sample.sampler):
-        del shared["sampler_options"]
-    if cell.spacing not in (None, sample.spacing):
-        del shared["spacing_options"]
+    for field in REGISTRIES_WITH_OPTIONS:
+        if getattr(cell, field) not in (None, sample.entry(field)):
+            del shared[f"{field}_options"]
     own = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
     return SampleSettings(**{**shared, **own})
 
@@ -126,8 +125,8 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     """Return the settings as a flat card, with the version of the sampling code.
 
     SampleSettings reads its own fields back from it. Values are in their text form. Explicit timesteps
-    replace the spacing; options of a sampler or a spacing are JSON. `nfe` is the NFE of an image where it
-    follows from the settings alone.
+    replace the spacing; options of a sampler, spacing or guidance rule are JSON. `nfe` is the NFE of an image
+    where it follows from the settings alone.
     """
     values = {
         name: option.text(getattr(settings, name))
@@ -137,7 +136,7 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     for field, entries in REGISTRIES_WITH_OPTIONS.items():
         key = f"{field}_options"
         values.pop(key, None)
-        if options := entries[getattr(settings, field)].checked_options(getattr(settings, key)):
+        if options := entries[settings.entry(field)].checked_options(getattr(settings, key)):
             values[key] = canonical_json(options)
     if settings.timesteps is not None:
         values = {name: value for name, value in values.items() if not name.startswith("spacing")}

@@ -1,28 +1,55 @@
 """The registry of guidance rules, by their names in params.yaml, cards and commands, and the text of a guide.
 
-A rule is an entry here and a module with a builder, (denoiser, weight, guide or None) → denoiser. This module
-loads no torch.
+A rule is an entry here and a module with a subclass of `diffusion.sample.guidance.Guidance`. The options of
+rules are here too. This module loads no torch.
 """
 
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from diffusion.system.limits import MAX_SIGMA_REL, MIN_SIGMA_REL
-from diffusion.system.registry import BuilderEntry, Registry, load_reference
+from pydantic import Field
+
+from diffusion.system.limits import MAX_SIGMA_REL, MAX_STEPS, MIN_SIGMA_REL
+from diffusion.system.registry import BuilderEntry, Registry, WithOptions, load_reference
+from diffusion.system.section import NotBool, Section
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
+
+MAX_RADIUS = 1e6
 
 EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@0*([1-9]\d{0,8}))?")
 
 
-@dataclass(frozen=True)
-class GuidanceRule(BuilderEntry):
-    """`builder` is the "module:name" of the rule, loaded when it is needed; `source` is its paper.
+class ProjectionOptions(Section):
+    """Options of APG: with parallel 1, momentum 0 and no radius it is classifier-free guidance."""
 
-    The weight is a number or one for each row; a row of weight 0 is that of `denoiser`, and costs no more. A
-    rule that `needs_guide` compares the model with a second one, one that `needs_null` with itself without
-    the condition, for which it must have been trained with dropped labels. `nfe` is the NFE of a guided call.
+    parallel: Annotated[float, Field(ge=0, le=1), NotBool] = Field(
+        default=0.0, description="η, the share of the difference's part along the prediction."
+    )
+    momentum: Annotated[float, Field(gt=-1, lt=1), NotBool] = Field(
+        default=-0.5, description="β, the factor of the differences before; below 0 the change counts more."
+    )
+    radius: Annotated[float, Field(gt=0, le=MAX_RADIUS), NotBool] | None = Field(
+        default=None, description="r, the largest norm of the difference; by default any."
+    )
+
+
+class ZeroOptions(Section):
+    """Options of CFG-Zero*."""
+
+    zero_calls: Annotated[int, Field(ge=0, le=MAX_STEPS), NotBool] = Field(
+        default=1, description="The number of calls at the beginning whose velocity is 0."
+    )
+
+
+@dataclass(frozen=True)
+class GuidanceRule(BuilderEntry, WithOptions):
+    """`builder` is the class of the rule, `options` that of `guidance_rule_options`; `source` is its paper.
+
+    Each is a "module:name", loaded when it is needed, the options without torch. A rule that `needs_guide`
+    compares the model with a second one, one that `needs_null` with itself without the condition, for which
+    it must have been trained with dropped labels. `nfe` is the NFE of a guided call.
     """
 
     builder: str
@@ -30,21 +57,39 @@ class GuidanceRule(BuilderEntry):
     needs_guide: bool = False
     needs_null: bool = False
     nfe: int = 2
+    options: str = "diffusion.system.section:NoOptions"
 
     def load(self) -> Any:
-        """Return the builder."""
+        """Return the class."""
         return load_reference(self.builder)
 
 
 GUIDANCE_RULES: Registry[GuidanceRule] = Registry(
     "sample.guidance_rule",
-    "(denoiser, weight, guide or None) → denoiser (`diffusion/process/denoiser.py`)",
+    "(`SampleSettings`, `NoiseProcess`) → `Guidance` (`diffusion/sample/guidance.py`)",
     {
         "classifier-free": GuidanceRule(
-            "diffusion.sample.guidance:classifier_free", "CFG, 2207.12598, eq. 6", needs_null=True
+            "diffusion.sample.guidance:ClassifierFree", "CFG, 2207.12598, eq. 6", needs_null=True
         ),
         "autoguidance": GuidanceRule(
-            "diffusion.sample.guidance:autoguidance", "Karras et al. 2024, 2406.02507", needs_guide=True
+            "diffusion.sample.guidance:Autoguidance", "Karras et al. 2024, 2406.02507", needs_guide=True
+        ),
+        "apg": GuidanceRule(
+            "diffusion.sample.apg:AdaptiveProjected",
+            "Sadat et al. 2025, 2410.02416, alg. 1",
+            needs_null=True,
+            options="diffusion.protocol.guidance_rules:ProjectionOptions",
+        ),
+        "cfg-zero": GuidanceRule(
+            "diffusion.sample.cfg_zero:CFGZero",
+            "CFG-Zero*, Fan et al. 2025, 2503.18886",
+            needs_null=True,
+            options="diffusion.protocol.guidance_rules:ZeroOptions",
+        ),
+        "cfg++": GuidanceRule(
+            "diffusion.sample.cfg_plus_plus:CFGPlusPlus",
+            "Chung et al. 2025, 2406.08070, alg. 2",
+            needs_null=True,
         ),
     },
 )

@@ -36,7 +36,11 @@ from diffusion.system.section import NotBool, Section, Seed, ShortText, SigmaRel
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 # The options whose entries have options of their own, in the field `<name>_options`.
-REGISTRIES_WITH_OPTIONS: dict[str, Mapping[str, WithOptions]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
+REGISTRIES_WITH_OPTIONS: dict[str, Mapping[str, WithOptions]] = {
+    "sampler": SAMPLERS,
+    "spacing": SPACINGS,
+    "guidance_rule": GUIDANCE_RULES,
+}
 
 SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
 SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
@@ -116,6 +120,9 @@ class CommonSettings(Section):
             no_effect=(_UNGUIDED,),
         ),
     ] = None
+    guidance_rule_options: Annotated[
+        EntryOptions, Option("Options of this guidance rule alone.", axis=None, registered=False)
+    ] = Field(default_factory=dict)
     guide: Annotated[
         Guide | None,
         Option(
@@ -177,15 +184,25 @@ class CommonSettings(Section):
     @model_validator(mode="after")
     def _check_entry_options(self) -> Self:
         for field, entries in REGISTRIES_WITH_OPTIONS.items():
-            entry = entries[getattr(self, field)]
+            name = self.entry(field)
+            entry = entries[name]
             try:
                 entry.checked_options(getattr(self, f"{field}_options"))
             except ValidationError as error:
                 kind = load_reference(entry.options)
-                found = explain(error, f"{field}_options of {getattr(self, field)}", kind)
+                found = explain(error, f"{field}_options of {name}", kind)
                 names = ", ".join(kind.model_fields)
                 raise ValueError(found + f"; options are {names}" * ("unknown key" not in found)) from None
         return self
+
+    @property
+    def rule(self) -> str:
+        """The rule of guidance, a name of GUIDANCE_RULES."""
+        return self.guidance_rule or implied_rule(self.guide)
+
+    def entry(self, field: str) -> str:
+        """Return the name of the entry of a field of REGISTRIES_WITH_OPTIONS."""
+        return self.rule if field == "guidance_rule" else str(getattr(self, field))
 
 
 class SampleSettings(CommonSettings):
@@ -239,11 +256,14 @@ class SampleSettings(CommonSettings):
             values = {**values, "guide": None}
         return {**values, "guidance_rule": None} if rule == implied_rule(values.get("guide")) else values
 
-    @field_validator("guidance_rule", "guide", "guidance_interval", "classifier_scale")
+    @field_validator(
+        "guidance_rule", "guidance_rule_options", "guide", "guidance_interval", "classifier_scale"
+    )
     @classmethod
     def _drop_without_effect(cls, value: Any, info: ValidationInfo) -> Any:
         needed = "classifier" if info.field_name == "classifier_scale" else "guidance"
-        return value if info.data.get(needed) else cls.model_fields[str(info.field_name)].default
+        field = cls.model_fields[str(info.field_name)]
+        return value if info.data.get(needed) else field.get_default(call_default_factory=True)
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
@@ -256,11 +276,6 @@ class SampleSettings(CommonSettings):
         if self.needs_guide and self.guide is None:
             raise ValueError(f"guidance_rule {self.rule} needs a guide: ema:SIGMA_REL[@STEP] or a file")
         return self
-
-    @property
-    def rule(self) -> str:
-        """The rule of guidance, a name of GUIDANCE_RULES."""
-        return self.guidance_rule or implied_rule(self.guide)
 
     @property
     def needs_guide(self) -> bool:

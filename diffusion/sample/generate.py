@@ -19,6 +19,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import (
     NO_GUIDES,
     Guides,
+    build_guidance,
     check_fit,
     check_guides,
     classifier_guidance,
@@ -57,8 +58,10 @@ def check_settings(artefact: "ModelDescription", settings: SampleSettings) -> Ti
     if SAMPLERS[settings.sampler].uses_eta:
         check_eta(grid, settings.eta)
         check_noise(settings.noise, artefact.network.learned_variance)
-    if settings.guidance and GUIDANCE_RULES[settings.rule].needs_null and not artefact.network.null_class:
-        raise UsageError("guidance needs a model trained with train.p_uncond > 0; use guidance 0")
+    if settings.guidance:
+        build_guidance(settings, process)
+        if GUIDANCE_RULES[settings.rule].needs_null and not artefact.network.null_class:
+            raise UsageError("guidance needs a model trained with train.p_uncond > 0; use guidance 0")
     return grid
 
 
@@ -95,9 +98,7 @@ def generate(
     spec = loaded.artefact.network
     shape = (spec.in_channels, *(size or spec.size))
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
-    denoiser = guided_denoiser(loaded, settings, guides, fast=fast)
-    if size is not None:
-        denoiser = tiled(denoiser, spec.size)
+    build_denoiser = denoiser_builder(loaded, settings, guides, fast=fast)
     networks, ahead = guides.networks(loaded), noise_draws(settings, device)
 
     def images(part: slice, on_step: OnStep | None) -> Tensor:
@@ -107,6 +108,7 @@ def generate(
         with prefetched_draws(lambda: to_device(image_noise.draw(), device), ahead, device) as noise:
             chosen = sampler if custom is None else custom.samplers(part)
             trajectory = chosen(grid, noise(), noise)
+            denoiser = build_denoiser() if size is None else tiled(build_denoiser(), spec.size)
             result = run_sampler(trajectory, denoiser, condition.rows(part).to(device), on_step, guard)
             return to_uint8(result.x).cpu()
 
@@ -130,23 +132,36 @@ def model_denoiser(loaded: "LoadedModel", *, fast: bool = False) -> NetworkDenoi
     return NetworkDenoiser(cast, build_process(artefact.process))
 
 
+def denoiser_builder(
+    loaded: "LoadedModel",
+    settings: SampleSettings,
+    guides: Guides = NO_GUIDES,
+    *,
+    fast: bool = False,
+) -> Callable[[], Denoiser]:
+    """Return what builds, for each trajectory, the model with all guidance of the settings.
+
+    `fast` compiles the networks. UsageError for a guide that is missing or does not fit.
+    """
+    check_guides(settings, guides)
+    process, classifier = build_process(loaded.artefact.process), guides.classifier
+    model: Denoiser = model_denoiser(loaded, fast=fast)
+    guide: Denoiser | None = None
+    if settings.needs_guide and guides.model is not None:
+        guide = guide_denoiser(loaded.artefact, guides.model, fast=fast)
+    if not settings.has_classifier or classifier is None:
+        return lambda: guided(model, settings, process, guide)
+    by_classifier = classifier_guidance(loaded.artefact, settings, classifier)
+    if loaded.artefact.network.num_classes:
+        return lambda: by_classifier(guided(model, settings, process, guide))
+    return lambda: by_classifier(without_labels(guided(model, settings, process, guide)))
+
+
 def guided_denoiser(
     loaded: "LoadedModel", settings: SampleSettings, guides: Guides = NO_GUIDES, *, fast: bool = False
 ) -> Denoiser:
-    """Return the model with all guidance of the settings; `fast` compiles the networks.
-
-    UsageError for a guide that is missing or does not fit.
-    """
-    check_guides(settings, guides)
-    model, guide = model_denoiser(loaded, fast=fast), None
-    if settings.needs_guide and guides.model is not None:
-        guide = guide_denoiser(loaded.artefact, guides.model, fast=fast)
-    denoiser = guided(model, settings, model.process, guide)
-    if not settings.has_classifier or guides.classifier is None:
-        return denoiser
-    if not loaded.artefact.network.num_classes:
-        denoiser = without_labels(denoiser)
-    return classifier_guidance(loaded.artefact, settings, guides.classifier)(denoiser)
+    """Return the model with all guidance of the settings, for one trajectory, as `denoiser_builder`."""
+    return denoiser_builder(loaded, settings, guides, fast=fast)()
 
 
 def guide_denoiser(artefact: "ModelDescription", guide: "LoadedModel", *, fast: bool = False) -> Denoiser:

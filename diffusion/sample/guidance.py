@@ -1,12 +1,12 @@
-"""Guidance: wrappers of a denoiser that are denoisers themselves, and the networks that guide.
+"""Guidance: rules that combine a prediction with a worse one, and the networks that guide.
 
 Guidance extrapolates from a worse prediction: D + w·(D − D_worse), where w = 0 is none. The rules of
-GUIDANCE_RULES differ in what is worse. A weight is a number, or a (B,) tensor with one for each row.
+GUIDANCE_RULES differ in what is worse, and in how the two are combined.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,71 +24,129 @@ from diffusion.system.limits import MAX_NOISE_LEVEL
 if TYPE_CHECKING:  # images depend neither on the format of model files nor, without one, on a classifier
     from diffusion.model.model_file import LoadedModel, ModelDescription
 
-Weight = Tensor | float
-
 Gradient = Callable[[Tensor, Tensor | float, Condition], Tensor]
 """(x_t (B, C, H, W), time of all or of each row, condition) → s·∇ log p(y|x_t), shaped as x_t."""
 
 Inputs = tuple[Tensor, Tensor | float, Condition]
 """The arguments of a denoiser: x (B, C, H, W), the time of all or of each row, and the condition."""
 
-Pair = Callable[[Inputs, Inputs], tuple[Prediction, Prediction]]
-"""(all rows, the guided rows) → the predictions of all rows, and the worse ones of the guided rows."""
 
+class GuidedCall(NamedTuple):
+    """A call of the denoiser for the guided images of one trajectory.
 
-def classifier_free(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = None) -> Denoiser:
-    """D(x, c) + w·(D(x, c) − D(x, ∅)), so ε = (1+w)·ε(x, c) − w·ε(x, ∅).
-
-    All is computed in one pass, guided rows twice. It needs no `guide`. UsageError on call if the network
-    takes no condition.
+    x (B, C, H, W), their time, one for all or (B,), the weight w > 0, and the number of the trajectory's
+    calls before this one, guided or not.
     """
 
-    def pair(rows: Inputs, guided_rows: Inputs) -> tuple[Prediction, Prediction]:
+    x: Tensor
+    t: Tensor | float
+    weight: float
+    number: int
+
+
+class Guidance:
+    """A rule of guidance for the images of one trajectory: what is worse, and how to combine the two.
+
+    A new rule is a subclass. Its objects may keep state from call to call, such as the last difference, since
+    no two trajectories share one. UsageError if the rule does not fit the process.
+    """
+
+    def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:
+        self.settings, self.process = settings, process
+        self.options: Any = GUIDANCE_RULES[settings.rule].parse(settings.guidance_rule_options)
+        self.calls = 0
+
+    def predictions(
+        self, denoiser: Denoiser, guide: Denoiser | None, rows: Inputs, guided_rows: Inputs
+    ) -> tuple[Prediction, Prediction]:
+        """Return the predictions of all rows, and the worse ones of the guided rows of all trajectories."""
+        raise NotImplementedError
+
+    def combine(self, call: GuidedCall, better: Prediction, worse: Prediction) -> Prediction:
+        """Return the guided prediction of this trajectory's images: D + w·(D − D_worse)."""
+        return extrapolate(better, worse, call.weight)
+
+    def weight(self, t: Tensor | float) -> float:
+        """Return the weight at a time."""
+        return guidance_weight(self.settings, self.process, t)
+
+
+class ClassifierFree(Guidance):
+    """CFG: D(x, c) + w·(D(x, c) − D(x, ∅)), so ε = (1+w)·ε(x, c) − w·ε(x, ∅) (2207.12598, eq. 6).
+
+    All is computed in one pass, guided rows twice. It needs no guide. UsageError on call if the network takes
+    no condition.
+    """
+
+    def predictions(
+        self, denoiser: Denoiser, guide: Denoiser | None, rows: Inputs, guided_rows: Inputs
+    ) -> tuple[Prediction, Prediction]:
+        """Return the predictions with, and without the condition."""
         (x, t, condition), (x_guided, t_guided, conditioned) = rows, guided_rows
         times = torch.cat([t, t_guided]) if isinstance(t, Tensor) and isinstance(t_guided, Tensor) else t
         conditions = Condition.cat([condition, conditioned.null()])
         both = denoiser(torch.cat([x, x_guided]), times, conditions)
         return both.rows(slice(len(x))), both.rows(slice(len(x), None))
 
-    return extrapolate(denoiser, pair, weight)
 
-
-def autoguidance(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = None) -> Denoiser:
+class Autoguidance(Guidance):
     """D + w·(D − D_g) of a worse model D_g of the same data: no labels are needed.
 
     The source is Karras et al. 2024 (2406.02507), sec. 4. Their w is one more: D_g + w·(D − D_g). UsageError
-    without a `guide`.
+    on call without a guide.
     """
-    if guide is None:
-        raise UsageError("autoguidance needs a guide: a worse model of the same data")
-    worse = guide
-    return extrapolate(denoiser, lambda rows, guided_rows: (denoiser(*rows), worse(*guided_rows)), weight)
+
+    def predictions(
+        self, denoiser: Denoiser, guide: Denoiser | None, rows: Inputs, guided_rows: Inputs
+    ) -> tuple[Prediction, Prediction]:
+        """Return the predictions of the model and of the guide."""
+        if guide is None:
+            raise UsageError("autoguidance needs a guide: a worse model of the same data")
+        return denoiser(*rows), guide(*guided_rows)
 
 
-def extrapolate(denoiser: Denoiser, pair: Pair, weight: Weight) -> Denoiser:
-    """Return D + w·(D − D_worse) for x_0 and ε; everything else is that of D.
+def extrapolate(better: Prediction, worse: Prediction, weight: float) -> Prediction:
+    """Return D + w·(D − D_worse) for x_0 and ε; everything else is that of D."""
+    w = torch.tensor(weight, dtype=better.x0.dtype)
+    x0, eps = ((1 + w) * good - w * bad for good, bad in zip(better[:2], worse[:2], strict=True))
+    return better._replace(x0=x0, eps=eps)
 
-    A row with weight 0 has no worse prediction; if all have it the denoiser itself is returned. Keep a tensor
-    of weights on the CPU, since its values are read.
+
+class GuidedRows(NamedTuple):
+    """The rows of one trajectory in a call, the rule of its images, and the weight of this call."""
+
+    rows: slice
+    rule: Guidance
+    weight: float
+
+
+def guide_rows(denoiser: Denoiser, guide: Denoiser | None, parts: Sequence[GuidedRows]) -> Denoiser:
+    """Return the denoiser of a call with these parts, which have all rows in order.
+
+    A part with weight 0 has no worse prediction; if all have it the denoiser itself is called. The others
+    have rules of one class. A time of each row is on the CPU.
     """
-    weights = torch.as_tensor(weight, dtype=torch.float64)
-    is_guided = weights != 0
-    if not is_guided.any():
-        return denoiser
-    rows: slice | Tensor = slice(None) if is_guided.all() else is_guided.nonzero().flatten()
-    weights = weights if isinstance(rows, slice) else weights[rows]
 
     def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        times = t[rows] if isinstance(t, Tensor) else t  # before rows are moved
-        own: slice | Tensor = rows if isinstance(rows, slice) else to_device(rows, x.device)
-        better, worse = pair((x, t, condition), (x[own], times, condition.rows(own)))
-        scale = expand(weights, x)
-
-        def combine(good: Tensor, bad: Tensor) -> Tensor:
-            mixed = (1 + scale) * good[own] - scale * bad
-            return mixed if isinstance(own, slice) else good.index_copy(0, own, mixed)
-
-        return better._replace(x0=combine(better.x0, worse.x0), eps=combine(better.eps, worse.eps))
+        for part in parts:
+            part.rule.calls += 1
+        guided = [part for part in parts if part.weight]
+        if not guided:
+            return denoiser(x, t, condition)
+        rows = torch.cat([torch.arange(len(x))[part.rows] for part in guided])
+        own: slice | Tensor = slice(None) if len(rows) == len(x) else to_device(rows, x.device)
+        of_rows = (x[own], t[rows] if isinstance(t, Tensor) and t.ndim else t, condition.rows(own))
+        better, worse = guided[0].rule.predictions(denoiser, guide, (x, t, condition), of_rows)
+        results, start = [], 0
+        for part in parts:
+            result = better.rows(part.rows)
+            if part.weight:
+                time = t[part.rows] if isinstance(t, Tensor) and t.ndim else t
+                end = start + len(result.x0)
+                inputs = GuidedCall(x[part.rows], time, part.weight, part.rule.calls - 1)
+                result, start = part.rule.combine(inputs, result, worse.rows(slice(start, end))), end
+            results.append(result)
+        return results[0] if len(results) == 1 else Prediction.cat(results)
 
     return call
 
@@ -106,23 +164,27 @@ def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: Tensor |
     return settings.guidance if low < level <= high else 0.0
 
 
+def build_guidance(settings: SampleSettings, process: NoiseProcess) -> Guidance:
+    """Return the rule of these settings for one trajectory; UsageError if it does not fit the process."""
+    rule: Guidance = GUIDANCE_RULES[settings.rule].load()(settings, process)
+    return rule
+
+
 def guided(
     denoiser: Denoiser, settings: SampleSettings, process: NoiseProcess, guide: Denoiser | None = None
 ) -> Denoiser:
-    """Wrap a denoiser in the guidance of these settings, by their rule and within their interval.
+    """Wrap a denoiser in the guidance of these settings, for one trajectory, within their interval.
 
     With an interval it takes one time for all rows.
     """
     if settings.guidance == 0:
         return denoiser
-    everywhere: Denoiser = GUIDANCE_RULES[settings.rule].load()(denoiser, settings.guidance, guide)
-    if settings.guidance_interval is None:
-        return everywhere
+    rule = build_guidance(settings, process)
 
-    def in_interval(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        return (everywhere if guidance_weight(settings, process, t) else denoiser)(x, t, condition)
+    def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        return guide_rows(denoiser, guide, [GuidedRows(slice(None), rule, rule.weight(t))])(x, t, condition)
 
-    return in_interval
+    return call
 
 
 def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: float) -> Gradient:

@@ -1,6 +1,7 @@
 """The playground's choices for a model: controls, real images, costs of its sweep, NFE of a request."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from diffusion.protocol.edits import METHODS
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import Option
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS
+from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS, SampleSettings
 from diffusion.sample.generate import check_settings
-from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.guidance import build_guidance, guidance_weight
 from diffusion.sample.sampling_steps import call_times, count_nfe
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.registry import WithOptions, load_reference
 from serving.schemas import HTTP_OPTIONS, SampleRequest
 from serving.served_model import ServedModel
@@ -122,11 +123,14 @@ def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
 def _possible_rules(model: ServedModel) -> list[str]:
     """Return the guidance rules that work with this model and its guide, if it has one."""
     has_guide, has_null = model.guide is not None, model.artefact.network.null_class
-    return [
-        name
-        for name, rule in GUIDANCE_RULES.items()
-        if (has_guide or not rule.needs_guide) and (has_null or not rule.needs_null)
-    ]
+    process, possible = build_process(model.artefact.process), []
+    for name, rule in GUIDANCE_RULES.items():
+        if (has_guide or not rule.needs_guide) and (has_null or not rule.needs_null):
+            with suppress(UsageError):  # a rule that does not fit the process
+                settings = SampleSettings(guidance=1.0, guidance_rule=name, guide=model.guide, clip=False)
+                build_guidance(settings, process)
+                possible.append(name)
+    return possible
 
 
 def _entry_controls(option: str, entry: WithOptions) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import classifier_free, guided
+from diffusion.sample.guidance import GuidedRows, build_guidance, guide_rows, guided
 from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import count_nfe, sampling_grid
 from diffusion.system.errors import UsageError
@@ -33,6 +33,10 @@ class Recorder:
         return torch.cat([eps, eps - 100 * by_class], 1) if self.learned else eps
 
 
+def settings_of(weight: float, **options) -> SampleSettings:
+    return SampleSettings(guidance=weight, **options)
+
+
 def inputs(channels: int):
     x = torch.randn(3, channels, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return x, torch.tensor([7, 8, 9]), Condition(3, torch.tensor([0, 2, 4]), NULL)
@@ -43,7 +47,7 @@ def test_guidance_changes_the_mean_of_all_channels_but_no_variance(channels, lea
     network = Recorder(channels, learned)
     denoiser = NetworkDenoiser(network, PROCESS)
     x, t, condition = inputs(channels)
-    found = classifier_free(denoiser, weight)(x, t, condition)
+    found = guided(denoiser, settings_of(weight), PROCESS)(x, t, condition)
     assert network.batches == [6]  # one forward pass on a doubled batch
     conditional, unconditional = denoiser(x, t, condition), denoiser(x, t, condition.null())
     eps = (1 + weight) * conditional.eps - weight * unconditional.eps
@@ -61,19 +65,22 @@ def test_rows_have_their_own_weight_and_unguided_rows_cost_one_nfe(weights, one_
     denoiser = NetworkDenoiser(network, PROCESS)
     x, t, condition = inputs(2)
     times = 7 if one_time else t
-    found = classifier_free(denoiser, torch.tensor(weights))(x, times, condition)
+    rule = build_guidance(settings_of(1.0), PROCESS)
+    parts = [GuidedRows(slice(row, row + 1), rule, weight) for row, weight in enumerate(weights)]
+    found = guide_rows(denoiser, None, parts)(x, times, condition)
     assert network.batches == [3 + sum(weight > 0 for weight in weights)]
     for row, weight in enumerate(weights):
         alone = slice(row, row + 1)
         time = 7 if one_time else t[alone]
-        expected = classifier_free(denoiser, weight)(x[alone], time, condition.rows(alone))
+        alone_guided = guided(denoiser, settings_of(weight), PROCESS)
+        expected = alone_guided(x[alone], time, condition.rows(alone))
         for part, expected_part in zip(found.rows(alone), expected, strict=True):
             assert part is expected_part is None or torch.allclose(part, expected_part)
 
 
 def test_guidance_requires_labels_and_a_null_class():
     x, t, condition = inputs(1)
-    denoiser = classifier_free(NetworkDenoiser(Recorder(1, False), PROCESS), 1.0)
+    denoiser = guided(NetworkDenoiser(Recorder(1, False), PROCESS), settings_of(1.0), PROCESS)
     with pytest.raises(UsageError, match="unconditional"):
         denoiser(x, t, condition.unlabelled())
     with pytest.raises(UsageError, match="p_uncond"):

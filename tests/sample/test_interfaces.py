@@ -17,7 +17,15 @@ from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import HeunOptions
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import classifier_free, classifier_gradient, guided, shift_eps, shift_mean
+from diffusion.sample.guidance import (
+    GuidedRows,
+    build_guidance,
+    classifier_gradient,
+    guide_rows,
+    guided,
+    shift_eps,
+    shift_mean,
+)
 from diffusion.sample.sampler import NaNGuard, build_sampler, run_sampler
 from tests.helpers.networks import loaded_model
 from tests.helpers.no_sync_tensors import DEVICE, no_float64, nothing_waits
@@ -25,6 +33,7 @@ from tests.helpers.no_sync_tensors import DEVICE, no_float64, nothing_waits
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
 A_PROCESS = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
+FLOW = build_process(ProcessConfig(schedule="flow", prediction="flow"))
 MODEL = loaded_model()
 
 
@@ -51,15 +60,15 @@ WATCHES = pytest.mark.parametrize("watch", [nothing_waits, no_float64])
 )  # fmt: skip
 @pytest.mark.parametrize(
     ("guidance", "prediction"),
-    [(0.0, "eps"), (1.5, "velocity"), (torch.tensor([0.0, 1.5, 2.0]), "velocity")],
+    [(0.0, "eps"), (1.5, "velocity")],
 )
 @WATCHES
 def test_sampling_steps_do_not_wait_for_the_device(watch, options, guidance, prediction):
     """Meta tensors have no values, so any wait for the device fails. Only the final check may wait."""
     process = build_process(ProcessConfig(timesteps=100, prediction=prediction))
-    settings = SampleSettings(steps=6, **options)
-    made = walk_on_meta(watch, settings, classifier_free(meta_denoiser(process), guidance), process)
-    assert made.nfe == settings.nfe
+    settings = SampleSettings(steps=6, guidance=guidance, **options)
+    made = walk_on_meta(watch, settings, guided(meta_denoiser(process), settings, process), process)
+    assert made.nfe * settings.guided_nfe == settings.nfe
 
 
 def meta_denoiser(process):
@@ -95,8 +104,10 @@ def test_guidance_in_an_interval_and_by_a_classifier_does_not_wait_for_the_devic
     """The classifier's gradient comes from a real backward pass."""
     network = meta_denoiser(A_PROCESS)
     guide = "worse" if GUIDANCE_RULES[rule].needs_guide else None
-    settings = SampleSettings(guidance=guidance, guide=guide, guidance_interval=(0.3, 5.0))
-    denoiser = guided(network, settings, A_PROCESS, network)
+    process = FLOW if rule == "cfg-zero" else A_PROCESS
+    named = {"guidance_rule": rule, "guide": guide, "clip": rule != "cfg++"}
+    settings = SampleSettings(guidance=guidance, guidance_interval=(0.3, 5.0), **named)
+    denoiser = guided(network, settings, process, network)
     if shift is not None:
         pool = torch.nn.Linear(math.prod(SHAPE), 10, device="meta")
         gradient = classifier_gradient(lambda x, t: pool(x.flatten(1)) * t, 2.0)
@@ -104,12 +115,14 @@ def test_guidance_in_an_interval_and_by_a_classifier_does_not_wait_for_the_devic
     walk_on_meta(watch, SampleSettings(steps=6, eta=1.0), denoiser, A_PROCESS)
 
 
-@pytest.mark.parametrize("guidance", [0.0, torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)])
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (0.0, 1.5, 2.0)])
 @pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
 @WATCHES
-def test_forward_pass_with_times_per_row_does_not_wait_for_the_device(watch, times, guidance):
-    """As in the engine: the times and guidance weights of the rows are host tensors."""
+def test_forward_pass_with_times_per_row_does_not_wait_for_the_device(watch, times, weights):
+    """As in the engine: the times of the rows are host tensors."""
     x, condition = meta_inputs()
+    rule = build_guidance(SampleSettings(guidance=1.0), A_PROCESS)
+    parts = [GuidedRows(slice(row, row + 1), rule, weight) for row, weight in enumerate(weights)]
     with watch():
-        prediction = classifier_free(meta_denoiser(A_PROCESS), guidance)(x, times, condition)
+        prediction = guide_rows(meta_denoiser(A_PROCESS), None, parts)(x, times, condition)
     assert {part.device for part in prediction if part is not None} == {DEVICE}

@@ -12,8 +12,9 @@ from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import build_process
 from diffusion.process.objective import Batch, TrainedNetwork, build_objective
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES
+from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
+from diffusion.sample.guidance import guided
 from diffusion.system.section import NoOptions
 from diffusion.train.initial_state import new_state
 from diffusion.train.lr_schedule import learning_rate
@@ -118,7 +119,8 @@ def test_times_are_cubes_of_even_numbers() -> None:
 def test_guidance_sharpens_what_blurring_changes() -> None:
     x = torch.zeros(1, 1, 5, 5)
     x[..., 2, 2] = 9.0
-    denoiser = GUIDANCE_RULES["blurred"].load()(lambda x, t, condition: Prediction(x, x), 0.5)
+    settings = SampleSettings(guidance=0.5, guidance_rule="blurred")
+    denoiser = guided(lambda x, t, condition: Prediction(x, x), settings, build_process(ProcessConfig()))
     assert denoiser(x, 0, Condition(1)).x0[0, 0, 2, 2].item() == pytest.approx(9 + 0.5 * (9 - 1))
     assert torch.equal(denoiser(x * 0 + 3, 0, Condition(1)).x0, x * 0 + 3)
 

@@ -1,0 +1,26 @@
+"""CFG++, guidance whose step adds the unconditional noise (Chung et al. 2025, 2406.08070, alg. 2)."""
+
+from diffusion.process.denoiser import Prediction
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.guidance import ClassifierFree, GuidedCall
+from diffusion.system.errors import UsageError
+
+
+class CFGPlusPlus(ClassifierFree):
+    """x̂_0(∅) + w·(x̂_0 − x̂_0(∅)), and the step of DDIM adds ε(∅) again.
+
+    So w interpolates, from 0, no class, to 1, the class; the paper has 0.6. UsageError for another sampler,
+    or with clipping, which computes ε from x̂_0.
+    """
+
+    def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:
+        super().__init__(settings, process)
+        if settings.sampler != "ddim" or settings.clip:
+            raise UsageError(
+                "guidance_rule cfg++ needs sampler ddim and clip false: set them, or use another rule"
+            )
+
+    def combine(self, call: GuidedCall, better: Prediction, worse: Prediction) -> Prediction:
+        """Return the x̂_0 between both, and ε(∅)."""
+        return better._replace(x0=worse.x0 + call.weight * (better.x0 - worse.x0), eps=worse.eps)

@@ -1,0 +1,133 @@
+"""Rules that combine predictions with and without the class: as diffusers, or as a loop of their paper."""
+
+import pytest
+import torch
+from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
+
+from diffusion.model.model_file import LoadedModel
+from diffusion.process.denoiser import Condition, Prediction
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
+from diffusion.protocol.grid import settings_card
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import check_settings, generate, mixed_condition
+from diffusion.sample.guidance import guided
+from diffusion.sample.sampler import build_sampler, run_sampler
+from diffusion.sample.sampling_steps import sampling_grid
+from diffusion.system.errors import UsageError
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.trajectories import randn
+
+COSINE = build_process(ProcessConfig(schedule="cosine", timesteps=100))
+FLOW = build_process(ProcessConfig(schedule="flow", prediction="flow"))
+NULL = 1
+SHAPE = (2, 3, 4, 4)
+
+
+def settings_of(rule: str, weight: float = 2.0, options: dict | None = None, **values) -> SampleSettings:
+    return SampleSettings(guidance=weight, guidance_rule=rule, guidance_rule_options=options or {}, **values)
+
+
+class Drifting:
+    """A denoiser whose x_0 is random at each call, with and without the class; it keeps the last two."""
+
+    def __init__(self, process) -> None:
+        self.process, self.calls = process, 0
+
+    def __call__(self, x, t, condition):
+        self.calls += 1
+        source = torch.Generator().manual_seed(self.calls)
+        x0 = torch.randn(x.shape, generator=source, dtype=x.dtype)
+        alpha, sigma = self.process.alpha_sigma(torch.as_tensor(t))
+        self.x0 = x0[: len(x) // 2], x0[len(x) // 2 :]
+        self.eps = tuple((x[: len(part)] - alpha * part) / sigma for part in self.x0)
+        return Prediction(x0, torch.cat(self.eps))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.0, "parallel": 1.0},
+        {"momentum": -0.75, "radius": 2.5},
+        {"momentum": 0.3, "parallel": 0.4, "radius": 100.0},
+    ],
+)
+def test_apg_is_that_of_diffusers_over_the_calls_of_a_trajectory(options):
+    network, condition = Drifting(COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
+    denoiser = guided(network, settings_of("apg", options=options), COSINE)
+    buffer, x = MomentumBuffer(options.get("momentum", -0.5)), randn(*SHAPE)
+    for t in (90, 60, 30, 10):
+        found = denoiser(x, t, condition)
+        expected = normalized_guidance(
+            *network.x0, 2.0, buffer, options.get("parallel", 0.0), options.get("radius", 0.0), True
+        )
+        assert torch.allclose(found.x0, expected, atol=1e-6)
+        alpha, sigma = COSINE.alpha_sigma(torch.tensor(t))
+        assert torch.allclose(alpha * found.x0 + sigma * found.eps, x, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero_calls", [0, 1, 3])
+def test_cfg_zero_is_that_of_diffusers(zero_calls):
+    network, condition = Drifting(FLOW), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
+    denoiser = guided(network, settings_of("cfg-zero", options={"zero_calls": zero_calls}), FLOW)
+    peer, x = ClassifierFreeZeroStarGuidance(guidance_scale=3.0, zero_init_steps=zero_calls), randn(*SHAPE)
+    for step, t in enumerate((0.9, 0.5, 0.3, 0.2)):
+        peer.set_state(step, 4, torch.tensor(t))
+        found = denoiser(x, t, condition)
+        conditional, free = (eps - x0 for x0, eps in zip(network.x0, network.eps, strict=True))
+        expected = peer.forward(conditional.float(), free.float()).pred
+        assert torch.allclose((found.eps - found.x0).float(), expected, atol=1e-4)
+        assert torch.allclose((1 - t) * found.x0 + t * found.eps, x, atol=1e-9)
+
+
+def test_cfg_plus_plus_matches_a_loop_of_its_algorithm():
+    settings, x = settings_of("cfg++", 0.6, clip=False, steps=6), randn(*SHAPE)
+    network, reference = Drifting(COSINE), Drifting(COSINE)
+    grid, condition = sampling_grid(settings, COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
+    made = run_sampler(
+        build_sampler(settings)(grid, x, lambda: x), guided(network, settings, COSINE), condition
+    )
+    for step in grid.reverse_steps():
+        reference(torch.cat([x, x]), step.t, condition)
+        of_class, free = reference.x0
+        x = step.alpha_prev * (free + 0.6 * (of_class - free)) + step.sigma_prev * reference.eps[1]
+    assert torch.allclose(made.x, x, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rule", "process"),
+    [
+        ("apg", {"variance": "small", "loss": "simple"}),
+        ("cfg-zero", {"schedule": "flow", "prediction": "flow"}),
+    ],
+)
+def test_image_i_depends_on_its_own_trajectory_alone(rule, process):
+    spec = spec_of(out_channels=1)
+    model = LoadedModel(network_of(spec), artefact_of(spec, process=ProcessConfig(**process)))
+    settings = settings_of(rule, steps=4, options={"radius": 0.5, "momentum": 0.5} if rule == "apg" else {})
+
+    def images(indices, chosen=settings):
+        condition = mixed_condition(model.artefact, chosen, indices)
+        return generate(model, chosen, indices, condition, torch.device("cpu")).int()
+
+    together = images(range(4))
+    assert int((images([2]) - together[2:3]).abs().max()) <= 1
+    assert not torch.equal(images(range(4), SampleSettings(steps=4, guidance=2.0)), together)
+
+
+def test_rules_that_do_not_fit_are_refused_and_options_follow_their_rule():
+    model = artefact_of(spec_of())
+    with pytest.raises(UsageError, match=r"cfg-zero is of process\.schedule flow"):
+        check_settings(model, settings_of("cfg-zero", steps=3))
+    for values in ({"clip": True}, {"clip": False, "sampler": "heun"}):
+        with pytest.raises(UsageError, match=r"cfg\+\+ needs sampler ddim and clip false"):
+            check_settings(model, settings_of("cfg++", steps=3, **values))
+    with pytest.raises(ValueError, match="guidance_rule_options of apg: radius"):
+        settings_of("apg", options={"radius": 0})
+    settings = settings_of("apg", options={"radius": 3.0}, steps=3)
+    card = settings_card(settings)
+    known = {key: card[key] for key in SampleSettings.model_fields if key in card}
+    assert settings_card(SampleSettings(**known)) == card
+    assert SampleSettings(**{**dict(settings), "guidance": 0.0}) == SampleSettings(steps=3)
