@@ -62,16 +62,18 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
     `edit_methods` are those that fill masks. `store` has the number of `images`, or `why` there are none.
     """
     scores = model.published.scores
-    controls = [_control(option, model) for option in HTTP_OPTIONS.values()]
+    found = (_control(option, model) for option in HTTP_OPTIONS.values())
+    controls = {control["name"]: control for control in found if control is not None}
     try:
         images, why = len(open_matching_store(store, model.artefact)), None
     except DiffctlError as error:
         images, why = 0, str(error)
     return {
-        "controls": [control for control in controls if control is not None],
+        "controls": list(controls.values()),
         "entry_options": {
             option: {name: list(_entry_controls(option, entry)) for name, entry in entries.items()}
             for option, entries in REGISTRIES_WITH_OPTIONS.items()
+            if option in controls
         },
         "edit_methods": [
             {"name": name, "help": METHOD_LESSONS.get(name, entry.source), "own_step": entry.own_step}

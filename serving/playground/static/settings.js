@@ -49,7 +49,7 @@ function offerOwn(option) {
 const ownControls = (option) => known.choices.entry_options[option][fields[option].value] ?? [];
 const keyOf = ({ name }) => name.split(".")[1];
 
-/** The model's usual options of the chosen sampler or spacing, also those without a control. */
+/** The model's usual options of the chosen entry, also those without a control. */
 const usualOwn = (option) => {
   const { usual } = known.model;
   return fields[option].value === usual[option] ? usual[`${option}_options`] : {};
