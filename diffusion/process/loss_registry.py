@@ -93,6 +93,14 @@ OBJECTIVES: Registry[ObjectiveEntry] = Registry(
             "diffusion.process.consistency:Consistency", "ECT, Geng et al. 2024, 2406.14548",
             options="diffusion.process.process_options:ConsistencyOptions",
         ),
+        "contrastive": ObjectiveEntry(
+            "diffusion.process.batch_terms:Contrastive", "Stoica et al. 2025, 2506.05350",
+            options="diffusion.process.process_options:ContrastiveOptions", whole_batch=True,
+        ),
+        "dispersive": ObjectiveEntry(
+            "diffusion.process.batch_terms:Dispersive", "Wang & He 2025, 2506.09027",
+            options="diffusion.process.process_options:DispersiveOptions", whole_batch=True,
+        ),
     },
 )  # fmt: skip
 

@@ -47,3 +47,20 @@ class ConsistencyOptions(Section):
     q: Annotated[float, Field(gt=1, le=1e6), NotBool] = 2.0
     stage_steps: PositiveInt | None = None
     huber: Annotated[float, Field(ge=0, le=1e6), NotBool] = 0.0
+
+
+class ContrastiveOptions(Section):
+    """`weight` is λ, the share of the error for another image's target."""
+
+    weight: Annotated[float, Field(ge=0, lt=1), NotBool] = 0.05
+
+
+class DispersiveOptions(Section):
+    """The features are the outputs of `module`; the paper takes a block at a quarter of the depth.
+
+    `weight` is λ, `temperature` τ.
+    """
+
+    module: Annotated[str, Field(min_length=1, max_length=100)] = "encoder.1"
+    weight: Annotated[float, Field(ge=0, le=1e6), NotBool] = 0.5
+    temperature: Annotated[float, Field(gt=0, le=1e6), NotBool] = 0.5
