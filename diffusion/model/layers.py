@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,10 +130,10 @@ class Exact(nn.Module):
 
     weight: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
         """Return the layer's output in the weights' type."""
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))  # type: ignore[no-any-return]
+            return super().forward(x.to(self.weight.dtype), *rest)  # type: ignore[no-any-return]
 
 
 class ExactConv2d(Exact, nn.Conv2d):

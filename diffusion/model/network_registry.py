@@ -5,7 +5,7 @@ A further one is a module with a builder, NetworkSpec → nn.Module, and an entr
 gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned. With `augmented` a network
 takes `augmentation` (B, 9) too: how images were transformed; without it they were not. A method
 `shard_units()` lists the modules that a sharded training gathers one after another; without it a network is
-gathered whole.
+gathered whole. `project_weights(finite)`, where a network has it, is called after each step of the optimiser.
 """
 
 import operator
@@ -57,6 +57,11 @@ MODELS: Registry[ModelEntry] = Registry(
             "diffusion.model.dit_config:DiTConfig",
             "diffusion.model.dit_config:DiTSpec",
             transfer="diffusion.model.weight_transfer:transfer_conditioned",
+        ),
+        "edm2": ModelEntry(
+            "diffusion.model.edm2:EDM2",
+            "diffusion.model.edm2_config:EDM2Config",
+            "diffusion.model.edm2_config:EDM2Spec",
         ),
     },
 )

@@ -38,6 +38,8 @@ def train_step(state: TrainState, passes: ForwardPasses, batch: Batch) -> dict[s
     state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
     if skips_steps(state.optimizer, finite.device) or finite:
         state.optimizer.step()
+    if project := getattr(state.network, "project_weights", None):
+        project(finite)
     # Early averages forget the initialisation.
     decay = min(train.ema_decay, (1 + state.step) / (10 + state.step))
     ema_update(state.ema, state.network, decay, finite)
