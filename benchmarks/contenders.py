@@ -24,6 +24,7 @@ from diffusion.config import load
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.interop.to_diffusers import unet_config
+from diffusion.model.example_inputs import example_pass
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
@@ -214,10 +215,8 @@ def images_per_second(
 def flop(spec: UNetSpec, *, backward: bool) -> int:
     """Return the floating-point operations of one image's forward pass; `backward` adds the backward pass."""
     network = UNet(spec).to("meta")
-    x = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
-    t = torch.zeros(1, dtype=torch.int64, device="meta")
-    with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
-        output = network(x, t, t if spec.num_classes else None).sum()
+    with torch.device("meta"), torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
+        output = example_pass(network, spec).sum()
         if backward:
             output.backward()
     return counter.get_total_flops()

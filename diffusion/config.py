@@ -73,6 +73,17 @@ class Config(TrainSections):
         return self
 
     @model_validator(mode="after")
+    def _low_res_is_possible(self) -> Self:
+        (field, levels), most = self._axis("cond_noise"), self.model.cond_noise
+        if max(levels) > most:
+            raise ValueError(f"{field} {max(levels):g} is more than model.cond_noise, {most:g}: lower it")
+        if self.sample.base is not None and self.model.low_res is None:
+            raise ValueError("sample.base makes images to enlarge: set model.low_res, or leave it out")
+        if self.sample.runner == "ray" and self.model.low_res is not None and self.sample.base is None:
+            raise ValueError("sample.runner ray has no held-out images to enlarge: use local, or sample.base")
+        return self
+
+    @model_validator(mode="after")
     def _guidance_is_possible(self) -> Self:
         guidance, rules, guides = (self._axis(name) for name in ("guidance", "guidance_rule", "guide"))
         for named, guide in product(rules[1], guides[1]) if any(guidance[1]) else ():

@@ -16,6 +16,7 @@ PACKAGE_DATA = Path(__file__).parents[1] / "diffctl"  # the files that diffctl i
 PROFILES = PACKAGE_DATA / "profiles"
 
 PREPARED = Path("data/prepared")  # {train,test}/ image stores
+HELD_OUT = PREPARED / "test"
 REFERENCE = Path("data/reference")  # the reference's features and the real-against-real floor
 STARTS = Path("start")  # pretrained models, by their SHA-256
 MODEL = Path("models/model.safetensors")  # the self-describing artefact
@@ -42,6 +43,7 @@ VERIFIED_RUNS = Path("runs/verified")  # the state of large stores' files when t
 EMA_RUNS = Path("runs/ema")  # model files of EMA profiles, by the fingerprint of their inputs
 SWEEP_RUN = Path("runs/sweep")  # samples/ and scores.json of the last `diffctl sweep`
 EVALUATE_RUN = Path("runs/evaluate/scores.json")  # the scores of the flow `evaluate`
+BASE_RUNS = Path("runs/bases")  # which models fetched from MLflow the names of base models mean
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256
 
 # What commands read: no output of a command replaces a file of these.

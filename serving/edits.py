@@ -1,9 +1,6 @@
 """Edits of pictures over HTTP: a request decoded, measured and submitted as a job of the engine."""
 
 import asyncio
-import base64
-import binascii
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -13,18 +10,16 @@ from diffusion.edit.edits import edit_trajectory
 from diffusion.edit.measurement import build_operator
 from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.edit.pictures import fit, masked_operator, measure, picture_shape
-from diffusion.images.image_size import Size, format_pixels, format_size
-from diffusion.images.pictures import BadImage, decode_picture, open_image
-from diffusion.images.store import Images
+from diffusion.images.image_size import format_pixels, format_size
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import chosen_edit
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import CustomTrajectory
-from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
+from serving.encoded_pictures import decode_base64
 from serving.handlers import Work, http_errors
-from serving.schemas import MAX_EDIT_PIXELS, EditRequest
+from serving.schemas import EditRequest
 from serving.served_model import PendingImages, ServedModel
 from serving.service import Service
 
@@ -100,16 +95,3 @@ def _operator(request: EditRequest, text: str, image_shape: Shape) -> LinearOper
     else:
         mask = decode_base64(request.mask, "the mask", 1)
     return masked_operator(text, image_shape, mask)
-
-
-def decode_base64(text: str, name: str, channels: int, size: Size | None = None) -> Images:
-    """Return a picture in base64 as (H, W, C) uint8; raise UsageError if it is none, or too large."""
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
-        raise UsageError(f"{name} is not in base64: give the bytes of its file, encoded") from None
-    with contextlib.suppress(BadImage), open_image(content) as image:  # decode_picture names a fault
-        if image.width * image.height > MAX_EDIT_PIXELS:
-            found = format_pixels((image.height, image.width))
-            raise UsageError(f"{name} has {found}: give {MAX_EDIT_PIXELS >> 20} million at most")
-    return decode_picture(content, name, size, channels)

@@ -133,7 +133,7 @@ def serve_on_ray(
     with stop_request() as stop:
         with _ray_serve(serve, *address) as thread:
             if isinstance(spec.model, PublishedModel):
-                files = {name: path for name, path in spec.model.files._asdict().items() if path is not None}
+                files = spec.model.files.networks()
                 contents = {name: ray.put(np.fromfile(path, np.uint8)) for name, path in files.items()}
                 spec = spec._replace(contents=contents)
             start = thread.submit(serve.run, _application(serve, spec, *replicas), name=NAME)

@@ -65,6 +65,15 @@ _OptionFields: Any = fields_section(
 )
 
 
+EncodedPicture = Annotated[
+    str,
+    Field(
+        max_length=MAX_EDIT_BODY,
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+    ),
+]
+
+
 class SettingsRequest(_OptionFields):  # type: ignore[misc]
     """The settings of images, and which ones: `indices`, without them 0 … num − 1."""
 
@@ -94,10 +103,14 @@ class SampleRequest(SettingsRequest):
     """The images to make. Image i depends on the model, the settings and i alone.
 
     `indices` are the images; without them 0 … num − 1. An option that is left out is as in the best cell of
-    the sweep, or 50 steps of DDIM. `budget` takes the best cell for this NFE per image.
+    the sweep, or 50 steps of DDIM. `budget` takes the best cell for this NFE per image. A model that enlarges
+    images takes them in `low_res`, one for all or one for each.
     """
 
     budget: PositiveInt | None = None
+    low_res: list[EncodedPicture] | None = Field(
+        default=None, min_length=1, max_length=MAX_IMAGES, description="PNG, JPEG, WebP or GIF in base64."
+    )
 
 
 Format = Literal["json", "grid", "npz"]
@@ -113,15 +126,6 @@ class EventsRequest(SampleRequest):
     """SampleRequest with an event of intermediate images every `every` steps."""
 
     every: PositiveInt = 10
-
-
-EncodedPicture = Annotated[
-    str,
-    Field(
-        max_length=MAX_EDIT_BODY,
-        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
-    ),
-]
 
 
 class EditRequest(SettingsRequest):

@@ -6,22 +6,27 @@ Forward passes run in a thread; requests join between passes.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion.choice.selection import best_settings, budget_settings, usual_settings
 from diffusion.engine.engine import Engine, ForwardPass
 from diffusion.engine.job import ChunkStep, Job
+from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings, refuse_idle
-from diffusion.sample.generate import chosen_condition
+from diffusion.sample.generate import image_condition
 from diffusion.sample.guidance import Guides, check_served_guide
 from diffusion.sample.sampler import CustomTrajectory
+from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import validate
+from serving.encoded_pictures import decode_base64
 from serving.model_source import PublishedModel
 from serving.schemas import ModelCard, ModelRef, SampleRequest, ServeConfig, SettingsRequest, check_count
 
@@ -170,6 +175,11 @@ class ServedModel:
         scores = self.published.scores
         return None if scores is None or self.published.files.guide is None else best_settings(scores).guide
 
+    def base_nfe(self, settings: SampleSettings) -> int:
+        """Return the NFE of the image that a cascade enlarges; 0 without a base model."""
+        base, own = self._guides.base, settings.base_settings
+        return 0 if base is None or own is None else count_nfe(own, base.artefact.process)
+
     def resolve(self, request: SampleRequest) -> SampleSettings:
         """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""
         scores, options = self.published.scores, request.options
@@ -195,10 +205,27 @@ class ServedModel:
 
     def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:
         """Queue the images of a request; raise UsageError if it does not fit, Full if the queue is full."""
-        settings = self.resolve(request)
-        labelled, indices = self._guides.labelled(self._loaded), list(request.image_indices)
-        condition = chosen_condition(labelled, settings, indices, request.class_name)
+        settings, indices, guides = self.resolve(request), list(request.image_indices), self._guides
+        if (low_res := self._low_res(request, len(indices))) is not None:
+            guides = guides._replace(real=None)
+        condition = image_condition(self._loaded, settings, indices, guides, request.class_name)
+        if low_res is not None:
+            condition = replace(condition, low_res=low_res)
         return self.loop.submit(settings, indices, condition, every)
+
+    def _low_res(self, request: SampleRequest, count: int) -> Tensor | None:
+        """Return the low-resolution images of a request; UsageError if the model takes no such ones."""
+        if request.low_res is None:
+            return None
+        spec, given = self.artefact.network, request.low_res
+        if spec.low_res_size is None:
+            raise UsageError(f"{self.ref.name} enlarges no images: leave low_res out")
+        if len(given) not in (1, count):
+            raise UsageError(
+                f"low_res has {len(given)} pictures for {count} images: give one, or one for each"
+            )
+        pictures = [decode_base64(text, "low_res", spec.in_channels, spec.low_res_size) for text in given]
+        return to_model(to_nchw(np.stack(pictures))).expand(count, -1, -1, -1)
 
     def describe(self, pending: PendingImages) -> dict[str, Any]:
         """Return the metadata of images in a response."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from diffusion.engine.engine import ForwardPass
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.sample.guidance import Guides
-from diffusion.sample.network_files import load_guides
+from diffusion.sample.network_files import held_out_images, load_guides
 from diffusion.system.errors import reason
 from serving.model_source import ModelSource, PublishedModel
 from serving.schemas import ModelCard, ModelRef, ServeConfig
@@ -58,7 +59,8 @@ class Metrics:
 class Service:
     """Serves what a source publishes, on a device. `report` receives a sentence when the model changes.
 
-    The constructor loads the first model; it raises DiffctlError if there is none or its file is damaged.
+    A model that enlarges images takes those of `held_out` for a request without any, if that is given. The
+    constructor loads the first model; it raises DiffctlError if there is none or its file is damaged.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class Service:
         device: torch.device,
         config: ServeConfig,
         report: Callable[[str], object] = lambda sentence: None,
+        held_out: Path | None = None,
     ) -> None:
         self.source, self.config, self.metrics = source, config, Metrics()
         self.draining = False  # the server stops: no new requests
         self.active = 0  # unfinished requests
-        self._device = device
+        self._device, self._held_out = device, held_out
         self.report, self._last_report = report, ""
         self._first = self._load(source)
         self._current: ServedModel | None = None
@@ -143,8 +146,10 @@ class Service:
 
     def _load(self, source: ModelSource) -> tuple[PublishedModel, LoadedModel, Guides]:
         """Return the source's model, its network, and what guides it."""
-        published = source.fetch()
-        guides = load_guides(published.files, self._device)
+        published, real = source.fetch(), None
+        if self._held_out is not None and published.files.base is None:
+            real = held_out_images(published.files.model, self._held_out)
+        guides = load_guides(published.files._replace(real=real), self._device)
         return published, load_model(published.files.model, self._device), guides
 
     def _serve(self, published: PublishedModel, loaded: LoadedModel, guides: Guides) -> ServedModel:

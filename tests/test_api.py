@@ -54,7 +54,11 @@ def test_continuous_process_is_learned() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data": {"flip": True}, "model": {"dropout": 0.2}, "train": {"augment": {"probability": 0.5}}},
+        {
+            "data": {"flip": True},
+            "model": {"dropout": 0.2, "low_res": 4, "cond_noise": 0.5},
+            "train": {"augment": {"probability": 0.5}},
+        },
         {"train": {"optimizer": "muon", "microbatch": 3, "lr": {"schedule": "linear", "rate": 0.01}}},
     ],
     ids=["augmented", "muon"],

@@ -23,6 +23,7 @@ from cli import main
 from diffusion.check import check
 from diffusion.config import Config, load, parse
 from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.model import counted_passes
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
@@ -215,8 +216,8 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         build(network, spec)
 
     monkeypatch.setattr(UNet, "__init__", record_spec)
-    step_memory.count_parameters.cache_clear()
-    step_memory._counted_passes.cache_clear()
+    counted_passes.count_parameters.cache_clear()
+    counted_passes._counted_passes.cache_clear()
     step_memory._largest_unit.cache_clear()
     return shapes
 

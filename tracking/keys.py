@@ -33,6 +33,7 @@ FILE_SHA256 = "diffctl.file_sha256"  # digest of the model's file
 GUIDE_TAGS = {  # digests of the files of what guides the model, by their names in NetworkFiles
     "guide": "diffctl.guide_file_sha256",
     "classifier": "diffctl.classifier_file_sha256",
+    "base": "diffctl.base_file_sha256",
 }
 CELL = "diffctl.cell"  # name of a sweep's cell: a child run
 CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards of all cells

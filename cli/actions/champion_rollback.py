@@ -4,7 +4,7 @@ from cli.commands.registry import Rollback
 from diffusion.choice.selection import best_settings
 from diffusion.model.model_file import load_model
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.generate import generate, image_condition
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.system.devices import default_device
 from tracking.registry.promotion import check_note, roll_back
@@ -23,5 +23,5 @@ def _sample_one(files: NetworkFiles, scores: ScoresDocument) -> None:
     """Sample image 0 with the settings of the best cell; errors are raised."""
     device, settings = default_device(), best_settings(scores)
     loaded, guides = load_model(files.model, device), load_guides(files, device)
-    condition = mixed_condition(guides.labelled(loaded), settings, [0])
+    condition = image_condition(loaded, settings, [0], guides)
     generate(loaded, settings, [0], condition, device, guides=guides)

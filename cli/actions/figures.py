@@ -14,7 +14,7 @@ from cli.commands.show import FigureOptions
 from diffusion.check.findings import Project
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.report.figure_base import as_png, svg_file
-from diffusion.sample.generate import chosen_condition
+from diffusion.sample.generate import image_condition
 from diffusion.sample.network_files import load_guides
 from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData
@@ -33,7 +33,7 @@ def show_reverse(options: commands.ReverseFigure) -> None:
     settings = chosen_settings(options.sampling)
     path, device = selected_model(options), default_device()
     loaded, guides = load_model(path, device), load_guides(selected_files(options, settings, path), device)
-    condition = chosen_condition(guides.labelled(loaded), settings, [options.index], options.klass)
+    condition = image_condition(loaded, settings, [options.index], guides, options.klass)
     write_figure(reverse.reverse(loaded, settings, options.index, condition, device, guides), options)
 
 

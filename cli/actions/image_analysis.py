@@ -34,7 +34,9 @@ def encode(options: Encode) -> None:
         else image_inputs.load_first(options.num, options.store, artefact)
     )
     pixels = np.stack([image.pixels for image in chosen])
-    condition = image_inputs.input_condition(artefact, [image.label for image in chosen], options.klass)
+    condition = image_inputs.input_condition(
+        artefact, [image.label for image in chosen], options.klass, pixels
+    )
     codes, decoded = [], []
     with progress("encode", unit="steps") as show:
         on_step = _counter(show, 2 * settings.steps * -(-len(pixels) // size))
@@ -54,8 +56,9 @@ def interpolate(options: Interpolate) -> None:
     loaded, settings = _load(options)
     names = options.first, options.second
     ends = [image_inputs.load_input(name, options.store, loaded.artefact) for name in names]
-    condition = image_inputs.end_condition(loaded.artefact, [end.label for end in ends], options.klass)
     pixels = np.stack([end.pixels for end in ends])
+    labels = [end.label for end in ends]
+    condition = image_inputs.end_condition(loaded.artefact, labels, options.klass, pixels)
     with progress("interpolate", unit="steps") as show:
         on_step = _counter(show, 2 * settings.steps)
         strip = inversion.interpolate(loaded, settings, pixels, condition, options.frames, on_step)
@@ -106,7 +109,7 @@ def compute_nll(options: Nll) -> None:
     images = image_inputs.open_matching_store(options.store, loaded.artefact)
     count = min(options.num or len(images), len(images))
     labels = image_inputs.known_labels(images, loaded.artefact, range(count))
-    condition = image_inputs.input_condition(loaded.artefact, labels, None)
+    condition = image_inputs.input_condition(loaded.artefact, labels, None, images.images[:count])
     with progress("nll", unit="terms") as show:
         bits = bits_per_dimension(
             loaded,

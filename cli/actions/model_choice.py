@@ -58,7 +58,8 @@ def selected_files(options: ModelSourceOptions, settings: SampleSettings, model:
     project. UsageError if a file is missing.
     """
     registered = {}
-    if settings.is_guided and (options.champion or options.run_id is not None):
+    is_alone = not settings.is_guided and settings.base is None
+    if not is_alone and (options.champion or options.run_id is not None):
         registered = _registered_guides(settings, model)
     others = settings.model_copy(update=dict.fromkeys(registered))
     return network_files(others, model)._replace(**registered)
@@ -71,7 +72,11 @@ def _registered_guides(settings: SampleSettings, model: Path) -> dict[str, Path]
     if found is None:
         return {}
     best = best_settings(found.scores)
-    used = {"guide": settings.needs_guide, "classifier": settings.has_classifier}
+    used = {
+        "guide": settings.needs_guide,
+        "classifier": settings.has_classifier,
+        "base": settings.base is not None,
+    }
     return {
         kind: path
         for kind, is_used in used.items()

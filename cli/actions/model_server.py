@@ -39,8 +39,9 @@ def serve_model(options: Serve) -> None:
 
 def serve_playground(options: Playground) -> None:
     bound = bind_socket("127.0.0.1", options.port, has_token=False)
-    service = Service(_source(options), default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), print_message)
-    app = create_app(service, None, routes(service, options.store or PREPARED / "test"))
+    config, store = ServeConfig(drain=PLAYGROUND_DRAIN), options.store or PREPARED / "test"
+    service = Service(_source(options), default_device(), config, print_message, store)
+    app = create_app(service, None, routes(service, store))
     _serve_here(app, service, bound, path="/")
 
 

@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 from cli.actions.model_choice import (
     chosen_settings,
@@ -19,6 +20,7 @@ from diffusion.interop.hub_folder import write_hub_folder
 from diffusion.interop.model_card import CardInputs
 from diffusion.layout import MODEL
 from diffusion.model.model_file import load_model
+from diffusion.protocol.base_model import BaseConfig
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.generate import check_settings
 from diffusion.system.devices import default_device
@@ -38,9 +40,9 @@ def publish_to_hub(options: PublishHub) -> None:
     check_settings(loaded.artefact, settings)
     files = selected_files(options, settings, model)
     name = options.repo.rpartition("/")[2]
-    guides = {
-        kind: f"{name}/{kind}{MODEL.suffix}" for kind in ("guide", "classifier") if getattr(files, kind)
-    }
+    guides: dict[str, Any] = {kind: f"{name}/{kind}{MODEL.suffix}" for kind in files.networks()}
+    if settings.base is not None:
+        guides["base"] = BaseConfig(file=guides["base"], sampling=settings.base.sampling)
     card = CardInputs(
         repo=options.repo,
         artefact=loaded.artefact,

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,28 @@ from cli.actions.model_choice import (
 from cli.commands.models import Sample
 from cli.shared.console import progress
 from diffusion.choice.selection import budget_settings, usual_settings
-from diffusion.images.pictures import MAX_PIXELS, contact_sheet, gif_bytes, png_bytes
-from diffusion.images.pixels import to_nhwc, to_uint8
+from diffusion.images.pictures import (
+    MAX_PIXELS,
+    SUFFIXES,
+    contact_sheet,
+    gif_bytes,
+    png_bytes,
+    read_picture,
+)
+from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, chosen_condition, generate, should_compile
+from diffusion.sample.generate import check_settings, generate, image_condition, should_compile
 from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.sample.sampler import Step
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
+from tracking.runs.base_models import fetch_base
 
 GIF_FRAMES = 60  # at most
 
@@ -41,6 +50,7 @@ def sample_images(options: Sample) -> None:
         with suppress(UsageError):  # it was not evaluated
             usual = usual_settings(selected_scores(options), given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
+    fetch_base(settings.base)
     if options.budget is not None:
         scores, digest = selected_scores(options), read_artefact(path).model_sha256
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
@@ -51,7 +61,7 @@ def sample_images(options: Sample) -> None:
         limit = f"{MAX_PIXELS >> 20} million pixels"
         raise UsageError(f"--scale {options.scale}: the picture would have over {limit}: give a smaller one")
     guides = load_guides(selected_files(options, settings, path), device)
-    condition = chosen_condition(guides.labelled(loaded), settings, options.indices, options.klass)
+    condition = _condition(options, loaded, guides, settings)
     _write(options, _sample_frames(options, loaded, guides, settings, condition), condition)
     text = f"{len(options.indices)} image(s) of {loaded.artefact.data.name}: {options.out}"
     cell = describe_cell(effective_axes(settings))
@@ -61,6 +71,26 @@ def sample_images(options: Sample) -> None:
         text = f"{cell}: settings without an option are those of the best cell\n{text}"
     made = {"out": options.out, "indices": list(options.indices), **settings.model_dump(mode="json")}
     options.answer(made, text)
+
+
+def _condition(options: Sample, loaded: LoadedModel, guides: Guides, settings: SampleSettings) -> Condition:
+    """Return the condition of the images; UsageError for pictures that the model does not enlarge."""
+    if options.low_res is None:
+        return image_condition(loaded, settings, options.indices, guides, options.klass)
+    spec = loaded.artefact.network
+    if spec.low_res_size is None:
+        raise UsageError("--low-res is for a model that enlarges images (model.low_res): leave it out")
+    files = sorted(path for path in options.low_res.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UsageError(
+            f"--low-res {options.low_res} has no pictures: give a folder of {'/'.join(SUFFIXES)}"
+        )
+    chosen = [files[index % len(files)] for index in options.indices]
+    pictures = {file: read_picture(file, spec.low_res_size, spec.in_channels) for file in set(chosen)}
+    given = to_model(to_nchw(np.stack([pictures[file] for file in chosen])))
+    guides = guides._replace(real=None)
+    condition = image_condition(loaded, settings, options.indices, guides, options.klass)
+    return replace(condition, low_res=given)
 
 
 def _sample_frames(

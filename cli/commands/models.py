@@ -51,6 +51,10 @@ class Sample(JsonOptions, ModelSourceOptions):
     index: int | None = option("Only image I, as in any batch.", min=0, max=MAX_COUNT)
     budget: int | None = option("NFE per image: sample the sweep's best cell for it.", min=1, max=MAX_COUNT)
     klass: str | None = option("A class by name or number. [default: all in turn]", "--class")
+    low_res: Path | None = option(
+        "Enlarge the pictures of this folder, of a model with model.low_res. [default: held-out images]",
+        metavar="FOLDER",
+    )
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
     scale: int | None = option(
         "Repeat each pixel N times in PNG and GIF. [default: to about 64 pixels]", metavar="N", min=1, max=32

@@ -107,7 +107,7 @@ def sampling_options(names: Iterable[str] = SAMPLING_OPTIONS) -> Any:
     """Declare these sampling options of the command line as a dict of their values."""
     options = SAMPLING_OPTIONS.values()
     types = {one.name: _option(one) for one in options if one.cli and one.name in names}
-    return option_table(types, paths=["guide"])
+    return option_table(types, paths=["guide", "base"])
 
 
 def axis_options() -> Any:
@@ -119,7 +119,7 @@ def axis_options() -> Any:
     return option_table({name: _axis(ALL_OPTIONS[name]) for name in AXES} | own)
 
 
-def sample_flags(settings: SampleSettings, files: Mapping[str, str]) -> str:
+def sample_flags(settings: SampleSettings, files: Mapping[str, Any]) -> str:
     """Return the options of `diffctl sample` for these settings; `files` replace names of files."""
     words = []
     for name, one in SAMPLING_OPTIONS.items():

@@ -12,6 +12,7 @@ from cli.shared.console import Show, print_line, progress
 from cli.stages.preview import write_preview
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.store import ImageStore
+from diffusion.model.counted_passes import count_parameters
 from diffusion.model.model_file import Artefact
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device, device_name
@@ -24,7 +25,6 @@ from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import Observer, observer_guard
 from diffusion.train.plan import DenoiserPlan
-from diffusion.train.step_memory import count_parameters
 from diffusion.train.train_state import TrainState
 from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags

@@ -12,7 +12,9 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.sample_pictures import real_images
-from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.generate import generate, image_condition
+from diffusion.sample.guidance import Guides
+from diffusion.sample.low_res import RealImages, pixelated
 from diffusion.system.files import write_atomic
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 
@@ -22,18 +24,25 @@ PREVIEW_STEPS = 20  # DDIM steps of a preview
 def write_preview(
     path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module, real: ImageStore | None = None
 ) -> None:
-    """Write a PNG with ten images by the raw weights, by their EMA, and `real` ones of the same classes."""
+    """Write a PNG with ten images by the raw weights, by their EMA, and `real` ones of the same classes.
+
+    Of a network that enlarges images they are the originals, and the low resolutions are above.
+    """
     artefact = plan_artefact(plan)
     steps = min(PREVIEW_STEPS, artefact.process.max_steps)
     spacing = "uniform" if isinstance(artefact.process, DiscreteConfig) else "karras"
     settings = SampleSettings(steps=steps, spacing=spacing)
     indices = range(10)
     device = next(network.parameters()).device
-    rows, wanted = [], mixed_condition(artefact, settings, indices)
+    size, source = artefact.network.low_res_size, None if real is None else RealImages(real)
+    rows, wanted = [], image_condition(LoadedModel(ema, artefact), settings, indices, Guides(real=source))
     for weights in (network, ema):
         images = generate(LoadedModel(weights, artefact), settings, indices, wanted, device)
         rows.append(to_nhwc(images))
-    if real is not None:
+    if source is not None and size is not None:
+        originals = source.store.images[source.rows(indices)]
+        rows = [pixelated(originals, size), *rows, originals]
+    elif real is not None:
         labels = None if wanted.labels is None else wanted.labels.tolist()
         rows.append(real_images(real, labels, len(indices)))
     picture = enlarge(grid(np.concatenate(rows), columns=len(indices)), artefact.network.size)

@@ -12,6 +12,7 @@ from diffusion.sample.cell_images import drop_other_cells
 from diffusion.sample.network_files import CellFiles
 from diffusion.system.params import load_section
 from flows.sweep_cells import run_sweep
+from tracking.runs.base_models import fetch_base
 
 
 def run_stage(_: object) -> None:
@@ -22,6 +23,7 @@ def run_stage(_: object) -> None:
 
 def sample_cells(model: Path, section: SampleConfig, sweep: SweepConfig, samples: Path) -> None:
     """Sample every cell of the grid into `samples`. Complete cells are reused, others removed."""
+    fetch_base(section.base)
     warn_of_edited_plugins(model, read_artefact(model))  # also if every cell is complete
     cells = grid(section, sweep)
     files = CellFiles(model, section, cells)

@@ -121,7 +121,7 @@ def scored_images(config: Config) -> ValidationImages:
     Other networks do not guide them: without a classifier, and without guidance whose rule needs a guide.
     """
     shared = config.sample.model_dump(include=set(CommonSettings.model_fields))
-    shared["classifier"] = None
+    shared["classifier"] = shared["base"] = None
     if GUIDANCE_RULES[shared["guidance_rule"] or implied_rule(shared["guide"])].needs_guide:
         shared["guidance"] = 0.0
     steps = min(config.train.eval_steps, config.process.max_steps)

@@ -1,6 +1,7 @@
 """Images that are given, by number in a store or as files, and the classes they are of."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import PREPARED
 from diffusion.model.model_file import Artefact
 from diffusion.process.denoiser import Condition
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import class_condition, labels_condition
+from diffusion.sample.low_res import low_res_of, noised_condition
 from diffusion.system.errors import UsageError
 
 DIGITS = 18  # of an image's number
@@ -62,11 +65,24 @@ def known_labels(store: ImageStore, artefact: Artefact, indices: Sequence[int]) 
     return [int(labels[index]) for index in indices]
 
 
-def input_condition(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
+def input_condition(
+    artefact: Artefact, found: Sequence[int | None], klass: str | None, images: Images | None = None
+) -> Condition:
     """Return the condition of images: the given class, else each image's own, else "no label".
 
-    UsageError if the class is unknown and the model was trained without "no label".
+    For a model that enlarges images it has the low resolutions of `images` (B, H, W, C). UsageError if the
+    class is unknown and the model was trained without "no label", or if such a model edits images.
     """
+    spec, condition = artefact.network, _input_labels(artefact, found, klass)
+    if spec.low_res_size is None:
+        return condition
+    if images is None:
+        raise UsageError("a model that enlarges images (model.low_res) does not edit them: use another one")
+    condition = replace(condition, low_res=low_res_of(images, spec.low_res_size))
+    return noised_condition(spec, SampleSettings(), range(len(found)), condition)
+
+
+def _input_labels(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
     spec = artefact.network
     if klass is not None:
         return class_condition(artefact, klass, len(found))
@@ -78,8 +94,10 @@ def input_condition(artefact: Artefact, found: Sequence[int | None], klass: str 
     return labels_condition(artefact, torch.tensor(labels), len(found))
 
 
-def end_condition(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
+def end_condition(
+    artefact: Artefact, found: Sequence[int | None], klass: str | None, images: Images | None = None
+) -> Condition:
     """Return that of an interpolation's two ends: "no label" if they differ and the model has it."""
     if klass is None and artefact.network.null_class and found[0] != found[1]:
         found = [None, None]
-    return input_condition(artefact, found, klass)
+    return input_condition(artefact, found, klass, images)

@@ -10,6 +10,7 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import MODEL_BYTES, STATE_BYTES, weights_finding
 from diffusion.check.timing import TimeRange, matmul_speed, time_extractor, time_sampling, time_steps
 from diffusion.config import Config
+from diffusion.model import counted_passes
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
@@ -46,7 +47,7 @@ def check_cost(project: Project) -> Iterator[Finding]:
     if plan is None or step_memory.exceeds_memory(plan.network, total):
         return
     evaluations, images = network_evaluations(config), scored_images(project)
-    flops, step = step_memory.forward_flops(plan.network), step_flops(plan)
+    flops, step = counted_passes.forward_flops(plan.network), step_flops(plan)
     sizes = _sizes(project, plan)
     cost = {
         "evaluation_flops": flops,
@@ -96,7 +97,7 @@ def passes(network: NetworkSpec) -> int:
 
 def step_flops(plan: TrainPlan) -> int:
     """Return the FLOPs of a training step, without the optimiser's."""
-    return step_memory.forward_flops(plan.network) * passes(plan.network) * plan.train.batch_size
+    return counted_passes.forward_flops(plan.network) * passes(plan.network) * plan.train.batch_size
 
 
 def scored_images(project: Project) -> int:
@@ -116,7 +117,7 @@ def _real_images(project: Project) -> int:
 
 def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
     """Return the bytes of each kind of result, without DVC's copies."""
-    config, parameters = project.config, step_memory.count_parameters(plan.network)
+    config, parameters = project.config, counted_passes.count_parameters(plan.network)
     profiles = step_memory.profile_bytes(plan.network, len(plan.train.sigma_rels))
     reconstructed = len(config.sweep.sigma_rels)
     images, pixels = _real_images(project), math.prod(plan.network.shape)

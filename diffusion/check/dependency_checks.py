@@ -15,6 +15,8 @@ from diffusion.model.model_file import read_artefact, warn_of_edited_plugins
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.base_file import base_file, base_path
+from diffusion.sample.guidance import check_base
 from diffusion.sample.network_files import check_networks, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
@@ -47,20 +49,23 @@ def _check_entry(registry: Registry[Any], name: str) -> Finding:
 
 
 def check_guides(project: Project) -> Iterator[Finding]:
-    """Check EMA profiles, guides and classifiers of the sweep. A file must be a dependency of the stage."""
+    """Check EMA profiles and the networks of the sweep. A file must be a dependency of the stage."""
     config = project.config
     cells = [cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)]
-    guided = [one for one in cells if one.needs_guide or one.has_classifier]
+    guided = [one for one in cells if one.needs_guide or one.has_classifier or one.base]
     stage = dvc_stages().get("sample")
     deps = None if stage is None else set(map(str, stage.get("deps") or ()))
     for file in sorted({file for settings in guided for file in _files(settings)}):
         if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
             yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")
-    if not (guided or config.sweep.sigma_rels) or not project.is_trained:
-        return
-    by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in guided}
+    base, plan = config.sample.base, project.plan
     try:
+        if base is not None and base_path(base) is not None and plan is not None:  # before it is trained
+            check_base(plan, read_artefact(base_file(base)))
+        if not project.is_trained:
+            return
+        by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in guided}
         if config.sweep.sigma_rels:
             matching_snapshots(MODEL)
         for settings in by_networks.values():
@@ -88,3 +93,5 @@ def _files(settings: SampleSettings) -> Iterator[str]:
         yield settings.guide
     if settings.has_classifier and settings.classifier:
         yield settings.classifier
+    if settings.base is not None and settings.base.file is not None:
+        yield settings.base.file

@@ -15,6 +15,7 @@ from diffusion.evaluate.features.extractors import cached_path
 from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.images.image_size import height_and_width
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
+from diffusion.model import counted_passes
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device, device_name
@@ -74,8 +75,8 @@ def check_memory(project: Project) -> Iterator[Finding]:
     each = f" in each of {here} processes" if here > 1 else ""
     cut = f", in {shards} shards" if shards > 1 else ""
     message = (
-        f"{step_memory.count_parameters(spec) / 1e6:,.1f} M parameters{cut}; a step of {images} images takes "
-        f"about {format_bytes(needed)}{each}, {format_bytes(free)} of {format_bytes(total)} are free"
+        f"{counted_passes.count_parameters(spec) / 1e6:,.1f} M parameters{cut}; a step of {images} images "
+        f"takes about {format_bytes(needed)}{each}, {format_bytes(free)} of {format_bytes(total)} are free"
     )
     if needed <= free:
         yield Finding("ok", "memory", message)
@@ -182,7 +183,7 @@ def _training(project: Project) -> list[Need]:
     plan, (total, _) = project.plan, step_memory.device_memory(default_device())
     if plan is None or step_memory.exceeds_memory(plan.network, total):
         return []  # reported by check_fit or check_memory
-    parameters = step_memory.count_parameters(plan.network)
+    parameters = counted_passes.count_parameters(plan.network)
     folder = TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
     profiles = step_memory.profile_bytes(plan.network, len(plan.train.sigma_rels))

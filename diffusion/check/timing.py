@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from diffusion.check.findings import Project
-from diffusion.check.trial_steps import few_steps, random_images
+from diffusion.check.trial_steps import few_steps, random_images, stand_in_guides
 from diffusion.config import Config
 from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractors import load_extractor
@@ -24,7 +24,6 @@ from diffusion.model.network_registry import build_network
 from diffusion.model.precision import Precision, freeze
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shard_images
-from diffusion.sample.guidance import Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.initial_state import new_state
@@ -119,8 +118,10 @@ def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: to
         network = build_network(plan.network)
     loaded = LoadedModel(freeze(network.to(device)), plan_artefact(plan))
 
+    guides = stand_in_guides(loaded)
+
     def generate(images: int) -> object:
-        return shard_images(loaded, settings, range(images), device, Guides(model=loaded))
+        return shard_images(loaded, settings, range(images), device, guides)
 
     most = min(config.sample.batch_size, config.sample.num_images)
     return time_work(_repeated(generate), most, seconds).scaled(1 / count_nfe(settings, plan.process))

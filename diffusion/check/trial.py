@@ -20,6 +20,7 @@ from diffusion.check.trial_steps import (
     try_training,
 )
 from diffusion.config import Config
+from diffusion.model import counted_passes
 from diffusion.model.network_registry import MODELS, NetworkSpec, build_network
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.extractors import EXTRACTORS
@@ -111,14 +112,14 @@ def _further_attempts(project: Project) -> dict[str, Callable[[], None]]:
 
 def _is_affordable(plan: TrainPlan, calls: int = 0) -> bool:
     """Return whether a training step and so many calls of the network take about a second."""
-    flops = step_memory.forward_flops(plan.network) * IMAGES * (TRAIN_PASSES + calls)
-    return flops <= MAX_FLOPS and step_memory.count_parameters(plan.network) <= MAX_PARAMETERS
+    flops = counted_passes.forward_flops(plan.network) * IMAGES * (TRAIN_PASSES + calls)
+    return flops <= MAX_FLOPS and counted_passes.count_parameters(plan.network) <= MAX_PARAMETERS
 
 
 def _check_output(spec: NetworkSpec) -> None:
     """Raise UsageError unless the network's output has the shape that training and sampling need."""
     wanted = (1, spec.out_channels, *spec.size)
-    if (shape := step_memory.output_shape(spec)) != wanted:
+    if (shape := counted_passes.output_shape(spec)) != wanted:
         place = function_place(load_reference(MODELS[spec.name].builder).forward)
         raise UsageError(f"{place}: the network {spec.name} returns {shape}, and its output must be {wanted}")
 

@@ -19,6 +19,7 @@ from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.guidance import Guides
+from diffusion.sample.low_res import RealImages
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.forward_passes import ForwardPasses
@@ -38,7 +39,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(spec.in_channels, spec.out_channels, 1)
 
-    def forward(self, x: Tensor, *conditions: Tensor | None, augmentation: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *conditions: Tensor | None, **further: Tensor) -> Tensor:
         """Return an output of the network's shape."""
         output: Tensor = self.layer(x)
         return output
@@ -54,9 +55,16 @@ def random_images(network: NetworkSpec, count: int) -> ImageStore:
 
 
 def few_steps(settings: SampleSettings, steps: int) -> SampleSettings:
-    """Return the settings with so many steps, guidance at all of them, and no classifier."""
-    changes = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None}
+    """Return the settings with so many steps, guidance at all of them, no classifier and no base model."""
+    changes = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None, "base": None}
     return settings.guided_everywhere().model_copy(update=changes)
+
+
+def stand_in_guides(loaded: LoadedModel) -> Guides:
+    """Return the model itself as its guide, and random images where it enlarges some."""
+    images = random_images(loaded.artefact.network, IMAGES)
+    images.meta["classes"] = list(loaded.artefact.data.classes)
+    return Guides(loaded, real=RealImages(images))
 
 
 def trial_plan(plan: Plan) -> Plan:
@@ -84,7 +92,7 @@ def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
 def try_sampling(plan: TrainPlan, network: nn.Module, settings: SampleSettings) -> None:
     """Sample two images by the network, which is frozen; ValueError if they have another shape."""
     loaded = LoadedModel(freeze(network), plan_artefact(plan))
-    images = shard_images(loaded, settings, range(IMAGES), CPU, Guides(model=loaded))
+    images = shard_images(loaded, settings, range(IMAGES), CPU, stand_in_guides(loaded))
     if images.shape != (wanted := random_images(plan.network, IMAGES).images.shape):
         raise ValueError(f"the images have the shape {images.shape}, not {wanted}")
 

@@ -24,7 +24,7 @@ from diffusion.engine.job import Chunk, ChunkStep, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import guide_denoiser, model_denoiser
+from diffusion.sample.generate import base_condition, guide_denoiser, model_denoiser
 from diffusion.sample.guidance import NO_GUIDES, GuidedRows, Guides, guide_rows
 from diffusion.sample.sampler import CustomTrajectory, predict
 from diffusion.system.errors import TemporaryError
@@ -50,7 +50,8 @@ class Engine:
     """One model on one device; `add`, `step` and `cancel` may be called from any thread.
 
     A pass has at most `rows` rows; a guided image takes two. At most `max_images` images are held, running or
-    waiting. `guides` are the networks that may guide the model.
+    waiting. `guides` are the networks that may guide the model. A base model has an engine of its own, which
+    takes turns with this one.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Engine:
         self._exit = ExitStack()
         self._denoiser: Denoiser = model_denoiser(loaded)
         self._guide = guides.model and guide_denoiser(loaded.artefact, guides.model)
+        self._base = None if guides.base is None else Engine(guides.base, device, rows, max_images)
+        self._turn = 0
         if splitting_helps(device):
             pool = self._exit.enter_context(two_threads())
             self._denoiser = halved(self._denoiser, pool)
@@ -77,6 +80,8 @@ class Engine:
     def close(self) -> None:
         """End the engine's threads; no pass may be running."""
         self._exit.close()
+        if self._base is not None:
+            self._base.close()
 
     @property
     def held(self) -> int:
@@ -101,7 +106,6 @@ class Engine:
         model does not allow these settings, or a guide is missing; Full if too many images are held.
         """
         job = Job(self.loaded, self.device, self.guides, settings, indices, condition, custom)
-        job.split(min(CHUNK_SIZE, self.rows // settings.guided_nfe))
         with self._lock:
             if (held := self.held) + len(job) > self.max_images:
                 raise Full(f"{held} images are being made, and at most {self.max_images} may be at a time")
@@ -109,7 +113,23 @@ class Engine:
             job.number = self._added
             job.served = min((other.served for other in self._jobs.values()), default=0)
             self._jobs[job.number] = job
+            if job.needs_base:
+                self._add_base(job)
+            else:
+                self._split(job)
         return job
+
+    def _split(self, job: Job) -> None:
+        job.split(min(CHUNK_SIZE, self.rows // job.settings.guided_nfe))
+
+    def _add_base(self, job: Job) -> None:
+        """Add the job of the images that a cascade's job enlarges."""
+        own = job.settings.base_settings
+        assert self._base is not None, "a job checks its networks"
+        assert own is not None, "a job that needs a base has its settings"
+        condition = base_condition(self._base.loaded.artefact, job.condition)
+        job.base = self._base.add(own, job.indices, condition)
+        job.nfe += job.base.nfe
 
     def cancel(self, job: Job) -> None:
         """Remove a job; do nothing if it has ended."""
@@ -119,6 +139,8 @@ class Engine:
     def step(self) -> ForwardPass:
         """Run one forward pass, if there are jobs; an exception ends only the jobs that it belongs to."""
         made = ForwardPass()
+        if self._base is not None and self._base.jobs and self._is_turn_of_base():
+            return self._step_base(self._base)
         with self._lock:
             waiting = (chunk for job in self._jobs.values() for chunk in job.chunks if chunk.x_0 is None)
             started = [one for one in select_chunks(waiting, self.rows) if self._starts(one, made)]
@@ -144,6 +166,26 @@ class Engine:
             for chunk, part in zip(chunks, parts, strict=True):
                 if not chunk.job.ended:
                     self._advance(chunk, part, needs_check, made)
+        return made
+
+    def _is_turn_of_base(self) -> bool:
+        """Return whether the base model has the next pass: every other one, or all if no job can start."""
+        self._turn += 1
+        return self._turn % 2 == 1 or not any(job.chunks for job in list(self._jobs.values()))
+
+    def _step_base(self, base: "Engine") -> ForwardPass:
+        """Run a pass of the base model; the jobs whose base images are finished can start then."""
+        done = base.step()
+        made = ForwardPass(done.rows)
+        with self._lock:
+            for job in list(self._jobs.values()):
+                if job.base is None or job.base not in done.ended:
+                    continue
+                if job.base.images is not None:
+                    job.enlarge(job.base.images)
+                    self._split(job)
+                else:
+                    self._fail(job, job.base.error or RuntimeError("the base images were cancelled"), made)
         return made
 
     def _starts(self, chunk: Chunk, made: ForwardPass) -> bool:
@@ -182,6 +224,8 @@ class Engine:
     def _remove(self, job: Job) -> None:
         job.ended = True
         job.chunks = []
+        if job.base is not None and self._base is not None:
+            self._base.cancel(job.base)
         self._jobs.pop(job.number, None)
 
 

@@ -1,13 +1,13 @@
 """A request in the engine: its images in chunks, each with a trajectory that waits for a prediction."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffusion.images.pixels import to_uint8
+from diffusion.images.pixels import to_model, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.noise import ImageNoise
@@ -15,6 +15,7 @@ from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import Guides, build_guidance, check_guides, classifier_guidance
+from diffusion.sample.low_res import noised_condition
 from diffusion.sample.sampler import (
     CustomTrajectory,
     DenoiserCall,
@@ -33,8 +34,9 @@ class Job:
 
     `nfe` is the number of network evaluations of an image. `served` counts the rows of passes that the job
     had, on top of its initial service. At the end the job has its `images`, uint8 (B, C, H, W) on the CPU, or
-    what its custom trajectory returns, or the `error` that ended it; neither if it was cancelled. UsageError
-    as `check_settings`, and if a guide is missing or does not fit.
+    what its custom trajectory returns, or the `error` that ended it; neither if it was cancelled. In a
+    cascade it waits for `base`, the job of the images that it enlarges. UsageError as `check_settings`, if a
+    guide is missing or does not fit, and without images to enlarge.
     """
 
     loaded: LoadedModel
@@ -50,6 +52,7 @@ class Job:
     images: Tensor | None = None
     error: Exception | None = None
     chunks: "list[Chunk]" = field(default_factory=list)
+    base: "Job | None" = None
 
     def __post_init__(self) -> None:
         settings, artefact = self.settings, self.loaded.artefact
@@ -60,6 +63,22 @@ class Job:
         self.by_classifier: Callable[[Denoiser], Denoiser] | None = None
         if settings.has_classifier and self.guides.classifier is not None:
             self.by_classifier = classifier_guidance(artefact, settings, self.guides.classifier)
+        if not self.needs_base:
+            self._add_noise()
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a base model makes the images that it enlarges."""
+        return self.condition.low_res is None and self.settings.base is not None
+
+    def enlarge(self, images: Tensor) -> None:
+        """Take the images (B, C, h, w), uint8, that a base model made."""
+        self.condition = replace(self.condition, low_res=to_model(images))
+        self._add_noise()
+
+    def _add_noise(self) -> None:
+        spec = self.loaded.artefact.network
+        self.condition = noised_condition(spec, self.settings, self.indices, self.condition)
 
     def split(self, size: int) -> None:
         """Split the images into chunks of at most `size`."""

@@ -20,7 +20,8 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, mixed_condition, should_compile
+from diffusion.sample.generate import generate, image_condition, should_compile
+from diffusion.sample.guidance import held_out
 from diffusion.sample.sampling_card import sampling_code
 from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json
@@ -67,14 +68,14 @@ class ValidationScorer:
         fast = should_compile(artefact, settings, -(-total // at_once), device)
         # A copy, so that a compiled graph is released with it.
         model = LoadedModel(freeze(copy.deepcopy(network)) if fast else network, artefact)
-        parts = []
+        parts, guides = [], held_out(artefact.network)
         for start in range(0, total, at_once):
             indices = range(start, min(start + at_once, total))
             images = generate(
                 model,
                 settings,
                 indices,
-                mixed_condition(artefact, settings, indices),
+                image_condition(model, settings, indices, guides),
                 device,
                 callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
                 fast=fast,

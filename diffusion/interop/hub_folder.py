@@ -15,7 +15,7 @@ from diffusion.interop.to_diffusers import pipeline_notes, save_pipeline
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.scores_document import write_scores_document
-from diffusion.sample.generate import chosen_condition, generate
+from diffusion.sample.generate import generate, image_condition
 from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.system.errors import DiffctlError
@@ -24,6 +24,7 @@ from diffusion.system.files import copy_file, write_text
 OnProgress = Callable[[int, int], object]
 # What a publication may contain next to README.md and the model: the next one without it removes it.
 OPTIONAL = (
+    "base.safetensors",
     "guide.safetensors",
     "classifier.safetensors",
     "scores.json",
@@ -49,9 +50,8 @@ def write_hub_folder(
         card = replace(card, pipeline_notes=pipeline_notes(loaded.artefact))
     except DiffctlError as error:
         missing = str(error)
-    for kind, file in files._asdict().items():
-        if file is not None:
-            copy_file(file, folder / f"{kind}{MODEL.suffix}")
+    for kind, file in files.networks().items():
+        copy_file(file, folder / f"{kind}{MODEL.suffix}")
     if card.scores is not None:
         write_scores_document(folder / SCORES.name, card.scores)
     write_text(folder / "README.md", model_card(card))
@@ -61,7 +61,7 @@ def write_hub_folder(
 def _sample(card: CardInputs, loaded: LoadedModel, guides: Guides, notify: OnProgress) -> Images:
     """Return the first images (N, H, W, C) by the card's settings, a row of the picture at a time."""
     device, indices = next(loaded.network.parameters()).device, range(card.num_images)
-    condition = chosen_condition(guides.labelled(loaded), card.settings, indices, None)
+    condition = image_condition(loaded, card.settings, indices, guides)
     batches = []
     for start in range(0, len(indices), MONTAGE_COLUMNS):
         notify(start, len(indices))

@@ -86,7 +86,7 @@ def unet_config(network: UNet) -> dict[str, Any]:
     spec = network.spec
     if spec.channel_mult[0] != 1:
         raise _without_counterpart(f"model.channel_mult that starts with {spec.channel_mult[0]}, not 1")
-    for name, value in {"block": "resnet", "patch_size": 1, "time_scale": 1}.items():
+    for name, value in {"block": "resnet", "patch_size": 1, "time_scale": 1, "low_res": None}.items():
         if getattr(spec, name) != value:
             raise _without_counterpart(f"model.{name} {getattr(spec, name)}")
     biggan = spec.resample == "biggan"

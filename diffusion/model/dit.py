@@ -82,7 +82,7 @@ class DiT(ConditionedNetwork):
     def __init__(self, spec: DiTSpec) -> None:
         super().__init__(spec, SINUSOIDS, spec.width)
         patch, width = spec.patch_size, spec.width
-        self.stem = ExactConv2d(spec.in_channels, width, patch, stride=patch)
+        self.stem = ExactConv2d(spec.input_channels, width, patch, stride=patch)
         xavier(self.stem)
         self.blocks = Stage([DiTBlock(spec) for _ in range(spec.depth)], spec.gradient_checkpointing)
         self.modulation = zero(nn.Linear(width, 2 * width))
@@ -97,11 +97,17 @@ class DiT(ConditionedNetwork):
         return list(self.blocks)
 
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        augmentation: Tensor | None = None,
+        low_res: Tensor | None = None,
+        noise_level: Tensor | None = None,
     ) -> Tensor:
         """x (B, C, H, W), t (B,), labels (B,) → (B, C or 2C, H, W); arguments are as those of the U-Net."""
-        embedding = self.embed(x, t, labels, augmentation)
-        h = self.stem(x)
+        embedding = self.embed(x, t, labels, augmentation, noise_level)
+        h = self.stem(self.join(x, low_res))
         size = h.shape[2:]
         positions = grid_positions(size, self.spec.width, x.device)
         h = self.blocks(h.flatten(2).transpose(1, 2) + positions.to(h.dtype), embedding)

@@ -25,6 +25,7 @@ class DiTConfig(ModelConfig):
 
     ALSO = MappingProxyType({"preset": DIT_SIZES})
     TRAINING_ONLY = frozenset({"dropout", "gradient_checkpointing"})
+    TAKES_IMAGE = True
 
     patch_size: Side = 2
     width: Annotated[PositiveInt, Field(le=MAX_WIDTH)] = 384

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion.model.network_registry import AUGMENTATION_NUMBERS, ConditionedSpec
 
+LEVEL_SCALE = 100.0  # of noise levels in an embedding of times
+
 
 def timestep_embedding(t: Tensor, width: int, shift: int = 0) -> Tensor:
     """Return sinusoids (B, width) of embedded times (B,), of periods 2π … 10,000·2π (DDPM app. B).
@@ -35,7 +37,8 @@ class ZeroLinear(nn.Linear):
 class ConditionedNetwork(nn.Module):
     """Base of networks whose blocks take an embedding of time and class, of `width` numbers.
 
-    A multilayer perceptron of sinusoids of the time, plus a row for each class and for "no label".
+    A multilayer perceptron of sinusoids of the time, plus a row for each class and for "no label", and a
+    perceptron of those of the noise on a low-resolution image.
     """
 
     def __init__(self, spec: ConditionedSpec, sinusoids: int, width: int) -> None:
@@ -46,26 +49,53 @@ class ConditionedNetwork(nn.Module):
             self.classes = nn.Embedding(spec.num_classes + spec.null_class, width)
         if spec.augmented:  # it adds nothing for an untransformed image (2206.00364, app. F.2)
             self.augmentation = ZeroLinear(AUGMENTATION_NUMBERS, width, bias=False)
+        if spec.cond_noise:
+            self.noise = nn.Sequential(
+                nn.Linear(sinusoids, width), nn.SiLU(), ZeroLinear(width, width, bias=False)
+            )
 
     def sinusoids(self, t: Tensor) -> Tensor:
         """Return the sinusoids (B, n) of embedded times (B,), whole or real."""
         raise NotImplementedError
 
+    def join(self, x: Tensor, low_res: Tensor | None) -> Tensor:
+        """Return x (B, C, H, W) with low-resolution images (B, C, h, w), enlarged, as further channels.
+
+        They are enlarged bilinearly, as in ADM. ValueError unless there are some exactly when the network
+        takes them.
+        """
+        if (low_res is None) != (self.spec.low_res is None):
+            raise ValueError("a network with low_res needs low-resolution images, another one takes none")
+        if low_res is None:
+            return x
+        enlarged = F.interpolate(low_res.to(x.dtype), x.shape[2:], mode="bilinear")
+        return torch.cat([x, enlarged], dim=1)
+
     def embed(
-        self, x: Tensor, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None,
+        augmentation: Tensor | None = None,
+        noise_level: Tensor | None = None,
     ) -> Tensor:
         """Return the activated embedding (B, E) of embedded times (B,) and labels, in `x`'s dtype.
 
-        `augmentation` (B, 9) describes how images were transformed; None if they were not. ValueError unless
-        there are labels exactly when the network is conditional.
+        `augmentation` (B, 9) describes how images were transformed; None if they were not. `noise_level` (B,)
+        is that on low-resolution images. ValueError unless there are labels and levels exactly when the
+        network takes them.
         """
         if (labels is None) != (self.spec.num_classes == 0):
             raise ValueError("a conditional network needs labels, an unconditional one takes none")
+        if (noise_level is None) != (not self.spec.cond_noise):
+            raise ValueError("a network with cond_noise needs levels of noise, another one takes none")
         embedding = self.time(self.sinusoids(t).to(x.dtype))
         if labels is not None:
             embedding = embedding + self.classes(labels)
         if augmentation is not None:
             embedding = embedding + self.augmentation(augmentation.to(x.dtype))
+        if noise_level is not None:
+            embedding = embedding + self.noise(self.sinusoids(LEVEL_SCALE * noise_level).to(x.dtype))
         return F.silu(embedding)
 
 

@@ -164,6 +164,11 @@ class LoadedModel(NamedTuple):
     network: torch.nn.Module
     artefact: Artefact
 
+    @property
+    def model_sha256(self) -> str:
+        """The model's identity."""
+        return self.artefact.model_sha256
+
 
 def save_artefact(
     path: Path, weights: dict[str, torch.Tensor], artefact: Description, write: Write = write_atomic

@@ -3,9 +3,11 @@
 A further one is a module with a builder, NetworkSpec → nn.Module, and an entry here. The module takes x
 (B, C, H, W) in about [−1, 1], times (B,), whole or real, and labels (B,) exactly when it is conditional, and
 gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned. With `augmented` a network
-takes `augmentation` (B, 9) too: how images were transformed; without it they were not. A method
-`shard_units()` lists the modules that a sharded training gathers one after another; without it a network is
-gathered whole. `project_weights(finite)`, where a network has it, is called after each step of the optimiser.
+takes `augmentation` (B, 9) too: how images were transformed; without it they were not. With `low_res` it
+takes `low_res` (B, C, h, w), images that it enlarges, and with `cond_noise` the `noise_level` (B,) of each.
+A method `shard_units()` lists the modules that a sharded training gathers one after another; without it a
+network is gathered whole. `project_weights(finite)`, where a network has it, is called after each step of the
+optimiser.
 """
 
 import operator
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffusion.images.image_size import ImageSize, Size, height_and_width
+from diffusion.images.image_size import ImageSize, Size, format_size, height_and_width
+from diffusion.system.limits import MAX_COND_NOISE
 from diffusion.system.registry import BuilderEntry, Registry, check_name, is_entry, load_reference, nearest
 from diffusion.system.section import NotBool, RegistrySection, brief
 
@@ -80,15 +83,33 @@ class ModelConfig(RegistrySection):
     `TRAINING_ONLY` have no effect on the outputs in eval mode, so that they may differ from those of
     pretrained weights. The key `preset` gives the options of a published shape; other keys change it. Of the
     options in `EITHER` a given one replaces those of the preset.
+
+    `low_res` is the size of a low-resolution image that a network of `TAKES_IMAGE` enlarges (ADM 2105.05233,
+    SR3 2104.07636), a side or [height, width]: the image's divided by a whole number. In training it is
+    the mean over blocks of the image, with noise of a standard deviation between 0 and `cond_noise`, in units
+    of [−1, 1], that the network embeds (Ho et al. 2021, 2106.15282); 0 is none.
     """
 
     CHOSEN_BY = "name"
     ENTRIES = MODELS
     TRAINING_ONLY: ClassVar[frozenset[str]] = frozenset()
     EITHER: ClassVar[frozenset[str]] = frozenset()
+    TAKES_IMAGE: ClassVar[bool] = False
 
     name: Annotated[str, AfterValidator(partial(check_name, registry=MODELS))] = "unet"
     class_cond: bool = True
+    low_res: ImageSize | None = Field(default=None, exclude_if=operator.not_)
+    cond_noise: Annotated[float, Field(ge=0, le=MAX_COND_NOISE, exclude_if=operator.not_), NotBool] = 0.0
+
+    @model_validator(mode="after")
+    def _check_low_res(self) -> Self:
+        if self.low_res is not None and not self.TAKES_IMAGE:
+            raise ValueError(f"low_res: a {self.name} takes no image: leave it out")
+        if self.cond_noise and self.low_res is None:
+            raise ValueError(
+                f"cond_noise {self.cond_noise:g} is noise on a low-resolution image: set low_res"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -104,6 +125,16 @@ class ModelConfig(RegistrySection):
             raise ValueError(f"preset: allowed are {', '.join(presets)} (got {brief(name)}{hint})")
         replaced = cls.EITHER if cls.EITHER & given.keys() else frozenset()
         return {**{key: value for key, value in presets[name].model.items() if key not in replaced}, **given}
+
+    def check_image_size(self, size: Size) -> None:
+        """Raise ValueError if the network, or its low-resolution image, does not fit images of this size."""
+        self.check_size(size)
+        if self.low_res is None:
+            return
+        (factor, rest), *others = map(divmod, size, height_and_width(self.low_res))
+        if rest or factor < 2 or others != [(factor, 0)]:
+            found = f"{format_size(self.low_res)} does not give image_size {format_size(size)}"
+            raise ValueError(f"low_res: {found} by a whole factor of at least 2: give a divisor")
 
     def check_size(self, size: Size) -> None:
         """Raise ValueError if the network cannot be built for images of this height and width in pixels."""
@@ -130,7 +161,7 @@ class NetworkSpec(ModelConfig):
 
     @model_validator(mode="after")
     def _size_and_classes_fit(self) -> Self:
-        self.check_size(self.size)
+        self.check_image_size(self.size)
         if self.null_class and not self.num_classes:
             raise ValueError("null_class needs classes (num_classes > 0)")
         return self
@@ -149,6 +180,16 @@ class NetworkSpec(ModelConfig):
     def pixel_shape(self) -> tuple[int, int, int]:
         """The shape (H, W, C) of an image in a store."""
         return *self.size, self.in_channels
+
+    @property
+    def low_res_size(self) -> Size | None:
+        """Height and width of the low-resolution images that the network enlarges, if it does."""
+        return None if self.low_res is None else height_and_width(self.low_res)
+
+    @property
+    def input_channels(self) -> int:
+        """The channels that the first layer sees: the image's, and those of an enlarged one."""
+        return self.in_channels * (1 if self.low_res is None else 2)
 
     @property
     def learned_variance(self) -> bool:

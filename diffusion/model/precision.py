@@ -37,9 +37,9 @@ def autocast(network: Network, precision: Precision, *, fast: bool = False) -> N
     if precision == "fp32":
         return network
 
-    def cast(x: Tensor, t: Tensor, labels: Tensor | None, **augmentation: Tensor) -> Tensor:
+    def cast(x: Tensor, t: Tensor, labels: Tensor | None, **further: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return network(x, t, labels, **augmentation).float()
+            return network(x, t, labels, **further).float()
 
     return cast
 
@@ -110,7 +110,7 @@ class CompiledNetwork:
         self._fast: Network | None = None
         self._passes, self._failed = 0, False
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None, **further: Tensor) -> Tensor:
         """Return the network's output."""
         shape = x.shape, t.dtype, labels is None, threading.get_ident() if x.is_cuda else 0
         if self._shape is None:
@@ -119,7 +119,7 @@ class CompiledNetwork:
             try:
                 if self._fast is None:
                     self._fast = torch.compile(self._network, dynamic=False, mode=self._mode)
-                output = self._fast(x, t, labels)
+                output = self._fast(x, t, labels, **further)
                 self._passes += 1
                 # The next pass overwrites a graph's output.
                 return output.clone() if self._mode == GRAPHS else output
@@ -130,7 +130,7 @@ class CompiledNetwork:
                 why = first_line(error)
                 message = f"the network cannot be compiled ({why}): sampling continues without that"
                 warnings.warn(message, DiffctlWarning, stacklevel=2)
-        return self._network(x, t, labels)  # type: ignore[no-any-return]
+        return self._network(x, t, labels, **further)  # type: ignore[no-any-return]
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CompiledNetwork":
         """Wrap a copy of the network, not compiled yet."""

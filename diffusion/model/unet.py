@@ -19,7 +19,7 @@ class Encoder(ConditionedNetwork):
         super().__init__(spec, spec.channels, 4 * spec.channels)
         channels = spec.widths[0]
         patch = spec.patch_size  # the stem sees 3×3 patches
-        self.stem = ExactConv2d(spec.in_channels, channels, 3 * patch, stride=patch, padding=patch)
+        self.stem = ExactConv2d(spec.input_channels, channels, 3 * patch, stride=patch, padding=patch)
         self.encoder, self.skip_channels = nn.ModuleList(), [channels]  # of each skip, the stem's first
         sizes = spec.level_sizes(spec.size)
         for level, (size, width) in enumerate(zip(sizes, spec.widths, strict=True)):
@@ -81,11 +81,11 @@ class PixelStage(nn.Module):
         super().__init__()
         self.patch_size, self.out_channels = spec.patch_size, 2 * spec.pixel_channels
         self.expand = nn.Conv2d(channels, spec.pixel_channels * spec.patch_size**2, 3, padding=1)
-        self.image = ExactConv2d(spec.in_channels, spec.pixel_channels, 3, padding=1)
+        self.image = ExactConv2d(spec.input_channels, spec.pixel_channels, 3, padding=1)
         self.project = nn.Linear(4 * spec.channels, 2 * self.out_channels)
 
     def forward(self, h: Tensor, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C, H/p, W/p), the image (B, C_in, H, W) and (B, E) → (B, `out_channels`, H, W)."""
+        """(B, C, H/p, W/p), the stem's input (B, C_in, H, W) and (B, E) → (B, `out_channels`, H, W)."""
         shuffled = F.pixel_shuffle(self.expand(h), self.patch_size)
         joined = torch.cat([shuffled, self.image(x).to(shuffled.dtype)], dim=1)
         scale, shift = self.project(embedding)[..., None, None].chunk(2, dim=1)
@@ -115,10 +115,17 @@ class UNet(Encoder):
         set_norms(self, spec.norm_eps, spec.group_channels)
 
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        augmentation: Tensor | None = None,
+        low_res: Tensor | None = None,
+        noise_level: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W) in about [−1, 1], times and conditions as in `embed` → (B, C or 2C, H, W)."""
-        embedding = self.embed(x, t, labels, augmentation)
+        """x (B, C, H, W) in about [−1, 1], conditions as in `join` and `embed` → (B, C or 2C, H, W)."""
+        embedding = self.embed(x, t, labels, augmentation, noise_level)
+        x = self.join(x, low_res)
         h, skips = self.encode(x, embedding)
         for stage in self.decoder:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)

@@ -49,6 +49,7 @@ class UNetConfig(ModelConfig):
     ALSO = MappingProxyType({"preset": PRESETS})
     EITHER = frozenset({"heads", "head_channels"})
     TRAINING_ONLY = frozenset({"dropout", "gradient_checkpointing"})
+    TAKES_IMAGE = True
 
     channels: ChannelCount
     channel_mult: tuple[Annotated[int, Field(gt=0, le=MAX_MULT), NotBool], ...] = Field(

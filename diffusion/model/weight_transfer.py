@@ -109,6 +109,10 @@ def transfer_conditioned(
 ) -> Transferred:
     """Return the initial weights of a `ConditionedNetwork`; raise Incompatible if they do not fit."""
     check_same_options(source.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
+    for field in ("low_res", "cond_noise"):  # an enlarged image is an input, and its noise another one
+        if bool(getattr(source.spec, field)) != bool(getattr(spec, field)):
+            ours, theirs = getattr(spec, field), getattr(source.spec, field)
+            raise Incompatible(f"model.{field} is {ours}, and the pretrained model has {theirs}")
     ours, before, now = dict(source.weights), source.spec.in_channels, spec.in_channels
     if before != now and {before, now} != {1, 3}:
         raise Incompatible(
@@ -153,7 +157,8 @@ def _of_inputs(weight: Tensor, before: int, now: int) -> Tensor:
     if before == now:
         return weight
     if now == 1:
-        return weight.sum(dim=1, keepdim=True)
+        images = weight.chunk(weight.shape[1] // before, dim=1)  # x_t, and perhaps an enlarged one
+        return torch.cat([image.sum(dim=1, keepdim=True) for image in images], dim=1)
     return weight.repeat_interleave(now, dim=1) / now
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,11 @@ from torch import Tensor
 from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x_t (B, C, H, W), times (B,), labels or None) → (B, C or 2C, H, W): what it predicts, then iDDPM's v."""
+Network = Callable[..., Tensor]
+"""(x_t (B, C, H, W), times (B,), labels or None, and by name `Condition.further`) → (B, C or 2C, H, W).
+
+The output is what the network predicts, then iDDPM's v.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +23,16 @@ class Condition:
 
     `labels` are (B,) int64, None for an unconditional network. `null_label` is the label that means none,
     where the network was trained with one. `augmentation` (B, 9) is how training images were transformed.
+    `low_res` (B, C, h, w) are low-resolution images in about [−1, 1] that are enlarged, and `noise_level`
+    (B,) is the standard deviation of the noise on each.
     """
 
     count: int
     labels: Tensor | None = None
     null_label: int | None = None
     augmentation: Tensor | None = None
+    low_res: Tensor | None = None
+    noise_level: Tensor | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -42,23 +49,36 @@ class Condition:
         """Return the same images for an unconditional network."""
         return replace(self, labels=None)
 
+    @property
+    def further(self) -> dict[str, Tensor]:
+        """The inputs of a network by name, apart from the labels, that this condition has."""
+        return {name: part for name in FURTHER if (part := getattr(self, name)) is not None}
+
+    @property
+    def _parts(self) -> dict[str, Tensor]:
+        return self.further if self.labels is None else {"labels": self.labels, **self.further}
+
     def rows(self, index: slice | Tensor) -> "Condition":
         """Return the condition of some of the images; `index` is a slice or row numbers."""
         count = len(range(self.count)[index]) if isinstance(index, slice) else len(index)
-        parts = (None if part is None else part[index] for part in (self.labels, self.augmentation))
-        labels, augmentation = parts
-        return replace(self, count=count, labels=labels, augmentation=augmentation)
+        return self._replace_parts(count, {name: part[index] for name, part in self._parts.items()})
 
     def to(self, device: torch.device) -> "Condition":
         """Return the same on a device, without a synchronisation."""
-        return self if self.labels is None else replace(self, labels=to_device(self.labels, device))
+        moved = {name: to_device(part, device) for name, part in self._parts.items()}
+        return self._replace_parts(self.count, moved)
+
+    def _replace_parts(self, count: int, parts: dict[str, Any]) -> "Condition":
+        return replace(self, count=count, **parts)
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":
-        """Return one condition of all the parts' images in order; all have labels or none has."""
-        labels = [part.labels for part in parts if part.labels is not None]
-        count = sum(map(len, parts))
-        return Condition(count, torch.cat(labels) if labels else None, parts[0].null_label)
+        """Return one condition of all the parts' images in order, which have the same inputs."""
+        whole = {name: torch.cat([getattr(one, name) for one in parts]) for name in parts[0]._parts}
+        return parts[0]._replace_parts(sum(map(len, parts)), whole)
+
+
+FURTHER = ("augmentation", "low_res", "noise_level")  # inputs of a network by name, where it has them
 
 
 class Prediction(NamedTuple):

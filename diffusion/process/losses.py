@@ -40,7 +40,7 @@ def training_losses(
     network: Network, process: NoiseProcess, x_0: Tensor, t: Tensor, noise: Tensor, condition: Condition
 ) -> dict[str, Tensor]:
     """Return the losses (B,) of the process's objective for images at times (B,), outside a training."""
-    batch = Batch(x_0, condition.labels, t, torch.ones(len(t)), noise)
+    batch = Batch(x_0, condition.labels, t, torch.ones(len(t)), noise, **condition.further)
     losses: dict[str, Tensor] = build_objective(process)(TrainedNetwork(network, process), batch, 0)
     return losses
 

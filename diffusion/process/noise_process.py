@@ -5,7 +5,7 @@ with its own α and σ, and an entry of PROCESSES.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -221,10 +221,7 @@ class NetworkDenoiser:
         """Run one forward pass; return the network's output of C or 2C channels in x's dtype."""
         received, time = self.process.network_input(x, self._times(x, t))
         inputs = received, expand_times(time, x), condition.labels
-        if condition.augmentation is None:
-            return self.network(*inputs).to(x.dtype)
-        conditioned: Callable[..., Tensor] = self.network  # a network with a layer for it
-        return conditioned(*inputs, augmentation=condition.augmentation).to(x.dtype)
+        return self.network(*inputs, **condition.further).to(x.dtype)
 
     def _times(self, x: Tensor, t: Tensor | float) -> Tensor:
         times = time_tensor(t)

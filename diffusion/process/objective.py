@@ -14,7 +14,7 @@ from diffusion.system.registry import load_reference
 
 
 class Batch(NamedTuple):
-    """A step's images in [−1, 1], labels with some dropped, t, weights, noise, augmentation (B, 9)."""
+    """A step's images in [−1, 1], labels with some dropped, t, weights, noise, and further conditions."""
 
     x_0: Tensor
     labels: Tensor | None
@@ -22,11 +22,13 @@ class Batch(NamedTuple):
     weights: Tensor
     noise: Tensor
     augmentation: Tensor | None = None
+    low_res: Tensor | None = None
+    noise_level: Tensor | None = None
 
     @property
     def condition(self) -> Condition:
         """The network's inputs apart from image and time."""
-        return Condition(len(self.t), self.labels, augmentation=self.augmentation)
+        return Condition(len(self.t), self.labels, None, *self[5:])
 
     def divide(self, count: int) -> Iterator["Batch"]:
         """Divide the batch into `count` parts, in order, whose sizes differ by at most one image."""

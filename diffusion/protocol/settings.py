@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from diffusion.protocol.base_model import Base, BaseConfig, base_text
 from diffusion.protocol.guidance_rules import (
     GUIDANCE_RULES,
     implied_rule,
@@ -29,7 +30,7 @@ from diffusion.protocol.options import (
 from diffusion.protocol.samplers import SAMPLERS, Noise, without_eta
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
+from diffusion.system.limits import MAX_COND_NOISE, MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
 from diffusion.system.registry import WithOptions, check_name, load_reference
 from diffusion.system.section import NotBool, Section, Seed, ShortText, SigmaRel, Steps, explain, validate
 
@@ -43,6 +44,9 @@ REGISTRIES_WITH_OPTIONS: dict[str, Mapping[str, WithOptions]] = {
 }
 
 SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
+# Of a cascade as a whole, or with further networks.
+BASE_LACKS = {"base", "seed", "classes", "cond_noise", "guide", "guidance_rule", "classifier"}
+
 SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
 RuleName = Annotated[str, AfterValidator(partial(check_name, registry=GUIDANCE_RULES))]
 Guide = Annotated[str, Field(max_length=MAX_PATH), AfterValidator(normalize_guide)]
@@ -171,6 +175,25 @@ class CommonSettings(Section):
             no_effect=(NoEffect("classifier", "without {option}", _equal_to(None)),),
         ),
     ] = 1.0
+    cond_noise: Annotated[
+        Annotated[float, Field(ge=0, le=MAX_COND_NOISE), NotBool],
+        Option(
+            "The noise on low-resolution images, in units of [-1, 1], of a model with model.low_res.",
+            label="s",
+            phrase="noise {} on low resolutions",
+        ),
+    ] = 0.0
+    base: Annotated[
+        Base | None,
+        Option(
+            "The model whose images a model with model.low_res enlarges; by default it enlarges real images.",
+            metavar="FILE|JSON",
+            axis=None,
+            write=base_text,
+            http=False,
+            registered=False,
+        ),
+    ] = None
     clip: Annotated[
         bool, Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False)
     ] = True
@@ -180,6 +203,18 @@ class CommonSettings(Section):
             "The mix of classes.", axis=None, always_in_card=True, cli=False, http=False, registered=False
         ),
     ] = "balanced"
+
+    @field_validator("base")
+    @classmethod
+    def _check_base(cls, value: BaseConfig | None) -> BaseConfig | None:
+        if value is not None:
+            if taken := sorted(BASE_LACKS & value.sampling.keys()):
+                raise ValueError(f"sampling.{taken[0]}: a base has no such option: leave it out")
+            try:
+                SampleSettings(**value.sampling)
+            except ValidationError as error:
+                raise ValueError(explain(error, "sampling", SampleSettings)) from None
+        return value
 
     @model_validator(mode="after")
     def _check_entry_options(self) -> Self:
@@ -276,6 +311,12 @@ class SampleSettings(CommonSettings):
         if self.needs_guide and self.guide is None:
             raise ValueError(f"guidance_rule {self.rule} needs a guide: ema:SIGMA_REL[@STEP] or a file")
         return self
+
+    @property
+    def base_settings(self) -> "SampleSettings | None":
+        """The settings of the base model; None without one."""
+        shared: dict[str, Any] = {"seed": self.seed, "classes": self.classes}
+        return None if self.base is None else SampleSettings(**self.base.sampling, **shared)
 
     @property
     def needs_guide(self) -> bool:

@@ -18,17 +18,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import UNREADABLE, Images, ImageStore, stream_store
-from diffusion.model.classifier import load_classifier
-from diffusion.model.model_file import LoadedModel, load_model, read_artefact
+from diffusion.model.model_file import LoadedModel, read_artefact
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, mixed_condition, should_compile
+from diffusion.sample.generate import generate, image_condition, mixed_condition, should_compile
 from diffusion.sample.guidance import NO_GUIDES, Guides
-from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
+from diffusion.sample.network_files import LOADERS, NetworkArtefacts, NetworkFiles
 from diffusion.sample.sampling_card import sampling_card, shards_folder
 from diffusion.system.checksums import Corrupted, name_in_folder, read_checksummed, write_checksummed
 from diffusion.system.devices import OnWait, acquire_device
@@ -137,7 +137,7 @@ def make_cell(
             shards.save(shard, images)
             done += len(shard)
             show(done, total)
-    labels = mixed_condition(networks.labelled, settings, range(total)).labels
+    labels = cell_labels(networks, settings, range(total))
     card = {**sampling_card(settings, networks), "num_images": total}
     lineage = [ancestor.model_dump() for ancestor in artefact.lineage]
     classes = list(networks.labelled.data.classes)
@@ -152,6 +152,14 @@ def make_cell(
     )
 
 
+def cell_labels(networks: NetworkArtefacts, settings: SampleSettings, indices: range) -> Tensor | None:
+    """Return the labels of a cell's images: those of the real images that are enlarged, if any."""
+    real, spec = networks.real, networks.model.network
+    if real is None or not spec.num_classes:
+        return mixed_condition(networks.labelled, settings, indices).labels
+    return real.labels(real.rows(indices))
+
+
 class LocalRunner:
     """A ShardRunner on this machine's first free device, a context.
 
@@ -162,7 +170,7 @@ class LocalRunner:
     def __init__(self, waiting: OnWait | None = None) -> None:
         self._waiting, self._held = waiting, ExitStack()
         self._device: torch.device | None = None
-        self._loaded: dict[tuple[Path | None, Any], LoadedModel] = {}  # by path and model_sha256
+        self._loaded: dict[tuple[Path | None, Any], Any] = {}  # by path and model_sha256
 
     def __enter__(self) -> Self:
         return self
@@ -191,18 +199,16 @@ class LocalRunner:
         for shard in shards:
             yield shard, shard_images(loaded, settings, shard, self._device, guides, fast=fast)
 
-    def _load(
-        self, files: NetworkFiles, wanted: NetworkArtefacts, device: torch.device
-    ) -> list[LoadedModel | None]:
+    def _load(self, files: NetworkFiles, wanted: NetworkArtefacts, device: torch.device) -> list[Any]:
         """Return the networks of the files; those of the last call stay loaded if they are used again."""
         keys = [(path, one and one.model_sha256) for path, one in zip(files, wanted, strict=True)]
         if any(key not in self._loaded for key in keys if key[0] is not None):
             self._loaded = {key: one for key, one in self._loaded.items() if key in keys}
             _free_memory(device)  # before the next one is there
-        for key, load in zip(keys, (load_model, load_model, load_classifier), strict=True):
+        for key, load in zip(keys, LOADERS, strict=True):
             if key[0] is not None and key not in self._loaded:
                 one = load(key[0], device)
-                self._loaded[key[0], one.artefact.model_sha256] = one
+                self._loaded[key[0], one.model_sha256] = one
         loaded = [self._loaded.get(key) for key in keys]
         wanted.check_loaded(loaded)
         return loaded
@@ -225,7 +231,7 @@ def shard_images(
     fast: bool = False,
 ) -> Images:
     """Return the images of a shard, uint8 NHWC; `fast` compiles the networks."""
-    condition = mixed_condition(guides.labelled(loaded), settings, shard)
+    condition = image_condition(loaded, settings, shard, guides)
     return to_nhwc(generate(loaded, settings, shard, condition, device, guides=guides, fast=fast))
 
 

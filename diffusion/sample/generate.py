@@ -1,13 +1,14 @@
 """Images of a model by index, and their classes: image i depends on the model, the settings and i alone."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diffusion.images.image_size import Size
-from diffusion.images.pixels import to_uint8
+from diffusion.images.pixels import to_model, to_uint8
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Condition, Denoiser
 from diffusion.process.noise import ImageNoise, counter_generator
@@ -26,6 +27,7 @@ from diffusion.sample.guidance import (
     guided,
     without_labels,
 )
+from diffusion.sample.low_res import check_cond_noise, low_res_of, noised_condition
 from diffusion.sample.sampler import (
     CustomTrajectory,
     NaNGuard,
@@ -55,6 +57,7 @@ def check_settings(artefact: "ModelDescription", settings: SampleSettings) -> Ti
     """Return the times that the settings visit; UsageError if the model does not allow these settings."""
     process = build_process(artefact.process)
     grid = sampling_grid(settings, process)
+    check_cond_noise(settings, artefact.network)
     if SAMPLERS[settings.sampler].uses_eta:
         check_eta(grid, settings.eta)
         check_noise(settings.noise, artefact.network.learned_variance)
@@ -90,6 +93,8 @@ def generate(
     A `custom` trajectory replaces the settings' sampler. Images of another `size` (H, W) than the model's are
     denoised in tiles.
 
+    A model that enlarges images takes those of the condition, else those that a base model makes first.
+
     The networks are in eval mode on `device`; `fast` compiles them. On a CPU two halves are computed in
     parallel, unless a `callback` needs all images at each step. UsageError as `check_settings`, or for a
     guide that is missing or does not fit; NonFiniteError with the image and the step of the first NaN or
@@ -98,6 +103,8 @@ def generate(
     spec = loaded.artefact.network
     shape = (spec.in_channels, *(size or spec.size))
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
+    check_guides(settings, guides)
+    condition = full_condition(loaded, settings, indices, condition, device, guides)
     build_denoiser = denoiser_builder(loaded, settings, guides, fast=fast)
     networks, ahead = guides.networks(loaded), noise_draws(settings, device)
 
@@ -115,6 +122,31 @@ def generate(
     if callback or len(indices) < 2 or not splitting_helps(device):
         return images(slice(None), callback)
     return torch.cat(in_halves(lambda half, check: images(half, lambda step: check()), len(indices)))
+
+
+def full_condition(
+    loaded: "LoadedModel",
+    settings: SampleSettings,
+    indices: Sequence[int],
+    condition: Condition,
+    device: torch.device,
+    guides: Guides = NO_GUIDES,
+) -> Condition:
+    """Return the condition with the low-resolution images that the network sees, if it enlarges any.
+
+    Without such images in the condition a base model makes them, image i from (seed, i) with the same label.
+    """
+    base, own = guides.base, settings.base_settings
+    if condition.low_res is None and base is not None and own is not None:
+        images = generate(base, own, indices, base_condition(base.artefact, condition), device)
+        condition = replace(condition, low_res=to_model(images))
+    return noised_condition(loaded.artefact.network, settings, indices, condition)
+
+
+def base_condition(base: "ModelDescription", condition: Condition) -> Condition:
+    """Return the condition of the images that a base model makes for those of another one."""
+    labels = condition.labels if base.network.num_classes else None
+    return labels_condition(base, labels, len(condition))
 
 
 def noise_draws(settings: SampleSettings, device: torch.device) -> int:
@@ -149,12 +181,15 @@ def denoiser_builder(
     guide: Denoiser | None = None
     if settings.needs_guide and guides.model is not None:
         guide = guide_denoiser(loaded.artefact, guides.model, fast=fast)
+
+    def build() -> Denoiser:
+        denoiser = guided(model, settings, process, guide)
+        return denoiser if loaded.artefact.network.num_classes else without_labels(denoiser)
+
     if not settings.has_classifier or classifier is None:
-        return lambda: guided(model, settings, process, guide)
+        return build
     by_classifier = classifier_guidance(loaded.artefact, settings, classifier)
-    if loaded.artefact.network.num_classes:
-        return lambda: by_classifier(guided(model, settings, process, guide))
-    return lambda: by_classifier(without_labels(guided(model, settings, process, guide)))
+    return lambda: by_classifier(build())
 
 
 def guided_denoiser(
@@ -222,3 +257,27 @@ def chosen_condition(
     if wanted is None:
         return mixed_condition(artefact, settings, indices)
     return class_condition(artefact, str(wanted), len(indices))
+
+
+def image_condition(
+    loaded: "LoadedModel",
+    settings: SampleSettings,
+    indices: Sequence[int],
+    guides: Guides = NO_GUIDES,
+    wanted: str | int | None = None,
+) -> Condition:
+    """Return the condition of the images at `indices`, of one class or as `chosen_condition`.
+
+    Where real images are enlarged, labels and low resolutions are theirs, of the class if one is given.
+    """
+    real, size = guides.real, loaded.artefact.network.low_res_size
+    if real is None or size is None:
+        return chosen_condition(guides.labelled(loaded), settings, indices, wanted)
+    real.check(loaded.artefact)
+    label = None
+    if wanted is not None:
+        label = int(class_condition(loaded.artefact, str(wanted), 1).labels[0])  # type: ignore[index]
+    rows = real.rows(indices, label)
+    labels = real.labels(rows) if loaded.artefact.network.num_classes else None
+    condition = labels_condition(loaded.artefact, labels, len(rows))
+    return replace(condition, low_res=low_res_of(real.store.images[rows], size))

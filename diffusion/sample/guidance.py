@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.images.image_size import format_size
+from diffusion.images.image_size import format_size, height_and_width
+from diffusion.layout import HELD_OUT
 from diffusion.process.denoiser import Condition, Denoiser, Prediction, expand, expand_times, time_tensor
 from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.low_res import RealImages, open_real_images
 from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_NOISE_LEVEL
 
 if TYPE_CHECKING:  # images depend neither on the format of model files nor, without one, on a classifier
     from diffusion.model.model_file import LoadedModel, ModelDescription
+    from diffusion.model.network_registry import NetworkSpec
 
 Gradient = Callable[[Tensor, Tensor | float, Condition], Tensor]
 """(x_t (B, C, H, W), time of all or of each row, condition) → s·∇ log p(y|x_t), shaped as x_t."""
@@ -241,10 +244,15 @@ def without_labels(denoiser: Denoiser) -> Denoiser:
 
 
 class Guides(NamedTuple):
-    """What guides a model: the `model` of autoguidance, and a `classifier`."""
+    """What a model is sampled with: the `model` of autoguidance, a `classifier`, and what it enlarges.
+
+    That are the images of a `base` model, or those of `real` images.
+    """
 
     model: "LoadedModel | None" = None
     classifier: "LoadedModel | None" = None
+    base: "LoadedModel | None" = None
+    real: RealImages | None = None
 
     def networks(self, loaded: "LoadedModel") -> dict[str, torch.nn.Module]:
         """Return all networks by their names in messages; `loaded` is the guided model."""
@@ -252,10 +260,19 @@ class Guides(NamedTuple):
         return {name: part.network for name, part in parts.items() if part is not None}
 
     def labelled(self, loaded: "LoadedModel") -> "ModelDescription":
-        """Return what the labels are of: the model, or the classifier of a model without classes."""
-        if self.classifier is None or loaded.artefact.network.num_classes:
-            return loaded.artefact
-        return self.classifier.artefact
+        """Return what the labels are of: the model, or the base or classifier of a model without classes."""
+        others = (one.artefact for one in (self.base, self.classifier) if one is not None)
+        return labelled_model([loaded.artefact, *others])
+
+
+def held_out(network: "NetworkSpec") -> Guides:
+    """Return the held-out images for a network that enlarges some; nothing for another one."""
+    return Guides(real=None if network.low_res is None else open_real_images(HELD_OUT))
+
+
+def labelled_model(models: "Sequence[ModelDescription]") -> "ModelDescription":
+    """Return the first one with classes, or the first one without any."""
+    return next((one for one in models if one.network.num_classes), models[0])
 
 
 NO_GUIDES = Guides()
@@ -267,6 +284,8 @@ def check_guides(settings: SampleSettings, guides: Guides) -> None:
         raise UsageError(f"guidance_rule {settings.rule} needs the model of guide {settings.guide}")
     if settings.has_classifier and guides.classifier is None:
         raise UsageError(f"classifier_scale needs the network of classifier {settings.classifier}")
+    if settings.base is not None and guides.base is None:
+        raise UsageError(f"the cascade needs the model of base {settings.base}")
 
 
 def check_served_guide(settings: SampleSettings, guide: str | None, model: str) -> None:
@@ -313,10 +332,27 @@ def check_fit(artefact: "ModelDescription", other: "ModelDescription", name: str
             f"the {name} was trained with the noise of {_describe_noise(other.process)}, "
             f"the model with that of {_describe_noise(artefact.process)}"
         )
+    if name == "guide" and (ours.low_res, ours.cond_noise) != (theirs.low_res, theirs.cond_noise):
+        raise UsageError("the guide takes other low-resolution images (low_res, cond_noise) than the model")
     if name == "guide" and theirs.num_classes and not ours.num_classes:
         raise UsageError("the guide needs classes, and the model has none")
     if ours.num_classes and theirs.num_classes and artefact.data.classes != other.data.classes:
         raise UsageError(f"the {name} was trained on other classes than the model")
+
+
+def check_base(artefact: "ModelDescription", base: "ModelDescription") -> None:
+    """Raise UsageError unless the images of a base model are those that the model enlarges."""
+    ours, theirs = artefact.network, base.network
+    if ours.low_res is None:
+        raise UsageError("sample.base makes images to enlarge, and the model enlarges none: leave it out")
+    if (*height_and_width(ours.low_res), ours.in_channels) != theirs.pixel_shape:
+        wanted = format_size((*height_and_width(ours.low_res), ours.in_channels))
+        found = f"the base makes {format_size(theirs.pixel_shape)} images"
+        raise UsageError(f"{found}, the model enlarges {wanted}")
+    if theirs.low_res is not None:
+        raise UsageError("the base enlarges images itself: give a model that makes images from noise")
+    if ours.num_classes and theirs.num_classes and artefact.data.classes != base.data.classes:
+        raise UsageError("the base was trained on other classes than the model")
 
 
 def _describe_noise(process: ProcessConfig) -> str:

@@ -1,14 +1,14 @@
 """The files of the networks that sample a cell: its model, what guides it, and averages of its training."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from diffusion.code_digest import code_digest, module_digests
-from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
+from diffusion.layout import AVERAGES, EMA_RUNS, HELD_OUT, MODEL
 from diffusion.model.classifier import ClassifierArtefact, load_classifier
 from diffusion.model.model_file import (
     Artefact,
@@ -24,50 +24,66 @@ from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
 from diffusion.protocol.settings import CommonSettings, SampleSettings
-from diffusion.sample.guidance import Guides, check_fit
+from diffusion.sample.base_file import base_file, base_path
+from diffusion.sample.guidance import Guides, check_base, check_fit, labelled_model
+from diffusion.sample.low_res import RealImages, open_real_images
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint
 
 
 class NetworkArtefacts(NamedTuple):
-    """The metadata of a model, its guide and its classifier, as far as the settings use them."""
+    """The metadata of a model and of what it is sampled with, as far as the settings use it."""
 
     model: Artefact
     guide: Artefact | None = None
     classifier: ClassifierArtefact | None = None
+    base: Artefact | None = None
+    real: RealImages | None = None
 
     @property
     def labelled(self) -> ModelDescription:
-        """The model, or the classifier of a model without classes: what the labels are of."""
-        return self.model if self.model.network.num_classes else self.classifier or self.model
+        """What the labels are of: the model, or the base or classifier of a model without classes."""
+        return labelled_model([one for one in (self.model, self.base, self.classifier) if one is not None])
 
     def find_difference(self, card: Mapping[str, object]) -> str | None:
-        """Return which network is not the one of a card: model, guide or classifier; None if all are."""
+        """Return which network is not the one of a card: model, guide, classifier or base; None if all are.
+
+        The real images that a model enlarges are no part of it.
+        """
         for name, one in self._asdict().items():
-            if card.get(f"{name}_sha256") != (None if one is None else one.model_sha256):
+            if name != "real" and card.get(f"{name}_sha256") != (None if one is None else one.model_sha256):
                 return str(name)
         return None
 
-    def check_loaded(self, loaded: Iterable[LoadedModel | None]) -> None:
+    def check_loaded(self, loaded: Iterable[LoadedModel | RealImages | None]) -> None:
         """Raise DiffctlError if the loaded networks are others, since a file was replaced meanwhile."""
         names = (f"{name}_sha256" for name in self._fields)
-        found = [one and one.artefact.model_sha256 for one in loaded]
+        found = [one and one.model_sha256 for one in loaded]
         if wrong := self.find_difference(dict(zip(names, found, strict=True))):
             raise DiffctlError(f"the file of the {wrong} was replaced meanwhile: run the same command again")
 
     def check(self) -> None:
-        """Raise UsageError if the guide or the classifier does not fit the model."""
+        """Raise UsageError if one of them does not fit the model."""
         for name, one in (("guide", self.guide), ("classifier", self.classifier)):
             if one is not None:
                 check_fit(self.model, one, name)
+        if self.base is not None:
+            check_base(self.model, self.base)
+        if self.real is not None:
+            self.real.check(self.model)
 
 
 class NetworkFiles(NamedTuple):
-    """The files of a model, its guide and its classifier, as far as the settings use them."""
+    """The files of a model and of what it is sampled with, as far as the settings use it.
+
+    `real` is the folder of the images that a model without a base enlarges.
+    """
 
     model: Path
     guide: Path | None = None
     classifier: Path | None = None
+    base: Path | None = None
+    real: Path | None = None
 
     def read(self) -> NetworkArtefacts:
         """Read the metadata of all; DiffctlError for a file of another kind."""
@@ -75,12 +91,28 @@ class NetworkFiles(NamedTuple):
             read_artefact(self.model),
             None if self.guide is None else read_artefact(self.guide),
             None if self.classifier is None else read_description(self.classifier, ClassifierArtefact),
+            None if self.base is None else read_artefact(self.base),
+            None if self.real is None else open_real_images(self.real),
         )
 
+    def networks(self) -> dict[str, Path]:
+        """Return the files of networks by name."""
+        return {name: file for name, file in self._asdict().items() if file is not None and name != "real"}
+
     def lacks_guide(self, settings: SampleSettings) -> bool:
-        """Return whether the settings use a guide or a classifier that is not among the files."""
-        pairs = zip(_named_networks(settings), (self.guide, self.classifier), strict=True)
+        """Return whether the settings use another network that is not among the files."""
+        pairs = zip(_named_networks(settings), (self.guide, self.classifier, self.base), strict=True)
         return any(name is not None and path is None for name, path in pairs)
+
+
+LOADERS: tuple[Callable[..., Any], ...] = (
+    load_model,
+    load_model,
+    load_classifier,
+    load_model,
+    open_real_images,
+)
+"""Functions (file, device) → what is sampled with, in the order of NetworkFiles."""
 
 
 def matching_snapshots(model: Path, averages: Path = AVERAGES, *, unverified: bool = False) -> Snapshots:
@@ -143,20 +175,38 @@ def network_files(settings: SampleSettings, model: Path) -> NetworkFiles:
 
     A guide is a file, or an EMA profile of the training of `model`, which is made if it is missing.
     """
-    guide, classifier = _named_networks(settings)
+    guide, classifier, _ = _named_networks(settings)
     profile = _guide_profile(settings)
     made = None if profile is None else ema_model_file(guide_snapshots(profile, model), profile.sigma_rel)
-    return NetworkFiles(model, made or _existing(guide, "guide"), _existing(classifier, "classifier"))
+    return NetworkFiles(
+        model,
+        made or _existing(guide, "guide"),
+        _existing(classifier, "classifier"),
+        None if settings.base is None else base_file(settings.base),
+        _real_images(settings, model),
+    )
+
+
+def _real_images(settings: SampleSettings, model: Path) -> Path | None:
+    """Return the folder of the held-out images, if the model enlarges some and they are here."""
+    return None if settings.base is not None else held_out_images(model)
+
+
+def held_out_images(model: Path, folder: Path = HELD_OUT) -> Path | None:
+    """Return the folder of the held-out images if the model enlarges some and they are here."""
+    return folder if read_artefact(model).network.low_res is not None and folder.is_dir() else None
 
 
 def existing_files(settings: SampleSettings, model: Path) -> NetworkFiles:
     """Return the files for these settings that exist: None for another one. No EMA profile is made."""
-    paths = [None if name is None else Path(name) for name in _named_networks(settings)]
+    paths = [None if name is None else Path(name) for name in _named_networks(settings)[:2]]
+    paths.append(None if settings.base is None else base_path(settings.base))
     if profile := _guide_profile(settings):
         paths[0] = None
         with suppress(DiffctlError):
             paths[0] = _ema_path(guide_snapshots(profile, model, unverified=True), profile.sigma_rel)
-    return NetworkFiles(model, *(path if path is not None and path.is_file() else None for path in paths))
+    guide, classifier, base = (path if path is not None and path.is_file() else None for path in paths)
+    return NetworkFiles(model, guide, classifier, base, _real_images(settings, model))
 
 
 def check_networks(settings: SampleSettings, model: Path, averages: Path) -> None:
@@ -171,11 +221,9 @@ def check_networks(settings: SampleSettings, model: Path, averages: Path) -> Non
 
 
 def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
-    """Load what guides the model."""
-    return Guides(
-        None if files.guide is None else load_model(files.guide, device),
-        None if files.classifier is None else load_classifier(files.classifier, device),
-    )
+    """Load what the model is sampled with."""
+    _, *others = zip(files, LOADERS, strict=True)
+    return Guides(*(None if file is None else load(file, device) for file, load in others))
 
 
 def card_files(
@@ -222,6 +270,7 @@ def _named_networks(settings: SampleSettings) -> tuple[str | None, ...]:
     return (
         settings.guide if settings.needs_guide else None,
         settings.classifier if settings.has_classifier else None,
+        None if settings.base is None else str(settings.base),
     )
 
 

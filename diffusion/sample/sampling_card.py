@@ -6,6 +6,7 @@ from typing import Any
 from diffusion.code_digest import ModuleDigests, code_digest, plugin_card, torch_version
 from diffusion.entry_code import Chosen, code_of
 from diffusion.layout import CELL_RUNS
+from diffusion.model.counted_passes import forward_flops
 from diffusion.model.model_file import ModelDescription
 from diffusion.model.network_registry import MODELS
 from diffusion.process.parameterization import PREDICTIONS
@@ -25,35 +26,51 @@ def sampling_code(
     model: ModelDescription,
     guide: ModelDescription | None = None,
     classifier: ModelDescription | None = None,
+    base: ModelDescription | None = None,
 ) -> ModuleDigests:
     """Return the digests of the code that determines a model's images with these settings."""
-    models = [one for one in (model, guide) if one is not None]
-    processes = [one.process for one in (model, guide, classifier) if one is not None]
+    models = [one for one in (model, guide, base) if one is not None]
+    processes = [one.process for one in (*models, classifier) if one is not None]
     entries: list[Chosen] = [
         *((PROCESSES, process.schedule) for process in processes),
         *((PREDICTIONS, process.prediction) for process in processes),
         *((MODELS, one.network.name) for one in models),
-        (SAMPLERS, settings.sampler),
-        (SPACINGS, settings.spacing),
-        (GUIDANCE_RULES, settings.rule),
     ]
+    for one in (settings, settings.base_settings):
+        if one is not None:
+            entries += [(SAMPLERS, one.sampler), (SPACINGS, one.spacing), (GUIDANCE_RULES, one.rule)]
     roots = [] if classifier is None else ["diffusion.model.classifier"]
     return code_of(["diffusion.sample.generate", *roots], entries)
 
 
 def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[str, Any]:
     """Return the sampling part of the protocol card, without the number of images: a flat JSON dict."""
-    artefact, guides = networks.model, {"guide": networks.guide, "classifier": networks.classifier}
+    artefact, (_, *others) = networks.model, networks._asdict().items()
     return {
         "model_sha256": artefact.model_sha256,
         "ema": artefact.ema_sigma_rel or True,
         "precision": artefact.precision,
         **settings_card(settings),
-        **{f"{name}_sha256": one.model_sha256 for name, one in guides.items() if one is not None},
-        "nfe": count_nfe(settings, artefact.process),
+        **{f"{name}_sha256": one.model_sha256 for name, one in others if one is not None},
+        **nfe_fields(settings, artefact, networks.base),
         "sampling_torch": torch_version(),
-        **plugin_card("sampling_plugins", sampling_code(settings, *networks)),
+        **plugin_card("sampling_plugins", sampling_code(settings, *networks[:4])),
     }
+
+
+def nfe_fields(
+    settings: SampleSettings, model: ModelDescription, base: ModelDescription | None
+) -> dict[str, float]:
+    """Return the NFE of an image: of both models of a cascade, of its base, and by weight.
+
+    `weighted_nfe` counts a forward pass of the base by its share of the FLOPs of one of the model.
+    """
+    nfe, own = count_nfe(settings, model.process), settings.base_settings
+    if base is None or own is None:
+        return {"nfe": nfe}
+    of_base = count_nfe(own, base.process)
+    share = forward_flops(base.network) / forward_flops(model.network)
+    return {"nfe": nfe + of_base, "base_nfe": of_base, "weighted_nfe": round(nfe + share * of_base, 2)}
 
 
 def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
@@ -61,7 +78,7 @@ def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
 
     The card's version is raised by hand: it stays the same if other code samples the same images.
     """
-    code = code_digest(sampling_code(settings, *networks))
+    code = code_digest(sampling_code(settings, *networks[:4]))
     made_by = {"card": sampling_card(settings, networks), "code": code}
     return cells_folder(networks.model.model_sha256) / fingerprint(made_by)
 

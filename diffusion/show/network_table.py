@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion.model.example_inputs import example_pass
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.weights_header import Unfilled
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
@@ -121,10 +122,8 @@ def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, .
 
     for name, module in stages(network):
         module.register_forward_hook(partial(note, name))
-    x = torch.zeros(1, *spec.shape)
-    t = torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, t, t if spec.num_classes else None)
+        example_pass(network, spec)
     root = type(network).__name__
     counts = counter.get_flop_counts()
     return shapes, {name: sum(counts.get(f"{root}.{name}", {}).values()) for name, _ in stages(network)}

@@ -11,4 +11,5 @@ MAX_ETA = 100.0  # DDIM's papers use at most 1; larger values are valid for few 
 MAX_GUIDANCE = 1000.0  # a hundred times ADM's strongest
 MIN_SIGMA_REL, MAX_SIGMA_REL = 0.01, 0.28  # of an EMA profile: γ of 97.5 and 0.23; 1/√12 is the flat average
 MAX_NOISE_LEVEL = 1e9  # σ/α: 50,000 times that at the last of 1,000 times of the cosine schedule
+MAX_COND_NOISE = 10.0  # on images in [−1, 1]: far more than hides them
 MAX_PATH, MAX_NAME = 4095, 255  # bytes of a path, and of a name in it (Linux's limits.h)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from diffusion.images.pixels import to_model
+from diffusion.model.network_registry import NetworkSpec
+from diffusion.process.low_res import add_noise, shrink
 from diffusion.process.noise import counter_generator
 from diffusion.process.objective import Batch
 from diffusion.process.time_samplers import TimeSampler
@@ -126,7 +128,28 @@ def draw_batch(
         times = stratified_uniforms(name, drawn, size)
     t, weights = sampler.draw(times)
     t = to_device(t, float64_device(device))  # where the process has its tables
-    return Batch(images, labels, t, to_device(weights, device), to_device(noise, device), augmentation)
+    low_res = draw_low_res(images, spec, name, drawn)
+    return Batch(
+        images, labels, t, to_device(weights, device), to_device(noise, device), augmentation, *low_res
+    )
+
+
+def draw_low_res(
+    images: Tensor, spec: NetworkSpec, name: tuple[str, *tuple[int, ...]], rows: range
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the low-resolution images that a network takes, with noise, and its levels; None for neither.
+
+    A level is uniform up to the spec's `cond_noise`. Level and noise of each row come from (name, row) alone.
+    """
+    if spec.low_res_size is None:
+        return None, None
+    small = shrink(images, spec.low_res_size)
+    if not spec.cond_noise:
+        return small, None
+    purpose, *numbers = name
+    (shares,), noise = draw_rows((f"{purpose} low resolution", *numbers), rows, small.shape[1:], count=1)
+    levels = to_device((spec.cond_noise * shares).float(), images.device)
+    return add_noise(small, levels, to_device(noise, images.device)), levels
 
 
 def draw_rows(

@@ -1,8 +1,8 @@
 """The section `classifier` of params.yaml."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import SerializeAsAny
+from pydantic import SerializeAsAny, model_validator
 
 from diffusion.data.data_config import DataConfig
 from diffusion.model.unet_config import UNetConfig
@@ -27,6 +27,12 @@ class ClassifierConfig(Section):
 
     model: UNetConfig
     train: ClassifierTrainConfig
+
+    @model_validator(mode="after")
+    def _takes_no_image(self) -> Self:
+        if self.model.low_res is not None:
+            raise ValueError("model.low_res: a classifier takes no low-resolution image: leave it out")
+        return self
 
 
 class ClassifierSections(Section):

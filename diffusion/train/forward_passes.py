@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm as total_norm
 
+from diffusion.model.example_inputs import example_pass
 from diffusion.model.layers import Dropout
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import autocast
@@ -244,6 +245,5 @@ def _row_sizes(network: nn.Module, spec: NetworkSpec) -> list[int]:
     for layer in layers:
         layer.register_forward_pre_hook(record)
     with torch.device("meta"):
-        x, t = torch.empty(1, *spec.shape), torch.zeros(1).long()
-        template(x, t, t if spec.num_classes else None)
+        example_pass(template, spec)
     return [sizes[layer] for layer in layers]  # a network may call them in another order

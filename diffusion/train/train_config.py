@@ -251,7 +251,7 @@ class TrainSections(Section):
         if self.data.image_size is not None:
             size = height_and_width(self.data.image_size)
             try:
-                self.model.check_size(size)
+                self.model.check_image_size(size)
             except ValueError as error:
                 raise ValueError(f"model for images of {format_pixels(size)}: {error}") from None
         return self

@@ -22,7 +22,7 @@ from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
-from diffusion.train.batch import draw_rows
+from diffusion.train.batch import draw_low_res, draw_rows
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_config import BAND_NAMES
 from diffusion.train.train_state import TrainState, band_sums, with_band_means
@@ -95,10 +95,10 @@ class ValidationLoss:
             if spec.num_classes:
                 assert self._store.labels is not None, "all splits of a data set have labels, or none has"
                 labels = torch.from_numpy(self._store.labels[rows]).to(device)
-            weights = torch.ones(len(draws), device=device)
-            yield Batch(
-                images.to(device), labels, to_device(t, float64_device(device)), weights, noise.to(device)
-            )
+            weights, images = torch.ones(len(draws), device=device), images.to(device)
+            low_res = draw_low_res(images, spec, ("held-out draws",), draws)
+            t = to_device(t, float64_device(device))
+            yield Batch(images, labels, t, weights, noise.to(device), None, *low_res)
 
 
 def add_to_history(history: list[Losses], step: int, losses: Losses) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field
 from diffusion.check.cost_estimate import step_flops
 from diffusion.check.findings import Project
 from diffusion.check.timing import step_work
+from diffusion.model.counted_passes import FlopCounter
 from diffusion.search.search_config import applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import UsageError
@@ -24,7 +25,6 @@ from diffusion.system.files import write_json
 from diffusion.system.section import Section
 from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan
-from diffusion.train.step_memory import FlopCounter
 from diffusion.verdict.arms import Arm
 
 TIMES = "step_seconds.json"  # in a verdict's folder

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.code_digest import check_worker_version, library_version
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
+from diffusion.system.errors import UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.signals import stop_request
 from flows.ray.ray_session import RETRIES, get_result, ray_session, resolve_gpus
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
 
 Digests = Sequence[str | None]
-"""The SHA-256 of the files of the model, its guide and its classifier, as far as there are any."""
+"""The SHA-256 of the files of NetworkFiles, as far as there are any."""
 
 SHARDS_PER_WORKER = 2  # one running, one queued
 POLL_SECONDS = 0.5
@@ -57,6 +58,10 @@ def _run(
     import numpy as np
     import ray
 
+    if files.real is not None:
+        raise UsageError(
+            "sample.runner ray: its workers have no held-out images to enlarge: use local, or set sample.base"
+        )
     digests = tuple(None if file is None else sha256_file(file) for file in files)
     for file, digest in zip(files, digests, strict=True):
         if file is not None and digest is not None and digest not in shared:
@@ -136,13 +141,11 @@ _networks: dict[str, Any] = {}  # those of the worker's last shard, in host memo
 
 def _loaded(digests: Digests, contents: Sequence[Any]) -> list[Any]:
     """Return the networks of these files; of the last ones those stay that are used again."""
-    from diffusion.model.classifier import load_classifier
-    from diffusion.model.model_file import load_model
+    from diffusion.sample.network_files import LOADERS
 
     for other in _networks.keys() - set(digests):
         del _networks[other]
-    loaders = load_model, load_model, load_classifier
-    for digest, content, load in zip(digests, contents, loaders, strict=True):
+    for digest, content, load in zip(digests, contents, LOADERS, strict=True):
         if digest is not None and digest not in _networks:
             with tempfile.NamedTemporaryFile() as file:
                 file.write(content.data)

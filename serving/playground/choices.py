@@ -99,7 +99,7 @@ def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
     if option.name == "guide":
         choices = [] if model.guide is None else [model.guide]
     kind = "choice" if choices else KINDS.get(option.plain_type)
-    if kind is None:
+    if kind is None or (option.name == "cond_noise" and not spec.cond_noise):
         return None
     name = option.name.replace("_", " ").capitalize()
     return {
@@ -113,7 +113,7 @@ def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
         "nullable": option.default is None and (option.name != "guide" or spec.null_class),
         "choices": choices,
         "least": option.bound(lower=True),
-        "most": option.bound(lower=False),
+        "most": spec.cond_noise if option.name == "cond_noise" else option.bound(lower=False),
         "off": [
             {"option": condition.option, "values": list(condition.values())}
             for condition in option.no_effect
@@ -186,11 +186,11 @@ def nfe_preview(model: ServedModel, request: SampleRequest) -> dict[str, Any]:
     """
     settings, config = model.resolve(request), model.artefact.process
     check_settings(model.artefact, settings)
-    process = build_process(config)
+    process, of_base = build_process(config), model.base_nfe(settings)
     times = call_times(settings, process)
     return {
-        "nfe": count_nfe(settings, config),
-        "everywhere": count_nfe(settings.guided_everywhere(), config),
+        "nfe": count_nfe(settings, config) + of_base,
+        "everywhere": count_nfe(settings.guided_everywhere(), config) + of_base,
         "times": len(times),
         "guided": sum(guidance_weight(settings, process, t) > 0 for t in times),
     }

@@ -23,7 +23,7 @@ from diffusion.sample.generate import check_settings, chosen_condition
 from diffusion.sample.sampler import CustomTrajectory, build_sampler
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt, Seed
-from serving.edits import decode_base64
+from serving.encoded_pictures import decode_base64
 from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.choices import choices_of, nfe_preview
@@ -186,6 +186,8 @@ class Interpolation:
         check_count(request.frames, model.config)
         if request.seeds is not None:
             self.settings, spec, index = settings, model.artefact.network, request.image_indices[0]
+            if spec.low_res is not None:
+                raise UsageError("a model that enlarges images has no code of a seed alone: give two images")
             self._condition = chosen_condition(model.artefact, settings, [index] * 2, request.class_name)
             scale = check_settings(model.artefact, settings).initial_noise_scale
             self._ends = torch.cat(
@@ -197,8 +199,9 @@ class Interpolation:
         self.settings = settings.guided_everywhere().model_copy(update=ddim)
         given = [_given(image, store, model.artefact, i) for i, image in enumerate(request.images)]
         klass = None if request.class_name is None else str(request.class_name)
-        self._condition = end_condition(model.artefact, [one.label for one in given], klass)
-        self._ends = to_model(to_nchw(np.stack([one.pixels for one in given])))
+        pixels, labels = np.stack([one.pixels for one in given]), [one.label for one in given]
+        self._condition = end_condition(model.artefact, labels, klass, pixels)
+        self._ends = to_model(to_nchw(pixels))
 
     def encode(self) -> PendingImages:
         """Submit the encoding of the real images."""

@@ -16,14 +16,14 @@ from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL, PREPARED
+from diffusion.model import counted_passes
+from diffusion.model.counted_passes import activation_bytes
 from diffusion.model.model_file import save_artefact
 from diffusion.model.network_registry import build_network
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.train import step_memory
 from diffusion.train.plan import plan_artefact
 from diffusion.train.planning import plan_training
-from diffusion.train.step_memory import activation_bytes
 from tests.conftest import ROOT, params, write_params
 from tests.helpers.networks import small_model
 from tests.helpers.prepared import copy_data
@@ -202,8 +202,8 @@ def test_bad_raw_files_follow_on_bad(tmp_path):
 @pytest.mark.parametrize("quick", [0, 10**12])
 def test_saved_bytes_equal_those_of_autograd(quick, monkeypatch):
     """Compare fake and real forward passes with the tensors that autograd saves for six images."""
-    monkeypatch.setattr(step_memory, "QUICK", quick)
-    step_memory._counted_passes.cache_clear()
+    monkeypatch.setattr(counted_passes, "QUICK", quick)
+    counted_passes._counted_passes.cache_clear()
     config = configuration(model={"dropout": 0.1})
     meta = {"name": "x", "image_size": 8, "channels": 1, "classes": ["a"], "counts": [1], "digest": ""}
     spec = plan_training(config, meta, torch.device("cpu")).network

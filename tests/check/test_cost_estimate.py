@@ -17,12 +17,12 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import MODEL_BYTES, STATE_BYTES
 from diffusion.check.timing import TimeRange, time_work
 from diffusion.config import parse
+from diffusion.model.counted_passes import count_parameters, forward_flops
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
 from diffusion.system.errors import UsageError
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import TrainPlan
-from diffusion.train.step_memory import count_parameters, forward_flops
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke
 from tests.helpers.networks import spec_of

@@ -15,6 +15,7 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import STATE_BYTES
 from diffusion.config import Config, load, parse
 from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
+from diffusion.model.counted_passes import count_parameters
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
 from diffusion.sample.cell_images import make_cell
@@ -22,7 +23,7 @@ from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import UsageError
 from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
-from diffusion.train.step_memory import count_parameters, step_bytes
+from diffusion.train.step_memory import step_bytes
 from tests.conftest import params
 from tests.helpers.prepared import copy_data
 

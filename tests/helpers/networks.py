@@ -90,9 +90,11 @@ def loaded_model(seed: int = 0, process: dict[str, Any] | None = None, **changes
 def counting(model: LoadedModel, rows: list[int]) -> LoadedModel:
     """Return the model with a network that appends the rows of each forward pass to `rows`."""
 
-    def network(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    def network(
+        x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, **further: torch.Tensor
+    ) -> torch.Tensor:
         rows.append(len(x))
-        output: torch.Tensor = model.network(x, t, labels)
+        output: torch.Tensor = model.network(x, t, labels, **further)
         return output
 
     network.state_dict = model.network.state_dict  # type: ignore[attr-defined]

@@ -145,6 +145,7 @@ _PROCESS = {"variance": "learned", "loss": "hybrid", "prediction": "eps"}
 _AUGMENT = {"augment": {"probability": 1.0}}  # so that every image is resampled
 _CHECKPOINTS = {"dropout": 0.2, "gradient_checkpointing": True}
 
+_LOW_RES = {"low_res": 4, "cond_noise": 0.5}
 TRAININGS: dict[str, dict[str, Any]] = {
     "simple": {
         "process": {"variance": "small", "loss": "simple", "prediction": "eps"},
@@ -154,10 +155,10 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "vlb": {"process": {**_PROCESS, "loss": "vlb"}, "train": {}},
     "velocity": {"process": {**_PROCESS, "prediction": "velocity", "weighting": "min-snr"}, "train": {}},
     "checkpoints": {"process": _PROCESS, "model": _CHECKPOINTS, "train": {}},
-    "dit": {"process": _PROCESS, "model": {**SMALL_DIT, **_CHECKPOINTS}, "train": _AUGMENT},
+    "dit": {"process": _PROCESS, "model": {**SMALL_DIT, **_CHECKPOINTS, **_LOW_RES}, "train": _AUGMENT},
     "all": {
         "process": _PROCESS,
-        "model": {"dropout": 0.2},
+        "model": {"dropout": 0.2, **_LOW_RES},
         "data": {"flip": True},
         "train": {**_AUGMENT, "ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 2}},
     },

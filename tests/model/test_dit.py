@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from diffusion.config import parse
+from diffusion.model.counted_passes import count_parameters, forward_flops
 from diffusion.model.dit import NORM_EPS, DiT, DiTBlock, grid_positions
 from diffusion.model.dit_config import DiTSpec
 from diffusion.model.model_file import load_model, save_artefact
@@ -19,7 +20,6 @@ from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.model.presets import DIT_SIZES
 from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
-from diffusion.train.step_memory import count_parameters, forward_flops
 from tests.conftest import params
 from tests.helpers.networks import artefact_of, network_of, randomise
 

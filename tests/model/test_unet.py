@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from diffusion.config import Config, parse
 from diffusion.model.blocks import GroupNorm
+from diffusion.model.counted_passes import count_parameters
 from diffusion.model.network_registry import build_network
 from diffusion.model.presets import PRESETS
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.section import fingerprint
-from diffusion.train.step_memory import count_parameters
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import params
 from tests.helpers.networks import network_of, randomise, spec_of

@@ -32,8 +32,13 @@ def numbered(count: int) -> ImageStore:
     return ImageStore(Path(), images, np.arange(count) % 3, {**meta, "image_size": 8, "channels": 1})
 
 
-def described(store: ImageStore, **train: Any) -> TrainPlan:
-    settings = {"process": {"timesteps": TIMESTEPS}, "data": {"flip": True}, "sweep": {"steps": [2]}}
+def described(store: ImageStore, model: dict[str, Any] | None = None, **train: Any) -> TrainPlan:
+    settings = {
+        "model": model or {},
+        "process": {"timesteps": TIMESTEPS},
+        "data": {"flip": True},
+        "sweep": {"steps": [2]},
+    }
     return plan_of(store, train={"microbatch": None, **train}, **settings)
 
 
@@ -68,12 +73,13 @@ def assert_same(parts: list[Batch], whole: Batch) -> None:
     sampler=st.sampled_from([Uniform(PROCESS), learned()]),
     stratified=st.booleans(),
     augment=st.sampled_from([None, {"probability": 0.5}]),
+    model=st.sampled_from([{}, {"low_res": 2}, {"low_res": 4, "cond_noise": 0.3}]),
 )
 def test_shares_and_microbatches_are_parts_of_the_batch(
-    count, size, step, world, microbatch, sampler, stratified, augment
+    count, size, step, world, microbatch, sampler, stratified, augment, model
 ):
-    store = numbered(count)
-    plan, data = described(store, batch_size=size, p_uncond=0.3, augment=augment), ImageLoader(store, CPU)
+    store, data = numbered(count), ImageLoader(numbered(count), CPU)
+    plan = described(store, model, batch_size=size, p_uncond=0.3, augment=augment)
     plan = plan.model_copy(update={"process": plan.process.model_copy(update={"stratified": stratified})})
     whole = draw_batch(plan, sampler, data, step)
     group = [ProcessGroup(CPU, rank, min(world, size)) for rank in range(min(world, size))]
@@ -136,6 +142,23 @@ def test_flips_dropped_labels_and_timesteps_are_independent_and_noise_is_normal(
     assert torch.equal(batch.labels[kept], torch.from_numpy(store.labels[numbers])[kept])
     assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > SURE
     assert len({row.numpy().tobytes() for row in batch.noise}) == 4000
+
+
+def test_low_res_images_are_means_of_the_flipped_images_with_noise_of_a_uniform_level():
+    batch, _ = many(Uniform(PROCESS), model={"low_res": 4, "cond_noise": 0.5})
+    means = batch.x_0.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+    level = batch.noise_level[:, None, None, None]
+    noise = (batch.low_res - means) / level
+    assert stats.kstest(2 * batch.noise_level.numpy(), "uniform").pvalue > SURE
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > SURE
+    assert stats.spearmanr(batch.noise_level, batch.t).pvalue > SURE
+    assert abs(float((noise * batch.noise[:, :, :4, :4]).mean())) < 4 / noise.numel() ** 0.5, (
+        "the noise of x_t"
+    )
+    plain, _ = many(Uniform(PROCESS))
+    assert all(torch.equal(one, other) for one, other in zip(plain[:5], batch[:5], strict=True))
+    clean, _ = many(Uniform(PROCESS), model={"low_res": 4})
+    assert torch.allclose(clean.low_res, means, atol=1e-6)
 
 
 def test_a_row_does_not_depend_on_the_row_before():

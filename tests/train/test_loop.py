@@ -33,6 +33,7 @@ from tests.helpers.trainings import CPU, assert_same, plan_of, restore, run, run
         ),
         pytest.param({"model": {**SMALL_DIT, "dropout": 0.2}, "train": {"optimizer": "muon"}}, 5, id="dit"),
         pytest.param({"train": {"augment": {"probability": 0.5}, "precision": "bf16"}}, 5, id="augment"),
+        pytest.param({"model": {"low_res": 4, "cond_noise": 0.5}, "data": {"flip": True}}, 5, id="low-res"),
     ],
 )
 def test_resume_is_bitwise_equal(store, tmp_path, at, changes):

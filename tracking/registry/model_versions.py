@@ -142,9 +142,9 @@ def _save_pyfunc(path: Path, files: "NetworkFiles", document: ScoresDocument, sc
     """Write the registered model's folder: code, weights and scores, without pickles."""
     import mlflow.pyfunc
 
-    present = {kind: file for kind, file in files._asdict().items() if file is not None}
     copies = {  # MLflow refuses links, as into DVC's cache
-        kind: str(shutil.copyfile(file, scratch / f"{kind}.safetensors")) for kind, file in present.items()
+        kind: str(shutil.copyfile(file, scratch / f"{kind}.safetensors"))
+        for kind, file in files.networks().items()
     }
     write_scores_document(scratch / SCORES.name, document)
     mlflow.pyfunc.save_model(

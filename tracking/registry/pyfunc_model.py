@@ -26,7 +26,7 @@ from diffusion.model.model_file import load_model
 from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
-from diffusion.sample.generate import chosen_condition, generate
+from diffusion.sample.generate import generate, image_condition
 from diffusion.sample.guidance import check_served_guide
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.sample.sampler import NonFiniteError
@@ -103,8 +103,8 @@ class RegisteredSampler(PythonModel):
         weights = Path(context.artifacts["weights"])
         cells = read_scores(Path(context.artifacts["scores"])).cells
         best = cells[str(context.model_config["best_cell"])]
-        guide, classifier = (context.artifacts.get(name) for name in ("guide", "classifier"))
-        files = NetworkFiles(weights, guide and Path(guide), classifier and Path(classifier))
+        others = {name: context.artifacts.get(name) for name in ("guide", "classifier", "base")}
+        files = NetworkFiles(weights, **{name: Path(file) for name, file in others.items() if file})
         if wrong := files.read().find_difference(best.card):
             raise ValueError(f"the {wrong} is not the one that was registered: its SHA-256 differs")
         known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
@@ -131,8 +131,7 @@ class RegisteredSampler(PythonModel):
         settings = validate(SampleSettings, self.defaults | chosen, "the request")
         refuse_idle(chosen, settings)
         check_served_guide(settings, self.guide, "this model")
-        labelled = self.guides.labelled(self.model)
-        condition = chosen_condition(labelled, settings, indices, request.class_name)
+        condition = image_condition(self.model, settings, indices, self.guides, request.class_name)
         images = to_nhwc(generate(self.model, settings, indices, condition, self.device, guides=self.guides))
         return Reply(
             indices=indices,

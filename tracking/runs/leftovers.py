@@ -66,6 +66,7 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     is_complete = len(scored) == len(cells)
     found = [*_trainings(needed), *_cells(needed, scored, is_complete=is_complete), *_ema_models(scored)]
     what = "model fetched from MLflow"
+    needed |= {files.base.parent.name for _, files in scored if files.base is not None}
     models = [folder for folder in _folders(MODEL_RUNS) if folder.name not in needed]
     found += [Leftover(folder, disk_usage(folder), what) for folder in models]
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
@@ -141,7 +142,7 @@ def _scored_cells(config: Config, cells: Sequence[Cell]) -> Iterator[ScoredCell]
     found: dict[tuple[str | None, ...], NetworkFiles] = {}  # a guide may be made from hundreds of snapshots
     for cell in cells:
         settings = cell_settings(config.sample, cell)
-        key = settings.guide, settings.classifier if settings.has_classifier else None
+        key = settings.guide, settings.classifier if settings.has_classifier else None, str(settings.base)
         if cell.ema in models:
             found[key] = found.get(key) or existing_files(settings, MODEL)
             yield settings, found[key]._replace(model=models[cell.ema])

@@ -1,0 +1,187 @@
+"""Models that enlarge images: real ones, those of a base model, and the noise on them."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from diffusion.engine.engine import Engine
+from diffusion.images.pixels import to_model
+from diffusion.images.store import ImageStore
+from diffusion.model.model_file import LoadedModel
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import (
+    base_condition,
+    chosen_condition,
+    full_condition,
+    generate,
+    image_condition,
+    mixed_condition,
+)
+from diffusion.sample.guidance import Guides, check_base
+from diffusion.sample.low_res import RealImages
+from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.sample.sampling_card import sampling_card
+from diffusion.system.errors import UsageError
+from tests.helpers.networks import artefact_of, counting, network_of, spec_of
+
+CPU = torch.device("cpu")
+LOW_RES = {"low_res": 4, "cond_noise": 0.5}
+BASE = {"file": "base.safetensors", "sampling": {"steps": 3, "eta": 1.0}}
+CASCADE = {"steps": 4, "eta": 1.0, "base": BASE, "cond_noise": 0.2}
+
+
+def model_of(seed: int, **changes: object) -> LoadedModel:
+    spec = spec_of(**changes)
+    return LoadedModel(network_of(spec, seed), artefact_of(spec))
+
+
+UPSAMPLER, SMALL = model_of(0, **LOW_RES), model_of(1, image_size=4, attention_resolutions=())
+GUIDES = Guides(base=SMALL)
+
+
+def real_images(count: int = 30) -> RealImages:
+    images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), np.uint8)
+    classes = list(UPSAMPLER.artefact.data.classes)
+    meta = {"digest": "d" * 64, "classes": classes}
+    return RealImages(ImageStore(Path("real"), images, np.arange(count) // 3, meta))
+
+
+@pytest.mark.parametrize("guides", [GUIDES, Guides(real=real_images())], ids=["base", "real"])
+def test_image_i_depends_on_seed_and_index_alone(guides):
+    settings = SampleSettings(**{**CASCADE, "base": BASE if guides.base else None, "guidance": 1.0})
+    indices = range(5)
+    condition = image_condition(UPSAMPLER, settings, indices, guides)
+    together = generate(UPSAMPLER, settings, indices, condition, CPU, guides=guides)
+    for index in (0, 3):
+        own = image_condition(UPSAMPLER, settings, [index], guides)
+        alone = generate(UPSAMPLER, settings, [index], own, CPU, guides=guides)
+        assert int((alone[0].int() - together[index].int()).abs().max()) <= 1
+    other = generate(
+        UPSAMPLER, settings.model_copy(update={"seed": 1}), indices, condition, CPU, guides=guides
+    )
+    assert not torch.equal(other, together)
+
+
+def test_a_cascade_is_its_base_and_then_its_upsampler():
+    settings, indices = SampleSettings(**CASCADE), [7, 2, 9]
+    condition = mixed_condition(UPSAMPLER.artefact, settings, indices)
+    made = generate(UPSAMPLER, settings, indices, condition, CPU, guides=GUIDES)
+    assert settings.base_settings == SampleSettings(steps=3, eta=1.0)
+    own = base_condition(SMALL.artefact, condition)
+    small = generate(SMALL, SampleSettings(steps=3, eta=1.0), indices, own, CPU)
+    given = replace(condition, low_res=to_model(small))
+    assert torch.equal(generate(UPSAMPLER, settings, indices, given, CPU, guides=GUIDES), made)
+
+
+def test_the_noise_on_an_image_is_normal_of_its_level_and_its_own():
+    settings, indices = SampleSettings(cond_noise=0.3), range(400)
+    clean = torch.randn(400, 1, 4, 4)
+    condition = replace(mixed_condition(UPSAMPLER.artefact, settings, indices), low_res=clean)
+    full = full_condition(UPSAMPLER, settings, indices, condition, CPU)
+    noise = (full.low_res - clean) / 0.3
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-4
+    assert full.noise_level.eq(0.3).all()
+    part = full_condition(UPSAMPLER, settings, range(10, 13), condition.rows(slice(10, 13)), CPU)
+    assert torch.equal(part.low_res, full.low_res[10:13])
+    exact = full_condition(UPSAMPLER, SampleSettings(), indices, condition, CPU)
+    assert torch.equal(exact.low_res, clean)
+    assert not exact.noise_level.any()
+
+
+def test_real_images_have_their_own_labels_and_a_class_selects_among_them():
+    guides = Guides(real=real_images())
+    condition = image_condition(UPSAMPLER, SampleSettings(), [0, 4, 31], guides)
+    assert condition.labels.tolist() == [0, 1, 0]
+    assert torch.equal(
+        condition.low_res[2], image_condition(UPSAMPLER, SampleSettings(), [1], guides).low_res[0]
+    )
+    of_class = image_condition(UPSAMPLER, SampleSettings(), [0, 4], guides, "2")
+    assert of_class.labels.tolist() == [2, 2]
+    rows = image_condition(UPSAMPLER, SampleSettings(), [6, 7], guides)
+    assert torch.equal(of_class.low_res, rows.low_res)
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_the_engine_makes_the_same_cascades_next_to_enlarged_images(rows):
+    calls: list[int] = []
+    upsampler, guides = counting(UPSAMPLER, calls), Guides(base=counting(SMALL, calls))
+    requests = [{}, {"cond_noise": 0.0}, {"guidance": 1.0, "seed": 5}, {"base": None}]
+    jobs = []
+    with closing(Engine(upsampler, CPU, rows=rows, guides=guides)) as engine:
+        for changes in requests:
+            settings = SampleSettings(**{**CASCADE, **changes})
+            condition = chosen_condition(upsampler.artefact, settings, range(3), None)
+            if settings.base is None:
+                condition = replace(condition, low_res=torch.zeros(3, 1, 4, 4))
+            jobs.append((engine.add(settings, range(3), condition), condition))
+        cancelled = engine.add(SampleSettings(**CASCADE), range(3), jobs[0][1])
+        engine.cancel(cancelled)
+        while engine.jobs:
+            assert engine.step().rows <= rows
+    assert sum(calls) == sum(len(job) * job.nfe for job, _ in jobs)
+    for job, condition in jobs:
+        assert job.error is None
+        alone = generate(UPSAMPLER, job.settings, job.indices, condition, CPU, guides=GUIDES)
+        assert int((job.images.int() - alone.int()).abs().max()) <= 1
+
+
+def test_the_card_has_the_base_and_the_nfe_of_both():
+    settings = SampleSettings(**{**CASCADE, "guidance": 1.0})
+    card = sampling_card(settings, NetworkArtefacts(UPSAMPLER.artefact, base=SMALL.artefact))
+    assert card["base_sha256"] == SMALL.artefact.model_sha256
+    assert (card["nfe"], card["base_nfe"]) == (2 * 4 + 3, 3)
+    assert 8 < card["weighted_nfe"] < 8 + 3 / 2, "a pass of the base takes less than half the FLOPs"
+    known = {key: card[key] for key in SampleSettings.model_fields if key in card}
+    assert SampleSettings(**known) == settings
+    plain = sampling_card(SampleSettings(), NetworkArtefacts(SMALL.artefact))
+    assert not {"base", "cond_noise", "base_nfe", "base_sha256"} & plain.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "guides", "message"),
+    [
+        ({}, Guides(), r"enlarges images of 4×4 pixels: give some \(low_res, --low-res FOLDER\), or a base"),
+        ({"base": BASE}, Guides(), "the cascade needs the model of base file base.safetensors"),
+        (
+            {"cond_noise": 0.6},
+            GUIDES,
+            r"cond_noise 0.6: the model was trained up to 0.5 \(model.cond_noise\)",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_a_sentence(settings, guides, message):
+    chosen = SampleSettings(steps=2, **settings)
+    condition = mixed_condition(UPSAMPLER.artefact, chosen, [0])
+    with pytest.raises(UsageError, match=message):
+        generate(UPSAMPLER, chosen, [0], condition, CPU, guides=guides)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({}, "the base makes 8×8×1 images, the model enlarges 4×4×1"),
+        ({"image_size": 4, "low_res": 2, "attention_resolutions": ()}, "the base enlarges images itself"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused(base, message):
+    with pytest.raises(UsageError, match=message):
+        check_base(UPSAMPLER.artefact, artefact_of(spec_of(**base)))
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({"file": "a", "run_id": "b"}, "give one of file, run_id, champion"),
+        ({"sampling": {}}, "give one of"),
+        ({"file": "a", "sampling": {"step": 3}}, "sampling: step: unknown key"),
+        ({"file": "a", "sampling": {"seed": 3}}, "sampling.seed: a base has no such option"),
+    ],
+)
+def test_sections_of_a_base_that_mean_nothing_are_refused(base, message):
+    with pytest.raises(ValueError, match=message):
+        SampleSettings(base=base)
