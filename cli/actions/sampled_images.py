@@ -2,11 +2,11 @@
 
 import math
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from cli.actions.enlarged_images import side_by_side, with_pictures
 from cli.actions.model_choice import (
     chosen_settings,
     given_options,
@@ -17,21 +17,20 @@ from cli.actions.model_choice import (
 from cli.commands.models import Sample
 from cli.shared.console import progress
 from diffusion.choice.selection import budget_settings, usual_settings
-from diffusion.images.pictures import (
-    MAX_PIXELS,
-    SUFFIXES,
-    contact_sheet,
-    gif_bytes,
-    png_bytes,
-    read_picture,
-)
-from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
+from diffusion.images.pictures import MAX_PIXELS, contact_sheet, gif_bytes, png_bytes
+from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, generate, image_condition, should_compile
+from diffusion.sample.generate import (
+    check_settings,
+    generate,
+    image_condition,
+    should_compile,
+    with_base_images,
+)
 from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.sample.sampler import Step
@@ -61,8 +60,12 @@ def sample_images(options: Sample) -> None:
         limit = f"{MAX_PIXELS >> 20} million pixels"
         raise UsageError(f"--scale {options.scale}: the picture would have over {limit}: give a smaller one")
     guides = load_guides(selected_files(options, settings, path), device)
-    condition = _condition(options, loaded, guides, settings)
-    _write(options, _sample_frames(options, loaded, guides, settings, condition), condition)
+    if options.low_res is not None:
+        guides = guides._replace(real=None)
+    condition = image_condition(loaded, settings, options.indices, guides, options.klass)
+    if options.low_res is not None:
+        condition = with_pictures(options.low_res, loaded, condition, options.indices)
+    _write(options, *_sample_frames(options, loaded, guides, settings, condition), guides)
     text = f"{len(options.indices)} image(s) of {loaded.artefact.data.name}: {options.out}"
     cell = describe_cell(effective_axes(settings))
     if options.budget is not None:
@@ -73,30 +76,13 @@ def sample_images(options: Sample) -> None:
     options.answer(made, text)
 
 
-def _condition(options: Sample, loaded: LoadedModel, guides: Guides, settings: SampleSettings) -> Condition:
-    """Return the condition of the images; UsageError for pictures that the model does not enlarge."""
-    if options.low_res is None:
-        return image_condition(loaded, settings, options.indices, guides, options.klass)
-    spec = loaded.artefact.network
-    if spec.low_res_size is None:
-        raise UsageError("--low-res is for a model that enlarges images (model.low_res): leave it out")
-    files = sorted(path for path in options.low_res.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UsageError(
-            f"--low-res {options.low_res} has no pictures: give a folder of {'/'.join(SUFFIXES)}"
-        )
-    chosen = [files[index % len(files)] for index in options.indices]
-    pictures = {file: read_picture(file, spec.low_res_size, spec.in_channels) for file in set(chosen)}
-    given = to_model(to_nchw(np.stack([pictures[file] for file in chosen])))
-    guides = guides._replace(real=None)
-    condition = image_condition(loaded, settings, options.indices, guides, options.klass)
-    return replace(condition, low_res=given)
-
-
 def _sample_frames(
     options: Sample, loaded: LoadedModel, guides: Guides, settings: SampleSettings, condition: Condition
-) -> list[Images]:
-    """Return the frames (N, H, W, C) of a GIF, or a single one; the last one has the images."""
+) -> tuple[list[Images], Condition]:
+    """Return the frames (N, H, W, C) of a GIF, or a single one; the last one has the images.
+
+    The condition has the images of a base model, if there is one.
+    """
     device = next(loaded.network.parameters()).device
     count, size = len(options.indices), options.batch_size
     fast = should_compile(loaded.artefact, settings, -(-count // size), device)
@@ -113,21 +99,27 @@ def _sample_frames(
         images = generate(loaded, settings, indices, condition, device, watch, guides, fast=fast)
         return frames or [to_nhwc(images)]
 
-    batches = []
+    batches, conditions = [], []
     with progress("sample") as show:
         for start in range(0, count, size):
             show(start, count)
             part = slice(start, start + size)
-            batches.append(sample_batch(options.indices[part], condition.rows(part)))
+            indices, rows = options.indices[part], condition.rows(part)
+            conditions.append(with_base_images(loaded, settings, indices, rows, device, guides))
+            batches.append(sample_batch(indices, conditions[-1]))
         show(count, count)
-    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)], Condition.cat(conditions)
 
 
-def _write(options: Sample, frames: list[Images], condition: Condition) -> None:
-    """Write the last frame as PNG or npz, or all frames as GIF."""
+def _write(options: Sample, frames: list[Images], condition: Condition, guides: Guides) -> None:
+    """Write the last frame as PNG or npz, or all frames as GIF; a PNG shows what was enlarged."""
     if options.out.suffix == ".npz":
         labels = None if condition.labels is None else condition.labels.tolist()
         return write_output(options.out, lambda file: save_npz(file, frames[-1], labels))
+    if options.out.suffix == ".png" and condition.low_res is not None:
+        real = guides.real and guides.real.images(options.indices, condition, options.klass)
+        picture = side_by_side(condition.low_res, frames[-1], real, options.scale)
+        return write_output(options.out, lambda file: file.write(png_bytes(picture)))
     sheets = [contact_sheet(frame, options.scale) for frame in frames]
     data = gif_bytes(sheets) if options.out.suffix == ".gif" else png_bytes(sheets[-1])
     write_output(options.out, lambda file: file.write(data))

@@ -18,6 +18,7 @@ from diffusion.train.planning import plan_training
 from diffusion.train.train_config import TrainSections
 from diffusion.train.trainer import Trainer
 from flows.dvc_stage import fetch_pretrained
+from tracking.runs.base_models import fetch_base
 
 
 def run_stage(options: TrainingOptions) -> None:
@@ -25,6 +26,8 @@ def run_stage(options: TrainingOptions) -> None:
     sections = load_sections(TrainSections)
     fetch_pretrained(sections.train.init_from)
     config = None if is_follower() else preflight("train")
+    if config is not None:
+        fetch_base(config.sample.base)  # a base that is missing is no surprise after the training
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())
     paths = TRAIN_RUNS, LOSS_CURVE, MODEL, AVERAGES

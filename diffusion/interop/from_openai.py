@@ -118,7 +118,8 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Ar
     labels = weights.get("label_emb.weight")
     if first is None or last is None or (first.ndim, last.ndim) != (4, 4):
         raise DiffctlError(f"{path} is no U-Net of guided-diffusion or improved-diffusion")
-    in_channels, out_channels = first.shape[1], last.shape[0]
+    images = 2 if "low_res" in preset.model else 1  # x_t and an enlarged one
+    in_channels, out_channels = first.shape[1] // images, last.shape[0]
     classes = 0 if labels is None else labels.shape[:1].numel()
     learned = out_channels == 2 * in_channels
     fixed = {"variance": "large", "loss": "simple"}

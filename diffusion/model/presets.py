@@ -39,6 +39,7 @@ class Preset(Size):
 # ADM (2105.05233), tables 11 and 12 of the appendix; openai/guided-diffusion gives the same as flags. Its
 # code and iDDPM's log the gradient's norm and do not clip (fp16_util.py there, train_util.py here).
 _ADM = {"channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8)}
+_ADM_UPSAMPLER = {"channels": 192, "num_res_blocks": 2, "channel_mult": (1, 1, 2, 2, 4, 4)}
 _LINEAR = {"timesteps": 1000, "schedule": "linear"}
 _ADM_TRAIN = {"ema_decay": 0.9999, "lr": 1e-4, "batch_size": 256, "grad_clip": None}
 # iDDPM (2102.09672), appendix A, and the flags of openai/improved-diffusion with its defaults.
@@ -92,6 +93,26 @@ _PUBLISHED = {
         num_classes=1000,
         parameters=553_838_086,
         source="554M: ADM table 11",
+    ),
+    "adm-64-to-256": Preset(
+        model={**_ADM_UPSAMPLER, "attention_resolutions": (32, 16, 8), "heads": 4, "low_res": 64},
+        process=_LINEAR,
+        train={**_ADM_TRAIN, "steps": 500_000},
+        data="imagenet",
+        image_size=256,
+        num_classes=1000,
+        parameters=311_795_910,
+        source="312M: ADM table 12",
+    ),
+    "adm-128-to-512": Preset(
+        model={**_ADM_UPSAMPLER, "attention_resolutions": (32, 16), "head_channels": 64, "low_res": 128},
+        process=_LINEAR,
+        train={**_ADM_TRAIN, "steps": 1_050_000},
+        data="imagenet",
+        image_size=512,
+        num_classes=1000,
+        parameters=308_835_270,
+        source="309M: ADM table 12",
     ),
     "iddpm-imagenet64": Preset(
         model={**_IDDPM, "channel_mult": (1, 2, 3, 4)},

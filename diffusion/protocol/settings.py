@@ -179,7 +179,6 @@ class CommonSettings(Section):
         Annotated[float, Field(ge=0, le=MAX_COND_NOISE), NotBool],
         Option(
             "The noise on low-resolution images, in units of [-1, 1], of a model with model.low_res.",
-            label="s",
             phrase="noise {} on low resolutions",
         ),
     ] = 0.0

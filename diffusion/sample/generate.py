@@ -136,11 +136,24 @@ def full_condition(
 
     Without such images in the condition a base model makes them, image i from (seed, i) with the same label.
     """
-    base, own = guides.base, settings.base_settings
-    if condition.low_res is None and base is not None and own is not None:
-        images = generate(base, own, indices, base_condition(base.artefact, condition), device)
-        condition = replace(condition, low_res=to_model(images))
+    condition = with_base_images(loaded, settings, indices, condition, device, guides)
     return noised_condition(loaded.artefact.network, settings, indices, condition)
+
+
+def with_base_images(
+    loaded: "LoadedModel",
+    settings: SampleSettings,
+    indices: Sequence[int],
+    condition: Condition,
+    device: torch.device,
+    guides: Guides = NO_GUIDES,
+) -> Condition:
+    """Return the condition with the images of a base model, if there is one and no others are given."""
+    base, own = guides.base, settings.base_settings
+    if loaded.artefact.network.low_res is None or condition.low_res is not None or not base or not own:
+        return condition
+    images = generate(base, own, indices, base_condition(base.artefact, condition), device)
+    return replace(condition, low_res=to_model(images))
 
 
 def base_condition(base: "ModelDescription", condition: Condition) -> Condition:

@@ -42,6 +42,12 @@ class RealImages(NamedTuple):
             raise UsageError(f"{self.store.path} has no image of class {label}: give another class")
         return [rows[index % len(rows)] for index in indices]
 
+    def images(self, indices: Sequence[int], condition: Condition, klass: object = None) -> Images:
+        """Return the originals (B, H, W, C) of each index, whose condition has the class if one is given."""
+        label = None if klass is None or condition.labels is None else int(condition.labels[0])
+        originals: Images = self.store.images[self.rows(indices, label)]
+        return originals
+
     def labels(self, rows: Sequence[int]) -> Tensor | None:
         """Return the labels of rows, int64; None without labels."""
         labels = self.store.labels

@@ -81,13 +81,16 @@ class Arm:
         return applied({name: one for name, one in self.values.items() if name != "search"}, point, "")
 
 
+OF_CASCADE = ("base", "cond_noise")  # fields of a card that belong to a model that enlarges images
+
+
 def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
     """Return what the change is of; UsageError if the two arms cannot be judged by one protocol."""
     if wrong := [text for text in change.differences(control) if _is_protocol(text.split()[0])]:
         raise UsageError(f"{change.name} changes what is scored ({wrong[0]}): leave that equal in both arms")
     cards = [_card(arm, cell) for arm in (control, change)]
     trains = control.fingerprint(0) != change.fingerprint(0)
-    if not differing_fields(cards):
+    if not differing_fields(cards, OF_CASCADE if trains else ()):
         if not trains:
             raise UsageError(f"{change.name}: the same training and sampling: nothing to judge")
         _refuse_ema_profiles(control, cell)

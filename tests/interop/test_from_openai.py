@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from diffusion.interop.from_openai import import_openai
 from diffusion.model.model_file import load_model, save_artefact
@@ -20,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {  # small networks with the options of each 
     "adm-64": {"num_res_blocks": 2, "attention_resolutions": (8, 4), "head_channels": 16},
     "adm-128": {"channel_mult": (1, 1, 2), "attention_resolutions": (8, 4), "heads": 4},
     "adm-256": {"attention_resolutions": (4,), "head_channels": 32},
+    "adm-64-to-256": {"attention_resolutions": (8, 4), "heads": 4, "low_res": 4},
+    "adm-128-to-512": {"attention_resolutions": (8, 4), "head_channels": 16, "low_res": 2},
     "iddpm-imagenet64": {"channel_mult": (1, 2, 3), "attention_resolutions": (4, 2), "heads": 4, **PLAIN},
     "iddpm-cifar10": {"attention_resolutions": (4,), "heads": 4, **PLAIN},
     "ddpm-cifar10": {"channel_mult": (2, 2), "heads": 1, "resample": "plain", "embedding": "additive"},
@@ -36,7 +39,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch, name: str) -> dict[str, Any]:
     """Replace the preset by a small one for 8×8 images. Return its flags in the original code."""
     section = {**SMALL, **CASES[name]}
     monkeypatch.setitem(PRESETS.data, name, replace(PRESETS[name], model=section, image_size=8, parameters=0))
-    flags = {FLAGS.get(key, key): value for key, value in section.items()}
+    flags = {FLAGS.get(key, key): value for key, value in section.items() if key != "low_res"}
     return {
         "image_size": 8,
         "resblock_updown": flags.pop("resample", None) != "plain",
@@ -67,7 +70,8 @@ KINDS = [(3, True, 10), (1, False, 0), (3, False, 4), (1, True, 0)]
 def test_outputs_match_original_network(tmp_path, monkeypatch, name, kind):
     channels, learned, classes = kind
     sizes = {"in_channels": channels, "out_channels": channels * (1 + learned), "num_classes": classes}
-    layout = Layout(**sizes, **shrink(monkeypatch, name))
+    layout, low_res = Layout(**sizes, **shrink(monkeypatch, name)), CASES[name].get("low_res")
+    layout.in_channels *= 1 if low_res is None else 2
     publish(layout, tmp_path / "a.pt")
     weights, artefact = import_openai(tmp_path / "a.pt", name)
     save_artefact(tmp_path / "a.safetensors", weights, artefact)
@@ -77,8 +81,14 @@ def test_outputs_match_original_network(tmp_path, monkeypatch, name, kind):
     x = torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([0, 17, 500, 999])
     y = torch.arange(4) if classes else None
-    expected = layout(x, t, y)
-    assert torch.allclose(network(x, t, y), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    joined, further = x, {}
+    if low_res is not None:
+        further["low_res"] = torch.randn(4, channels, low_res, low_res)
+        enlarged = interpolate(further["low_res"], (8, 8), mode="bilinear", align_corners=False)
+        joined = torch.cat([x, enlarged], dim=1)
+    expected = layout(joined, t, y)
+    output = network(x, t, y, **further)
+    assert torch.allclose(output, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_half_precision_files_become_float32(tmp_path, monkeypatch):

@@ -60,11 +60,13 @@ def test_axes_vary_only_where_they_have_an_effect(
 def test_every_axis_is_in_the_name_the_settings_and_the_card() -> None:
     sweep = {"steps": [5], "eta": [1.0], "sampler": ["ddim"], "noise": ["large"], "spacing": ["trailing"]}
     sweep |= {"guidance": [1.5], "guidance_rule": ["autoguidance"], "guide": ["runs/a.safetensors"]}
-    sweep |= {"guidance_interval": [[0.2, 5]], "classifier_scale": [2], "ema": [0.1]}
-    config = parse(params(train=EMA_PROFILES, sample={"classifier": "c"}, sweep=sweep), "test")
+    sweep |= {"guidance_interval": [[0.2, 5]], "classifier_scale": [2], "cond_noise": [0.25], "ema": [0.1]}
+    model = {"low_res": 4, "cond_noise": 0.5}
+    config = parse(params(train=EMA_PROFILES, model=model, sample={"classifier": "c"}, sweep=sweep), "test")
     (cell,) = grid(config.sample, config.sweep)
     guided = "guidance1.5-guidance_rule_autoguidance-guide_runs_a.safetensors-guidance_interval_0.2_5"
-    name = f"steps5-eta1-sampler_ddim-noise_large-spacing_trailing-{guided}-classifier_scale2-ema0.1"
+    last = "classifier_scale2-cond_noise0.25-ema0.1"
+    name = f"steps5-eta1-sampler_ddim-noise_large-spacing_trailing-{guided}-{last}"
     assert cell.name == name
     card = settings_card(cell_settings(config.sample, cell))
     sampling_axes = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
@@ -72,7 +74,7 @@ def test_every_axis_is_in_the_name_the_settings_and_the_card() -> None:
     assert card.keys().isdisjoint(MODEL_AXES), "the code that loads the model adds the model's fields"
     assert set(cell.axes) == set(AXES)
     description = "η = 1, ddim, noise large, spacing trailing, w = 1.5, autoguidance, guided by "
-    description += "runs/a.safetensors, σ/α in 0.2:5, s = 2, σ_rel = 0.1"
+    description += "runs/a.safetensors, σ/α in 0.2:5, s = 2, noise 0.25 on low resolutions, σ_rel = 0.1"
     assert describe_line(cell.axes) == description
     assert describe_cell(cell.axes).startswith("5 steps, η = 1, ")
     assert describe_cell(Cell(steps=1, eta=0.0).axes) == "1 step, η = 0"

@@ -57,9 +57,10 @@ def make_model(digits_store):
         add: float = 0.01,
         train: dict | None = None,
         store: Path = digits_store,
+        model: dict | None = None,
         **card,
     ) -> str:
-        config = parse(params(train={"seed": seed, **(train or {})}), "the test")
+        config = parse(params(train={"seed": seed, **(train or {})}, model=model or {}), "the test")
         artefact = plan_training(config, open_store(store).meta, CPU)
         state = new_state(artefact, CPU)
         weights = {key: value + add for key, value in state.ema.state_dict().items()}

@@ -19,14 +19,17 @@ from requests import post
 from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL, MODEL_RUNS, SCORES
 from diffusion.model.model_file import load_model, read_artefact
+from diffusion.protocol.base_model import BaseConfig, base_text
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.base_file import base_file
 from diffusion.sample.generate import class_condition, generate, mixed_condition
 from diffusion.sample.guidance import NO_GUIDES, Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import run_python
 from tests.helpers.disks import make_room
 from tests.helpers.mlflow_server import free_port, running_server
+from tests.helpers.networks import small_model
 from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.connectivity import MlflowError
@@ -37,6 +40,7 @@ from tracking.registry.registered_models import (
     find_version_files,
     register,
 )
+from tracking.runs.base_models import fetch_base
 from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect
 
@@ -161,6 +165,45 @@ def make_guided_model(make_model) -> None:
     digest = read_artefact(GUIDE).model_sha256
     guidance = {"guidance": 1.0, "guidance_rule": "autoguidance", "guide": str(GUIDE), "nfe": 4}
     make_model(1, {(2, 0.0): 0.1}, **guidance, guide_sha256=digest)
+
+
+BASE = Path("bases/small.safetensors")
+CASCADE = SampleSettings(steps=2, base={"file": str(BASE), "sampling": {"steps": 3}}, cond_noise=0.1)
+
+
+def make_cascade(make_model) -> None:
+    """Write a model that enlarges images, and its scores as a cascade with a base model."""
+    BASE.parent.mkdir(exist_ok=True)
+    unlabelled = {"num_classes": 0, "null_class": False}
+    small_model(BASE, image_size=4, attention_resolutions=(), **unlabelled)
+    card = {"base": base_text(CASCADE.base), "cond_noise": 0.1, "nfe": 5, "base_nfe": 3, "weighted_nfe": 2.5}
+    digest, model = read_artefact(BASE).model_sha256, {"low_res": 4, "cond_noise": 0.5}
+    make_model(1, {(2, 0.0): 0.1}, model=model, base_sha256=digest, **card)
+
+
+def test_a_registered_cascade_carries_its_base_and_a_base_may_be_a_champion(make_model, here):
+    make_cascade(make_model)
+    original = BASE.read_bytes()
+    register()
+    BASE.unlink()
+    assert fetch_version_files(NAME).files.base.read_bytes() == original
+    champion = BaseConfig(champion=NAME)
+    with pytest.raises(UsageError, match=f"there is no base champion {NAME}: `diffctl stage sample` fetches"):
+        base_file(champion)
+    fetch_base(champion)
+    assert base_file(champion).read_bytes() == MODEL.read_bytes()
+    assert base_file(BaseConfig(champion=NAME, sampling={"steps": 3})) == base_file(champion)
+
+
+@pytest.mark.slow
+def test_registered_cascade_makes_the_same_images(make_model, here):
+    make_cascade(make_model)
+    register()
+    done = load_and_predict(here, [{"num": 2}, {"num": 2, "cond_noise": 0.6}])
+    (answer,), refused = map(json.loads, done.stdout.splitlines())
+    condition = mixed_condition(read_artefact(MODEL), CASCADE, [0, 1])
+    assert_sampled(answer, CASCADE, condition, Guides(base=load_model(BASE)))
+    assert "cond_noise 0.6: the model was trained up to 0.5" in refused
 
 
 def test_registered_model_carries_the_guide_of_its_scores(make_model, here):
