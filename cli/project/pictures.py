@@ -1,6 +1,6 @@
 """A folder of pictures: what it has, and settings of params.yaml that fit it and this machine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
 from statistics import median
@@ -17,20 +17,22 @@ from diffusion.config import parse
 from diffusion.data.readers.image_files import read_content
 from diffusion.data.source import RawData
 from diffusion.data.sources.image_folder import ImageFolder, ImageFolderConfig
+from diffusion.images.image_size import Size, height_and_width
 from diffusion.images.pictures import BadImage, load_pixels, open_image
 from diffusion.layout import PARAMS
 from diffusion.system.devices import default_device
 from diffusion.system.params import parse_yaml
 
 SAMPLED = 200  # pictures that are decoded, evenly over the folder
-SIDES = (64, 32, 16)  # of the images of a model, which halves them two or three times
+SIDES = (64, 32, 16)  # shorter sides of the images of a model, which halves them two or three times
+STRIDE, MAX_RATIO = 8, 4  # of the longer side: what it is a multiple of, and its limit in shorter sides
 MEASURED_SECONDS = 10.0
 MAX_STEPS, MIN_STEPS = 100_000, 1000
 MIN_PER_CLASS = 20  # images, for a network with labels
 
 
 class Budget(NamedTuple):
-    """A profile for a kind of device: the largest side, and the time to train."""
+    """A profile for a kind of device: the largest shorter side, and the time to train."""
 
     profile: str
     max_side: int
@@ -41,14 +43,12 @@ CPU, GPU = Budget("image-folder-cpu", 32, 10), Budget("image-folder", 64, 60)
 
 
 class Pictures(NamedTuple):
-    """What a folder of pictures has. `sides` are the shorter sides of the decoded pictures, `bad` is how many
-    files cannot be used.
-    """
+    """What a folder of pictures has: `sizes` of the decoded pictures, and `bad` files that cannot be used."""
 
     total: int
     train: int
     classes: dict[str, int]
-    sides: list[int]
+    sizes: list[Size]
     is_grey: bool
     bad: int
 
@@ -59,7 +59,7 @@ class Pictures(NamedTuple):
 
     def describe(self) -> str:
         """Return the facts in one line."""
-        least, most = min(self.sides), max(self.sides)
+        least, most = min(map(min, self.sizes)), max(map(min, self.sizes))
         sides = f"{least} pixels" if least == most else f"{least} to {most} pixels"
         classes = f"{len(self.classes)} classes" if self.classes else "no classes"
         return f"{self.total:,}, {self.colour}, {sides} at the shorter side, {classes}"
@@ -81,21 +81,21 @@ def look_at(folder: Path) -> Pictures:
         total=train + test,
         train=train,
         classes=classes,
-        sides=[side for side, _ in pictures] or [SIDES[-1]],
+        sizes=[size for size, _ in pictures] or [(SIDES[-1], SIDES[-1])],
         is_grey=all(is_grey for _, is_grey in pictures),
         bad=len(decoded) - len(pictures) + len(raw.problems),
     )
 
 
-def _decode_some(folder: Path, raw: RawData) -> Iterator[tuple[int, bool] | None]:
-    """Yield shorter side and greyness of evenly chosen pictures, None for one that cannot be decoded."""
+def _decode_some(folder: Path, raw: RawData) -> Iterator[tuple[Size, bool] | None]:
+    """Yield size and greyness of evenly chosen pictures, None for one that cannot be decoded."""
     for split in raw.splits.values():
         rows = np.unique(np.linspace(0, len(split.reader) - 1, SAMPLED // 2).astype(int))
         for name in split.reader.names(rows):
             try:
                 with open_image(read_content(bytes(folder / name))) as image:
                     pixels = np.asarray(load_pixels(image, 3))
-                yield min(pixels.shape[:2]), bool((pixels == pixels[:, :, :1]).all())
+                yield height_and_width(pixels.shape[:2]), bool((pixels == pixels[:, :, :1]).all())
             except BadImage:
                 yield None
 
@@ -107,14 +107,15 @@ def choose_settings(folder: Path, path: str, choices: ProjectChoices) -> tuple[P
     """
     pictures, device = look_at(folder), default_device()
     budget = CPU if device.type == "cpu" else GPU
-    typical = int(median(pictures.sides))
+    typical = int(median(map(min, pictures.sizes)))
     side = next((one for one in SIDES if one <= min(typical, budget.max_side)), SIDES[-1])
+    size, shape = _size(side, pictures.sizes)
     channels = 1 if pictures.is_grey else 3
-    values: dict[str, Any] = {"data.path": str(folder), "data.image_size": side, "data.channels": channels}
+    values: dict[str, Any] = {"data.path": str(folder), "data.image_size": size, "data.channels": channels}
     reasons = [
         f"pictures: {pictures.describe()}",
         f"profile: {budget.profile}, since this machine computes on {_name(device)}",
-        f"data.image_size: {side}, {_reason_of_side(typical, budget, device)}",
+        f"data.image_size: {size}, {_reason_of_side(typical, budget, device)}{shape}",
         f"data.channels: {channels}, since the pictures are {pictures.colour}",
     ]
     if pictures.bad:
@@ -135,6 +136,20 @@ def choose_settings(folder: Path, path: str, choices: ProjectChoices) -> tuple[P
     values["train.steps"], reason = _steps(choices, device, budget)
     values["data.path"] = path
     return choices, [*reasons, reason]
+
+
+def _size(side: int, sizes: Sequence[Size]) -> tuple[int | list[int], str]:
+    """Return the size for images with this shorter side, and a reason: of the one shape, else a square."""
+    fitted = set()
+    for height, width in sizes:
+        longer = round(side * max(height, width) / min(height, width) / STRIDE) * STRIDE
+        fitted.add((side, longer) if height < width else (longer, side))
+    if len(fitted) > 1:
+        return side, "; squares, since the pictures have several shapes: their middle is taken"
+    height, width = fitted.pop()
+    if height == width or max(height, width) > MAX_RATIO * side:
+        return side, ""
+    return [height, width], "; [height, width], since all pictures have about this shape"
 
 
 def _reason_of_side(typical: int, budget: Budget, device: torch.device) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from diffusion.images.image_size import format_size, written_size
 from diffusion.protocol.extractors import COMMON, ExtractorSpec
 
 Card = dict[str, Any]
@@ -34,12 +35,12 @@ def protocol_card(
     `sampling` is the images' part (their store's meta["card"]), empty for images of unknown origin.
     `reference` is the meta of the reference, `spec` its extractor.
     """
-    count = reference["reference_count"]
+    count, size = reference["reference_count"], written_size(reference["image_size"])
     return {
         **sampling,
         "num_images": num_images,
         "data": reference["name"],
-        "image_size": reference["image_size"],
+        "image_size": size if isinstance(size, int) else format_size(size),
         **{key: reference.get(key) for key in SPLIT_FIELDS},
         **_extractor_card(spec, reference["weights_sha256"]),
         **neighbour_card(num_images, count, limits),

@@ -41,8 +41,11 @@ def test_files_are_complete_valid_and_short(profile: str) -> None:
     }
 
 
-def folder_of_pictures(folder: Path, count: int, side: int, is_grey: bool, classes: int = 0) -> Path:
-    noise = np.random.default_rng(0).integers(0, 256, (count, side, side + 2, 1 if is_grey else 3), np.uint8)
+def folder_of_pictures(
+    folder: Path, count: int, side: int, is_grey: bool, classes: int = 0, width: int | None = None
+) -> Path:
+    shape = (count, side, width or side + 2, 1 if is_grey else 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     for number, pixels in enumerate(noise):
         path = folder / (str(number % classes) if classes else "") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +60,9 @@ def folder_of_pictures(folder: Path, count: int, side: int, is_grey: bool, class
         ((90, 20, True, 3), 0.02, {"image_size": 16, "channels": 1, "class_cond": True, "p_uncond": 0.1}),
         ((30, 8, True, 3), 99.0, {"image_size": 16, "class_cond": False, "steps": 3000}),
         ((9, 40, False), 0.02, {"batch_size": 8}),
+        ((9, 40, False, 0, 60), 0.02, {"image_size": [32, 48]}),
+        ((9, 90, True, 0, 20), 0.02, {"image_size": 16}),  # too long
+        ((9, 12, True, 0, 24), 0.02, {"image_size": [16, 32]}),
     ],
 )
 def test_settings_follow_from_the_pictures(tmp_path, monkeypatch, made, seconds, values) -> None:

@@ -23,6 +23,7 @@ from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError
 from diffusion.system.files import sha256_file
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.file_server import serving
+from tests.helpers.raw_data import random_images
 
 
 def test_default_extractor_depends_on_the_image_size():
@@ -40,6 +41,15 @@ def test_effnet_equals_the_packages_network(extractor):
         got = extractor.module.network._fc(features)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor.module.modules())
+
+
+def test_an_extractor_squeezes_images_to_a_square(extractor):
+    """So the width has no effect on images of constant rows, and a crop of the middle would not do."""
+    rows = torch.from_numpy(random_images(0, 4, 8, 3)[:, :, :1]).permute(0, 3, 1, 2)
+    narrow, wide = (extractor(rows.expand(-1, -1, -1, width).contiguous())[0] for width in (8, 16))
+    assert torch.allclose(narrow, wide, atol=1e-4)
+    ramp = torch.arange(0, 256, 16, dtype=torch.uint8).expand(2, 3, 8, 16)
+    assert not torch.allclose(extractor(ramp)[0], extractor(ramp[..., 4:12])[0], atol=1e-2)
 
 
 def test_extraction_code_contains_only_the_chosen_extractor():

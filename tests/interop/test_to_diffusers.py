@@ -34,7 +34,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.1, "attention_resolutions": (8, 4)},
     "unconditional-rgb": {"in_channels": 3, "out_channels": 6, "num_classes": 0, "null_class": False},
     "fixed-variance": {"in_channels": 3, "out_channels": 3, "null_class": False},
-    "odd-size": {"image_size": 12, "attention_resolutions": (6,), "num_classes": 0, "null_class": False},
+    "odd-size": {
+        "image_size": (12, 20),
+        "attention_resolutions": (6,),
+        "num_classes": 0,
+        "null_class": False,
+    },
 }
 
 

@@ -45,12 +45,12 @@ specs = st.builds(
     spec_of, patch_size=st.sampled_from([1, 2, 4]), depth=st.integers(1, 3), heads=st.sampled_from([1, 3, 4]),
     mlp_ratio=st.sampled_from([1.0, 2.5, 4]), dropout=st.sampled_from([0.0, 0.3]), augmented=st.booleans(),
     gradient_checkpointing=st.booleans(), num_classes=st.sampled_from([0, 10]), in_channels=st.integers(1, 4),
+    image_size=st.sampled_from([8, (8, 16), (12, 4)]),
 )  # fmt: skip
 
 
 def inputs(spec: DiTSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    size, source = spec.image_size, torch.Generator().manual_seed(0)
-    x = torch.randn(3, spec.in_channels, size, size, generator=source)
+    x = torch.randn(3, *spec.shape, generator=torch.Generator().manual_seed(0))
     return x, T, torch.tensor([0, 5, 2]) if spec.num_classes else None
 
 

@@ -29,7 +29,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def inputs(spec, batch: int = 2):
-    x = randn(batch, spec.in_channels, spec.image_size, spec.image_size)
+    x = randn(batch, *spec.shape)
     labels = torch.arange(batch) % spec.num_classes if spec.num_classes else None
     return x, torch.arange(batch) * 7, labels
 
@@ -51,7 +51,7 @@ def unet_specs(draw: st.DrawFn):
         "block": ["resnet", "convnext"],
         "dropout": [0.0, 0.3],
         "group_channels": [1, 4],
-        "image_size": [patch.get("patch_size", 1) * size],
+        "image_size": [side := patch.get("patch_size", 1) * size, (side, 2 * side), (3 * side, side)],
         "out_channels": [in_channels, 2 * in_channels],
         "null_class": [False, classes],
         "augmented": [False, True],
@@ -75,7 +75,7 @@ def test_every_option_gives_output_shape_and_all_gradients(spec):
     assert torch.equal(network.eval()(x, t, labels), torch.zeros(2, spec.out_channels, *x.shape[2:]))
     randomise(network)
     output = network.train()(x, t, labels, augmentation)
-    assert output.shape == (2, spec.out_channels, spec.image_size, spec.image_size)
+    assert output.shape == (2, spec.out_channels, *x.shape[2:])
     assert bool(torch.isfinite(output).all())
     output.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())

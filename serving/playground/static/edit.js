@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, options, worker } from "./elements.js";
 import { sampleInto } from "./forming.js";
 import * as mask from "./mask.js";
-import { square } from "./picture.js";
+import { fit } from "./picture.js";
 import { knownChoices, knownModel, request } from "./settings.js";
 
 const panel = $("#edit");
@@ -17,9 +17,8 @@ const work = worker(panel, async (report, signal, task) => task(report, signal))
 
 /** Load the chosen picture. */
 async function take(report, signal) {
-  const { image_size, in_channels } = knownModel().card.network;
   const found = await { number: realImage, sampled, file: () => ({ file: fields.file.files[0] }) }[fields.kind.value](report, signal);
-  const picture = await square(found.file, "a file", { image_size, in_channels });
+  const picture = await fit(found.file, "a file", knownModel().card.network);
   label = found.label ?? null;
   mask.set(picture);
   $(".images", panel).replaceChildren();

@@ -2,7 +2,7 @@
 
 import { requestEvents } from "./api.js";
 import { $, source, worker } from "./elements.js";
-import { base64, square } from "./picture.js";
+import { base64, fit } from "./picture.js";
 import { knownModel, request } from "./settings.js";
 
 const UPDATES = 10; // intermediate images per frame
@@ -38,8 +38,8 @@ async function ends() {
   const { kind, seed0, seed1, number0, number1, file0, file1 } = form.elements;
   if (kind.value === "seeds") return { seeds: [Number(seed0.value), Number(seed1.value)] };
   if (kind.value === "numbers") return { images: [Number(number0.value), Number(number1.value)] };
-  const squares = [file0, file1].map((field, i) => square(field.files[0], `the ${["first", "second"][i]} file`, knownModel().card.network));
-  return { images: (await Promise.all(squares)).map(base64) };
+  const fitted = [file0, file1].map((field, i) => fit(field.files[0], `the ${["first", "second"][i]} file`, knownModel().card.network));
+  return { images: (await Promise.all(fitted)).map(base64) };
 }
 
 function show() {

@@ -7,6 +7,7 @@ import * as edit from "./edit.js";
 import { show } from "./cost.js";
 import { $, options } from "./elements.js";
 import { make } from "./make.js";
+import { sizeOf } from "./picture.js";
 import { knownChoices, offer, onSubmit } from "./settings.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -23,9 +24,10 @@ async function about() {
   $("#make .images").replaceChildren();
   $("#compare .cells").replaceChildren();
   const { card, model: name } = model;
-  const { image_size: size, in_channels: channels } = card.network;
+  const { width, height } = sizeOf(card.network);
+  document.documentElement.style.setProperty("--aspect", `${width} / ${height}`);
   const number = name.version === null ? "" : ` version ${name.version}`;
-  $("#about").textContent = `${name.name}${number}: ${card.data.name}, ${size} × ${size} × ${channels}, ` +
+  $("#about").textContent = `${name.name}${number}: ${card.data.name}, ${height} × ${width} × ${card.network.in_channels}, ` +
     `${card.data.classes.length || "no"} classes, trained for ${card.step.toLocaleString("en")} steps.`;
 }
 

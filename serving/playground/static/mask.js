@@ -9,19 +9,19 @@ const stage = $("#edit .stage");
 const canvas = $("canvas", stage);
 const cursor = $(".cursor", stage);
 const brush = $("#edit [name=brush]");
-let picture = null, size = 0, hidden = [], history = [];
+let picture = null, width = 0, height = 0, hidden = [], history = [];
 let at = [0, 0], last = null, isOn = true, changed = () => {};
 
 /** Show a picture, a canvas, without a mask. */
 export function set(shown) {
-  if (shown.width !== size) {
-    size = canvas.width = canvas.height = shown.width;
-    brush.max = Math.max(1, size >> 1);
-    brush.value = Math.max(1, Math.round(size / 8));
-    at = [size >> 1, size >> 1];
+  if (shown.width !== width || shown.height !== height) {
+    [width, height] = [canvas.width, canvas.height] = [shown.width, shown.height];
+    brush.max = Math.max(1, Math.min(width, height) >> 1);
+    brush.value = Math.max(1, Math.round(Math.min(width, height) / 8));
+    at = [width >> 1, height >> 1];
   }
   picture = shown;
-  hidden = new Uint8Array(size * size);
+  hidden = new Uint8Array(width * height);
   history = [];
   draw();
 }
@@ -45,7 +45,7 @@ export const encodePicture = () => base64(picture);
 
 /** Return the mask as PNG in base64: white is hidden. */
 export function encode() {
-  const mask = blank(size);
+  const mask = blank({ width, height });
   paint(mask.getContext("2d"), "black", () => true);
   paint(mask.getContext("2d"), "white", (i) => hidden[i]);
   return base64(mask);
@@ -69,7 +69,7 @@ function remember() {
 
 function paint(context, colour, fits) {
   context.fillStyle = colour;
-  for (let i = 0; i < hidden.length; i++) if (fits(i)) context.fillRect(i % size, Math.floor(i / size), 1, 1);
+  for (let i = 0; i < hidden.length; i++) if (fits(i)) context.fillRect(i % width, Math.floor(i / width), 1, 1);
 }
 
 function draw() {
@@ -84,21 +84,19 @@ function draw() {
 
 /** Show the brush where it is. */
 function place() {
-  const width = Number(brush.value);
-  Object.assign(cursor.style, {
-    left: `${(100 * (at[0] - width / 2)) / size}%`, top: `${(100 * (at[1] - width / 2)) / size}%`, width: `${(100 * width) / size}%`,
-  });
+  const across = Number(brush.value), [x, y] = at.map((value) => 100 * (value - across / 2));
+  Object.assign(cursor.style, { left: `${x / width}%`, top: `${y / height}%`, width: `${(100 * across) / width}%` });
 }
 
 /** Hide the pixels under the brush at a point; a pixel is under it if its centre is, or the point is in it. */
 function stamp([x, y]) {
   const radius = Number(brush.value) / 2;
-  const [left, right] = [Math.max(0, Math.floor(x - radius)), Math.min(size - 1, Math.floor(x + radius))];
-  const [top, bottom] = [Math.max(0, Math.floor(y - radius)), Math.min(size - 1, Math.floor(y + radius))];
+  const [left, right] = [Math.max(0, Math.floor(x - radius)), Math.min(width - 1, Math.floor(x + radius))];
+  const [top, bottom] = [Math.max(0, Math.floor(y - radius)), Math.min(height - 1, Math.floor(y + radius))];
   for (let row = top; row <= bottom; row++) {
     for (let column = left; column <= right; column++) {
       const isUnder = Math.hypot(column + 0.5 - x, row + 0.5 - y) <= radius;
-      if (isUnder || (column === Math.floor(x) && row === Math.floor(y))) hidden[row * size + column] = 1;
+      if (isUnder || (column === Math.floor(x) && row === Math.floor(y))) hidden[row * width + column] = 1;
     }
   }
 }
@@ -113,7 +111,7 @@ function stroke(to) {
 
 function pointOf(event) {
   const box = canvas.getBoundingClientRect();
-  return [((event.clientX - box.left) / box.width) * size, ((event.clientY - box.top) / box.height) * size];
+  return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
 }
 
 function onPointer(event) {
@@ -134,7 +132,7 @@ function onPointer(event) {
 function onKey(event) {
   if (!picture || !isOn) return;
   const move = MOVES[event.key];
-  if (move) at = at.map((value, axis) => Math.min(Math.max(Math.floor(value) + 0.5 + move[axis], 0.5), size - 0.5));
+  if (move) at = at.map((value, axis) => Math.min(Math.max(Math.floor(value) + 0.5 + move[axis], 0.5), [width, height][axis] - 0.5));
   else if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo();
   else if (event.key === " ") {
     remember();
