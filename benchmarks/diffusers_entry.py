@@ -180,9 +180,19 @@ def images_of(
 
 
 def run(
-    name: str, plan: TrainPlan, store: ImageStore, size: Size, device: torch.device, judges: Any, folder: Path
+    name: str,
+    plan: TrainPlan,
+    store: ImageStore,
+    size: Size,
+    device: torch.device,
+    judges: Any,
+    folder: Path,
+    kept: Path,
 ) -> dict[str, Any]:
-    """Choose the recipe's options if it has any, train, sample and score; return the result."""
+    """Choose the recipe's options if it has any, train, sample and score; return the result.
+
+    The reported images are in the file `kept`.
+    """
     recipe, seed = RECIPES[name], plan.train.seed
     assert size.seconds is not None, "a training takes a time"
     tried = [
@@ -208,7 +218,7 @@ def run(
         "search": {"trainings": len(tried), "seconds": round(sum(one["seconds"] for one in tried), 1)},
         "precision": plan.precision if recipe.bf16 else "fp32",
         "fd_build": round(judges.build(images_of(recipe, network, store, half, device, other_seed)), 1),
-        **judges.report_on(images_of(recipe, network, store, size, device, seed)),
+        **judges.report_on(images_of(recipe, network, store, size, device, seed), kept),
     }
 
 

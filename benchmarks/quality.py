@@ -178,8 +178,15 @@ def ours(config: Config, store: ImageStore, size: Size, device: torch.device) ->
 class Judge:
     """The Fréchet distance to a set of images."""
 
-    def __init__(self, real: Images, device: torch.device) -> None:
-        self._extractor = load_extractor(EXTRACTOR, device=float64_device(device))
+    def __init__(
+        self,
+        real: Images,
+        device: torch.device,
+        extractor: str = EXTRACTOR,
+        weights: Path | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        self._extractor = load_extractor(extractor, weights, float64_device(device), sha256)
         self._features = self.features(real)
         self._reference = statistics(self._features)
 

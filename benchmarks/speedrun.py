@@ -75,7 +75,8 @@ class Entry(NamedTuple):
     """An entry of a contest, with the options of the entry that it builds on, `after`.
 
     `sample` are options of sampling, `tried` lists changes of them to choose from. `guide` is the average
-    {sigma_rel} at the {share} of the time by which autoguidance guides.
+    {sigma_rel} at the {share} of the time by which autoguidance guides. `seconds` of training are for the
+    second track, the shortest time to a distance; None for the contest's.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Entry(NamedTuple):
     tried: list[dict[str, Any]]
     guide: dict[str, float]
     seeds: tuple[int, ...]
+    seconds: float | None = None
 
     def config(self, seed: int) -> Config:
         """Return the params of a training with this seed."""
@@ -134,8 +136,10 @@ class Judges(NamedTuple):
         parts = slice(0, None, 4), slice(2, None, 4), slice(1, None, 2)
         return cls(*map(full.part, parts), full)
 
-    def report_on(self, images: Images) -> dict[str, float]:
-        """Return the distance to the reported half, and to the whole test split."""
+    def report_on(self, images: Images, file: Path) -> dict[str, float]:
+        """Return the distances to the reported half and to the whole split; keep the images in a file."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, images)
         features = self.full.features(images)
         distances = {"fd": self.report.distance(features), "fd_full": self.full.distance(features)}
         return {name: round(distance, 1) for name, distance in distances.items()}
@@ -163,6 +167,7 @@ def read_entries(path: Path, folder: Path) -> dict[str, Entry]:
             given.get("tried", before.tried),
             given.get("guide", before.guide),
             tuple(given.get("seeds", (0,))),
+            given.get("seconds"),
         )
     return entries
 
@@ -187,7 +192,8 @@ def run(
     device = default_device()
     plan = plan_training(entry.config(seed), train.meta, device)
     if entry.name in RECIPES:
-        return diffusers_entry.run(entry.name, plan, train, size, device, judges, folder)
+        kept = kept_images(entry.name, seed)
+        return diffusers_entry.run(entry.name, plan, train, size, device, judges, folder, kept)
     share = entry.guide.get("share", 1.0)
     trained = quality.train_for(size.seconds, plan, train, device, share)
     finished, table = Finished(entry, plan, trained), model(plan.network)
@@ -205,8 +211,13 @@ def run(
         "sample": settings.model_dump(mode="json"),
         "params": entry.params,
         "fd_build": round(judges.build(finished.images(average, build, size.images // 2)), 1),
-        **judges.report_on(finished.images(average, settings, size.images)),
+        **judges.report_on(finished.images(average, settings, size.images), kept_images(entry.name, seed)),
     }
+
+
+def kept_images(name: str, seed: int) -> Path:
+    """Return the file with the images of an entry that are reported on, for `benchmarks.spaces`."""
+    return ROOT / f"runs/speedrun/images/{name}-{seed}.npy"
 
 
 def choose(finished: Finished, count: int, judge: Judge) -> tuple[str, SampleSettings, list[dict[str, Any]]]:
@@ -239,6 +250,7 @@ def card(entry: Entry, seed: int) -> dict[str, Any]:
         "after": entry.after,
         "what": entry.what,
         "seed": seed,
+        **({"budget": entry.seconds} if entry.seconds else {}),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
         "machine": f"{cores} core{'s' * (cores > 1)} of {processor}, torch {version}",
@@ -292,8 +304,9 @@ def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: P
         for name, seed in todo:
             entry = contest.read()[name]  # here, since the best one may be new
             print(f"{name}, seed {seed}: {entry.what}, after {entry.after}", flush=True)
+            own = size._replace(seconds=entry.seconds) if entry.seconds and size == contest.size else size
             try:
-                result = {**card(entry, seed), **run(entry, seed, size, train, judges, folder), **floor}
+                result = {**card(entry, seed), **run(entry, seed, own, train, judges, folder), **floor}
             except Exception:
                 traceback.print_exc()
                 failures += 1

@@ -32,9 +32,9 @@ def test_search_is_resumed_and_its_cost_is_stated(tmp_path: Path, monkeypatch: p
     config, device = load(quality.PROFILES / "digits.yaml"), default_device()
     store, test = quality.prepared(config, tmp_path / "data")
     judge = quality.Judge(test.images, device)
-    judges = SimpleNamespace(choice=judge, build=judge, report_on=lambda images: {"fd": judge(images)})
+    judges = SimpleNamespace(choice=judge, build=judge, report_on=lambda images, file: {"fd": judge(images)})
     plan = plan_training(config, store.meta, device)
-    arguments = (plan, store, quality.Size(0.5, 20, 2), device, judges, tmp_path)
+    arguments = (plan, store, quality.Size(0.5, 20, 2), device, judges, tmp_path, tmp_path / "kept.npy")
     first = diffusers_entry.run("small", *arguments)
     assert first["search"]["trainings"] == 2
     assert first["search"]["seconds"] == pytest.approx(sum(one[1] for one in searched(tmp_path)), abs=0.1)

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import quality, speedrun
+from benchmarks.spaces import compare
 from benchmarks.speedrun import CONTESTS, Contest, Finished, Judges, choose, read_entries, read_results
-from docs.site.leaderboard_page import with_leaderboard
+from docs.site.leaderboard_page import reaches_target, with_leaderboard
 
 UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {}, snapshot_step=1)
 
@@ -65,6 +66,17 @@ def test_best_is_the_earlier_entry_with_the_lowest_distance(tmp_path):
         result = json.loads(file.read_text())
         file.write_text(json.dumps({**result, "fd_build": -result["fd"]}))
     assert read_entries(entries, tmp_path)["c"].after == "b"
+
+
+def test_target_is_reached_by_the_limit_of_three_seeds():
+    """The mean plus 2.92 standard errors: 240 ± 2 is below 250, 245 ± 5 is not, and two seeds are too few."""
+    for distances, reached in (([238, 240, 242], True), ([240, 245, 250], False), ([200, 200], False)):
+        assert reaches_target([{"fd": fd} for fd in distances]) == reached
+
+
+def test_spaces_are_compared_by_ranks_and_swapped_pairs():
+    distances = {"a": {"x": 1.0, "y": 10.0}, "b": {"x": 2.0, "y": 30.0}, "c": {"x": 3.0, "y": 20.0}}
+    assert compare(distances, ("x", "y")) == {"spearman": 0.5, "swapped": [("b", "c")]}
 
 
 @pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: contest.name)
