@@ -21,6 +21,7 @@ REFERENCE = Path("data/reference")  # the reference's features and the real-agai
 STARTS = Path("start")  # pretrained models, by their SHA-256
 MODEL = Path("models/model.safetensors")  # the self-describing artefact
 AVERAGES = Path("models/ema")  # snapshots of EMA profiles, from which any sigma_rel is made
+GRIDS = Path("grids.json")  # the learned times of a model
 RUN = Path("models/run.json")  # the MLflow run and facts of the training; only the report depends on it
 LOSS_CURVE = Path("plots/loss.csv")
 CLASSIFIER = Path("models/classifier.safetensors")  # of noised images, for guidance; no part of the pipeline

@@ -1,4 +1,4 @@
-"""Models and images: `sample`, `encode`, `interpolate`, `ema`, `search`, `import`, `export`, `publish`."""
+"""Models and images: `sample`, `encode`, `grid`, `ema`, `search`, `import`, `export`, `publish` and more."""
 
 import re
 from importlib.util import find_spec
@@ -9,6 +9,7 @@ import typer
 
 from cli.actions import (
     image_analysis,
+    learned_grid,
     model_formats,
     publication,
     sampled_images,
@@ -25,7 +26,7 @@ from cli.shared.options import (
     flag_of,
     sampling_options,
 )
-from diffusion.layout import AVERAGES
+from diffusion.layout import AVERAGES, GRIDS
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
 
@@ -106,6 +107,21 @@ class Interpolate(CodeOptions):
     out: Path = out_option("FILE.png (one row) or .gif.", ".png", ".gif")
     frames: int = option("Number of images, both ends included.", min=2, max=MAX_FRAMES, default=9)
     klass: str | None = option("The class of all images. [default: of the nearer end, if any]", "--class")
+
+
+@command(app, lambda: learned_grid.learn_grid, "loading the model")
+class Grid(JsonOptions, ModelSourceOptions):
+    """Learn the times of few steps for a model (GITS, 2405.11326), for the spacing `learned`.
+
+    They minimise how far steps leave the bent trajectories of the model. Learning takes 60 network calls per
+    trajectory, and no training.
+    """
+
+    steps: str = option("The numbers of steps.", metavar="S,…", default="4,6,8,10")
+    out: Path = option("The file of the times.", "--out", "-o", metavar="FILE", default=GRIDS)
+    num: int = option("Number of trajectories.", "--num", "-n", min=1, max=MAX_HELD, default=256)
+    batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
+    sampling: dict[str, Any] = sampling_options(["guidance", "seed"])
 
 
 @command(app, lambda: model_formats.make_ema_models, "reading the snapshots")

@@ -17,6 +17,7 @@ from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED, REFERENCE
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
 from diffusion.protocol.settings import CommonSettings, SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import Interrupted
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
@@ -119,11 +120,14 @@ def scored_images(config: Config) -> ValidationImages:
     """Return the images to score: `train.eval_images` by `sample` with η = 0 in `train.eval_steps` steps.
 
     Other networks do not guide them: without a classifier, and without guidance whose rule needs a guide.
+    Learned times, which are of a trained model, are replaced by uniform ones.
     """
     shared = config.sample.model_dump(include=set(CommonSettings.model_fields))
     shared["classifier"] = shared["base"] = None
     if GUIDANCE_RULES[shared["guidance_rule"] or implied_rule(shared["guide"])].needs_guide:
         shared["guidance"] = 0.0
+    if SPACINGS[shared["spacing"]].has_levels:
+        shared |= {"spacing": "uniform", "spacing_options": {}}
     steps = min(config.train.eval_steps, config.process.max_steps)
     settings = SampleSettings(**shared, steps=steps, eta=0.0)
     return ValidationImages(settings, config.train.eval_images, config.sample.batch_size)

@@ -15,6 +15,7 @@ from diffusion.model.model_file import read_artefact, warn_of_edited_plugins
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.guidance import check_base
 from diffusion.sample.network_files import check_networks, matching_snapshots
@@ -49,13 +50,18 @@ def _check_entry(registry: Registry[Any], name: str) -> Finding:
 
 
 def check_guides(project: Project) -> Iterator[Finding]:
-    """Check EMA profiles and the networks of the sweep. A file must be a dependency of the stage."""
+    """Check EMA profiles, networks and learned times of the sweep. A file must be a dependency of the stage."""
     config = project.config
     cells = [cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)]
     guided = [one for one in cells if one.needs_guide or one.has_classifier or one.base]
     stage = dvc_stages().get("sample")
     deps = None if stage is None else set(map(str, stage.get("deps") or ()))
-    for file in sorted({file for settings in guided for file in _files(settings)}):
+    files = {file for settings in guided for file in _files(settings)}
+    if any(one.spacing == LEARNED for one in cells) and (
+        learned := config.sample.spacing_options.get("file")
+    ):
+        files.add(learned)
+    for file in sorted(files):
         if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
             yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")

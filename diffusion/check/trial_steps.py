@@ -4,6 +4,7 @@ The optimiser is left out, since its import takes a second.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import freeze
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.guidance import Guides
 from diffusion.sample.low_res import RealImages
@@ -55,8 +57,10 @@ def random_images(network: NetworkSpec, count: int) -> ImageStore:
 
 
 def few_steps(settings: SampleSettings, steps: int) -> SampleSettings:
-    """Return the settings with so many steps, guidance at all of them, no classifier and no base model."""
-    changes = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None, "base": None}
+    """Return the settings with so many steps, guidance at all of them, the model alone, and no learned times."""
+    changes: dict[str, Any] = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None, "base": None}
+    if settings.spacing == LEARNED:
+        changes |= {"spacing": "uniform", "spacing_options": {}}
     return settings.guided_everywhere().model_copy(update=changes)
 
 

@@ -17,7 +17,8 @@ from diffusion.protocol.scores_document import (
     ScoresDocument,
     SelectedCell,
 )
-from diffusion.protocol.settings import MODEL_AXES, SampleSettings
+from diffusion.protocol.settings import MODEL_AXES, SAMPLING_OPTIONS, SampleSettings
+from diffusion.protocol.spacing import LEARNED
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json
 from diffusion.system.section import Section, validate
@@ -188,9 +189,33 @@ def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> 
 
     Empty without scores, and if `chosen` names another sampler. Those that do not fit chosen ones are left
     out: the options of another spacing, the number of steps next to timesteps, and eta with a single step.
+    Learned times are those of the sweep for these steps.
     """
-    usual = None if scores is None else best_settings(scores)
-    if usual is None or chosen.get("sampler", usual.sampler) != usual.sampler:
+    usual = {} if scores is None else _fitting_settings(best_settings(scores), chosen)
+    wanted = {"steps": SAMPLING_OPTIONS["steps"].default, **usual, **chosen}
+    is_learned = wanted.get("spacing") == LEARNED and wanted.get("timesteps") is None
+    if scores is not None and is_learned and not chosen.get("spacing_options"):
+        return usual | {"spacing_options": learned_options(scores, wanted["steps"])}
+    return usual
+
+
+def learned_options(scores: ScoresDocument, steps: int) -> dict[str, Any]:
+    """Return the options of spacing learned in a cell with so many steps; UsageError if there is none."""
+    cells = {cell.steps: (cell, name) for name, cell in scores.cells.items() if has_learned_times(cell)}
+    if steps not in cells:
+        found = ", ".join(map(str, sorted(cells))) or "no number of"
+        raise UsageError(f"the sweep has learned times for {found} steps, not {steps}: use another spacing")
+    return settings_of(*cells[steps], 0).spacing_options
+
+
+def has_learned_times(cell: CellScores) -> bool:
+    """Return whether the images of a cell have learned times."""
+    return cell.card.get("spacing") == LEARNED
+
+
+def _fitting_settings(usual: SampleSettings, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the best cell that fit chosen ones."""
+    if chosen.get("sampler", usual.sampler) != usual.sampler:
         return {}
     timesteps = split_list(chosen.get("timesteps"))
     conflicts = {

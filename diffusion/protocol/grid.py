@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.card import differing_fields
+from diffusion.protocol.learned_grid import with_learned_levels
 from diffusion.protocol.options import Option, fields_section, format_value
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import (
@@ -111,14 +112,14 @@ def cell_settings(sample: CommonSettings, cell: Cell) -> SampleSettings:
     """Return the settings of a cell's images.
 
     The section's options of a sampler, spacing or guidance rule belong to its own one; another one has its
-    defaults.
+    defaults. UsageError if a file of learned times does not have them.
     """
     shared = sample.model_dump(include=set(CommonSettings.model_fields))
     for field in REGISTRIES_WITH_OPTIONS:
         if getattr(cell, field) not in (None, sample.entry(field)):
             del shared[f"{field}_options"]
     own = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
-    return SampleSettings(**{**shared, **own})
+    return SampleSettings(**with_learned_levels({**shared, **own}))
 
 
 def settings_card(settings: SampleSettings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A new one is an entry here and a module with a builder, SampleSettings → Sampl
 here too. This module loads no torch.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.system.limits import MAX_NOISE_LEVEL
+from diffusion.system.limits import MAX_NOISE_LEVEL, MAX_PATH, MAX_STEPS
 from diffusion.system.registry import BuilderEntry, Registry, WithOptions
 from diffusion.system.section import NotBool, Section
 
@@ -113,6 +114,31 @@ class KarrasOptions(NoiseRange):
     rho: Annotated[float, Field(ge=1, le=MAX_RHO), NotBool] = Field(
         default=7.0, description="ρ: a larger one has more steps at small noise."
     )
+
+
+class LearnedOptions(Section):
+    """The noise levels of learned times: in a `file` of `diffctl grid`, or listed.
+
+    Settings of images have the `levels` of their steps instead of the file.
+    """
+
+    file: Annotated[str, Field(min_length=1, max_length=MAX_PATH)] | None = Field(
+        default=None, description="The file with the times, which `diffctl grid` makes."
+    )
+    levels: Annotated[tuple[NoiseLevel, ...], Field(min_length=1, max_length=MAX_STEPS)] | None = Field(
+        default=None, description="The noise level σ/α of each step, falling."
+    )
+    model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="The model that the times were learned for."
+    )
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        if self.file is not None and self.levels is not None:
+            raise ValueError("file and levels exclude each other: leave one out")
+        if any(one <= after for one, after in itertools.pairwise(self.levels or ())):
+            raise ValueError("levels must fall strictly, from noise to image")
+        return self
 
 
 Noise = Literal["small", "large", "learned"]

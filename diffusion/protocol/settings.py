@@ -17,6 +17,7 @@ from diffusion.protocol.guidance_rules import (
     normalize_guide,
     rules_without_guide,
 )
+from diffusion.protocol.learned_grid import with_learned_levels
 from diffusion.protocol.options import (
     EntryOptions,
     Interval,
@@ -28,7 +29,7 @@ from diffusion.protocol.options import (
     split_list,
 )
 from diffusion.protocol.samplers import SAMPLERS, Noise, without_eta
-from diffusion.protocol.spacing import SPACINGS
+from diffusion.protocol.spacing import LEARNED, SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COND_NOISE, MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
 from diffusion.system.registry import WithOptions, check_name, load_reference
@@ -307,9 +308,21 @@ class SampleSettings(CommonSettings):
             raise ValueError(f"{without_eta('sampler', self.sampler)}: it must be 0 (got {self.eta})")
         if self.eta and self.steps == 1:
             raise ValueError(f"a single step adds no noise: eta must be 0 (got {self.eta})")
+        if self.spacing == LEARNED and self.timesteps is None:
+            self._check_levels()
         if self.needs_guide and self.guide is None:
             raise ValueError(f"guidance_rule {self.rule} needs a guide: ema:SIGMA_REL[@STEP] or a file")
         return self
+
+    def _check_levels(self) -> None:
+        levels = self.spacing_options.get("levels")
+        if levels is None:
+            raise ValueError(
+                "spacing learned needs the times of a model: spacing_options.file in params.yaml or "
+                "--spacing-option file=FILE, of `diffctl grid`"
+            )
+        if len(levels) != self.steps:
+            raise ValueError(f"steps {self.steps} is not the number of learned times, {len(levels)}")
 
     @property
     def base_settings(self) -> "SampleSettings | None":
@@ -391,4 +404,5 @@ def parse_settings(
 ) -> SampleSettings:
     """Return a command's settings, with `usual` values for None; UsageError if they do not fit."""
     given = {name: value for name, value in optional.items() if value is not None}
-    return validate(SampleSettings, {**(usual or {}), **given, **values}, "these options do not fit")
+    chosen = with_learned_levels({**(usual or {}), **given, **values}, SAMPLING_OPTIONS["steps"].default)
+    return validate(SampleSettings, chosen, "these options do not fit")

@@ -85,14 +85,19 @@ def log_snr(steps: int, low: float, high: float, options: Any) -> list[float]:
     return [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
 
 
+def learned(steps: int, low: float, high: float, options: Any) -> list[float]:
+    """Noise levels that were learned for a model, of a file that `diffctl grid` makes."""
+    return list(reversed(options.levels))
+
+
 @dataclass(frozen=True)
 class SpacingEntry(WithOptions):
     """`whole` is (S, T) → S of the timesteps 0 … T−1, increasing; a discrete process takes it first.
 
     `real` is (S > 1, low, high, options) → S increasing numbers that end at `high`: real times, or noise
     levels σ/α where `in_noise`; then `options`, the class of `spacing_options`, is a NoiseRange. A spacing
-    has one of them at least. One that `is_paper_grid` may end below T−1 or repeat a time, as that paper's
-    code does.
+    has one of them at least. One that `has_levels` has those of its options, a LearnedOptions, for one S. One
+    that `is_paper_grid` may end below T−1 or repeat a time, as that paper's code does.
     """
 
     source: str
@@ -100,6 +105,7 @@ class SpacingEntry(WithOptions):
     real: Callable[[int, float, float, Any], list[float]] | None = None
     in_noise: bool = False
     options: str = "diffusion.system.section:NoOptions"
+    has_levels: bool = False
     is_paper_grid: bool = False
 
     @property
@@ -115,6 +121,7 @@ class SpacingEntry(WithOptions):
         return [*self.real(steps, low, high, options)[:-1], high] if steps > 1 else [high]
 
 
+LEARNED = "learned"  # the spacing
 _DDIM = "Song et al. 2020 (2010.02502), app. D.2"
 _DDIM_CODE = "github.com/ermongroup/ddim"
 
@@ -136,6 +143,13 @@ SPACINGS: Registry[SpacingEntry] = Registry(
             real=log_snr,
             in_noise=True,
             options="diffusion.protocol.samplers:NoiseRange",
+        ),
+        LEARNED: SpacingEntry(
+            "Chen et al. 2024 (2405.11326), GITS",
+            real=learned,
+            in_noise=True,
+            options="diffusion.protocol.samplers:LearnedOptions",
+            has_levels=True,
         ),
         "ddim-uniform": SpacingEntry(_DDIM_CODE, ddim_uniform, is_paper_grid=True),
         "ddim-quadratic": SpacingEntry(_DDIM_CODE, ddim_quadratic, is_paper_grid=True),

@@ -17,6 +17,7 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.guidance import (
     NO_GUIDES,
     Guides,
@@ -61,6 +62,12 @@ def check_settings(artefact: "ModelDescription", settings: SampleSettings) -> Ti
     if SAMPLERS[settings.sampler].uses_eta:
         check_eta(grid, settings.eta)
         check_noise(settings.noise, artefact.network.learned_variance)
+    learned_for = settings.spacing_options.get("model_sha256") if settings.spacing == LEARNED else None
+    if learned_for and artefact.ema_sigma_rel is None and learned_for != artefact.model_sha256:
+        raise UsageError(
+            f"the learned times are of model {learned_for[:16]}, and this is {artefact.model_sha256[:16]}: "
+            "make its own with `diffctl grid`"
+        )
     if settings.guidance:
         build_guidance(settings, process)
         if GUIDANCE_RULES[settings.rule].needs_null and not artefact.network.null_class:

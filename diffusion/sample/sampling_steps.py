@@ -38,10 +38,13 @@ def spaced_times(settings: SampleSettings, process: NoiseProcess) -> list[int] |
     options = entry.parse(settings.spacing_options)
     if not entry.in_noise:
         return entry.between(steps, process.t_min, process.t_max, options)
-    low, high = options.sigma_min or process.sigma_min, options.sigma_max or process.sigma_max
+    if entry.has_levels:
+        low, high = options.levels[-1], options.levels[0]
+    else:
+        low, high = options.sigma_min or process.sigma_min, options.sigma_max or process.sigma_max
     limits = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     lowest, highest = process.noise_level(limits).tolist()  # the highest may be ∞
-    if not lowest <= low < high <= highest:
+    if not (lowest <= low <= high <= highest and (low < high or entry.has_levels)):
         raise UsageError(
             f"spacing_options from sigma_min {low:g} to sigma_max {high:g} do not fit process.schedule "
             f"{process.config.schedule}: its noise levels are {lowest:g} to {highest:g}"

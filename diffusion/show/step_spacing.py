@@ -77,6 +77,8 @@ def steps(config: ProcessConfig, count: int) -> Steps:
     process = build_process(config)
     spacings = {}
     for name, entry in SPACINGS.items():
+        if entry.has_levels:
+            continue
         try:
             times = spaced_times(SampleSettings(spacing=name, steps=count), process)
         except UsageError:

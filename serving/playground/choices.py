@@ -1,19 +1,20 @@
 """The playground's choices for a model: controls, real images, costs of its sweep, NFE of a request."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
-from diffusion.choice.selection import settings_of
+from diffusion.choice.selection import has_learned_times, settings_of
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import METHODS
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import Option
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS, SampleSettings
+from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import build_guidance, guidance_weight
 from diffusion.sample.sampling_steps import call_times, count_nfe
@@ -34,7 +35,8 @@ LESSONS = {  # what a control does to the images; another option shows its help
     "noise": "The noise that η scales: small is the exact posterior's for known images, large that of the "
     "forward process, learned the network's own.",
     "spacing": "Where the steps are: uniform spreads them evenly over time, quadratic has more near the "
-    "image, trailing counts back from pure noise in equal strides.",
+    "image, trailing counts back from pure noise in equal strides, learned are those found for this "
+    "model.",
     "guidance": "A larger w makes images more typical of their class and less varied, for two network "
     "evaluations per step; w is diffusers' guidance_scale − 1.",
     "guidance_rule": "Guidance extrapolates from the model without the class, or from a guide, a worse "
@@ -94,6 +96,8 @@ def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
     spec, choices = model.artefact.network, list(option.choices)
     if option.name == "noise" and not spec.learned_variance:
         choices.remove("learned")
+    if option.name == "spacing" and not any(map(has_learned_times, _cells(model))):
+        choices.remove(LEARNED)
     if option.name == "guidance_rule":
         choices = _possible_rules(model)
     if option.name == "guide":
@@ -120,6 +124,10 @@ def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
             if condition.values is not None
         ],
     }
+
+
+def _cells(model: ServedModel) -> Collection[CellScores]:
+    return () if model.published.scores is None else model.published.scores.cells.values()
 
 
 def _possible_rules(model: ServedModel) -> list[str]:

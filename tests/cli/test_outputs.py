@@ -181,6 +181,7 @@ COMMANDS = {
     "edit": Row(("no.png", "--colorize", *MODEL, *OUT), ("no.png", "--colorize", *RUN, *OUT)),
     "evaluate": Row(("no-such-folder", "--against", "no-such-store")),
     "ema": Row(("--sigma-rel", "0.1", "--from", "no-such-folder")),
+    "grid": Row(("--steps", "4,x", *MODEL), RUN),
     "encode": Row(("no.png", *MODEL, "--out", "x.npz"), ("0", *RUN, "--out", "x.npz")),
     "interpolate": Row(("no.png", "0", *MODEL, *OUT), ("0", "1", *RUN, *OUT)),
     "compare": Row(("no.json", "no-either.json"), ("a", "b")),

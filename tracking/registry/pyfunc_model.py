@@ -20,12 +20,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from diffusion.choice.selection import learned_options
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
+from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.generate import generate, image_condition
 from diffusion.sample.guidance import check_served_guide
 from diffusion.sample.network_files import NetworkFiles, load_guides
@@ -101,8 +103,8 @@ class RegisteredSampler(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights; ValueError if the stored scores are of other weights."""
         weights = Path(context.artifacts["weights"])
-        cells = read_scores(Path(context.artifacts["scores"])).cells
-        best = cells[str(context.model_config["best_cell"])]
+        self.scores = read_scores(Path(context.artifacts["scores"]))
+        best = self.scores.cells[str(context.model_config["best_cell"])]
         others = {name: context.artifacts.get(name) for name in ("guide", "classifier", "base")}
         files = NetworkFiles(weights, **{name: Path(file) for name, file in others.items() if file})
         if wrong := files.read().find_difference(best.card):
@@ -128,7 +130,10 @@ class RegisteredSampler(PythonModel):
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
-        settings = validate(SampleSettings, self.defaults | chosen, "the request")
+        wanted = self.defaults | chosen
+        if wanted.get("spacing") == LEARNED:
+            wanted["spacing_options"] = learned_options(self.scores, int(wanted["steps"]))
+        settings = validate(SampleSettings, wanted, "the request")
         refuse_idle(chosen, settings)
         check_served_guide(settings, self.guide, "this model")
         condition = image_condition(self.model, settings, indices, self.guides, request.class_name)

@@ -129,6 +129,7 @@ function values() {
     else if (control.required) body[control.name] = control.default;
   }
   for (const option of Object.keys(known.choices.entry_options)) {
+    if (fields[option].value === "learned") continue; // the server has the times of every number of steps
     const own = ownControls(option).map((control) => [keyOf(control), valueOf(control)]);
     body[`${option}_options`] = { ...usualOwn(option), ...Object.fromEntries(own) };
   }
