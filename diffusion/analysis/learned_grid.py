@@ -58,6 +58,8 @@ def learned_levels(
     """
     if (most := max(wanted)) > settings.steps:
         raise UsageError(f"{most} steps are more than the {settings.steps} of the teacher: lower --steps")
+    if loaded.artefact.network.low_res_size is not None:
+        raise UsageError("times are learned for models that enlarge no images, and this one does")
     grid, spec = check_settings(loaded.artefact, settings), loaded.artefact.network
     device = next(loaded.network.parameters()).device
     denoiser, shape = guided_denoiser(loaded, settings), (spec.in_channels, spec.image_size, spec.image_size)

@@ -50,7 +50,7 @@ def _check_entry(registry: Registry[Any], name: str) -> Finding:
 
 
 def check_guides(project: Project) -> Iterator[Finding]:
-    """Check EMA profiles, networks and learned times of the sweep. A file must be a dependency of the stage."""
+    """Check EMA profiles, networks and learned times of the sweep. A file must be one of the stage's deps."""
     config = project.config
     cells = [cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)]
     guided = [one for one in cells if one.needs_guide or one.has_classifier or one.base]

@@ -57,8 +57,12 @@ def random_images(network: NetworkSpec, count: int) -> ImageStore:
 
 
 def few_steps(settings: SampleSettings, steps: int) -> SampleSettings:
-    """Return the settings with so many steps, guidance at all of them, the model alone, and no learned times."""
-    changes: dict[str, Any] = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None, "base": None}
+    """Return the settings with so many steps and guidance at all of them, for the model alone.
+
+    Learned times, which are of one model, are replaced by uniform ones.
+    """
+    changes: dict[str, Any] = {"steps": steps, "eta": min(1.0, settings.eta)}
+    changes |= {"classifier": None, "base": None}
     if settings.spacing == LEARNED:
         changes |= {"spacing": "uniform", "spacing_options": {}}
     return settings.guided_everywhere().model_copy(update=changes)
