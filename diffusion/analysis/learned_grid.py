@@ -19,7 +19,7 @@ from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, guided_denoiser, mixed_condition
+from diffusion.sample.generate import check_settings, denoiser_builder, mixed_condition
 from diffusion.sample.ode_step import data_and_noise, noise_level
 from diffusion.sample.sampler import NaNGuard, SamplerDriver, build_sampler, predict
 from diffusion.system.devices import to_device
@@ -62,14 +62,14 @@ def learned_levels(
         raise UsageError("times are learned for models that enlarge no images, and this one does")
     grid, spec = check_settings(loaded.artefact, settings), loaded.artefact.network
     device = next(loaded.network.parameters()).device
-    denoiser, shape = guided_denoiser(loaded, settings), (spec.in_channels, spec.image_size, spec.image_size)
+    build_denoiser, shape = denoiser_builder(loaded, settings), (spec.in_channels, *spec.size)
     total = torch.zeros(len(grid) + 1, len(grid) + 1, dtype=torch.float64)
     for start in range(0, count, batch_size):
         progress(start, count)
         indices = range(start, min(start + batch_size, count))
         condition = mixed_condition(loaded.artefact, settings, indices).to(device)
         noise = ImageNoise(settings.seed, indices, shape, grid.initial_noise_scale).draw()
-        points, slopes = teacher_path(denoiser, settings, grid, to_device(noise, device), condition)
+        points, slopes = teacher_path(build_denoiser(), settings, grid, to_device(noise, device), condition)
         total += step_costs(points, slopes, teacher_nodes(grid)).sum(0)
     progress(count, count)
     low, high = build_process(loaded.artefact.process).sigma_min, settings.spacing_options["sigma_max"]
