@@ -9,7 +9,9 @@ from diffusion.images.pictures import enlarge, grid, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.process_registry import DiscreteConfig
+from diffusion.process.loss_registry import OBJECTIVES
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.sample_pictures import real_images
 from diffusion.sample.generate import generate, image_condition
@@ -19,6 +21,7 @@ from diffusion.system.files import write_atomic
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 
 PREVIEW_STEPS = 20  # DDIM steps of a preview
+CONSISTENCY_SIGMA = 80.0  # the noise level from which consistency is sampled: tuning seldom sees higher ones
 
 
 def write_preview(
@@ -29,9 +32,7 @@ def write_preview(
     Of a network that enlarges images they are the originals, and the low resolutions are above.
     """
     artefact = plan_artefact(plan)
-    steps = min(PREVIEW_STEPS, artefact.process.max_steps)
-    spacing = "uniform" if isinstance(artefact.process, DiscreteConfig) else "karras"
-    settings = SampleSettings(steps=steps, spacing=spacing)
+    settings = _preview_settings(artefact.process)
     indices = range(10)
     device = next(network.parameters()).device
     size, source = artefact.network.low_res_size, None if real is None else RealImages(real)
@@ -47,3 +48,12 @@ def write_preview(
         rows.append(real_images(real, labels, len(indices)))
     picture = enlarge(grid(np.concatenate(rows), columns=len(indices)), artefact.network.size)
     write_atomic(path, lambda file: file.write(png_bytes(picture)))
+
+
+def _preview_settings(process: ProcessConfig) -> SampleSettings:
+    """Return DDIM in 20 steps, or for an objective of consistency its sampler in two."""
+    if OBJECTIVES[process.loss].is_consistency:
+        highest = {"sigma_max": min(build_process(process).sigma_max, CONSISTENCY_SIGMA)}
+        return SampleSettings(sampler="consistency", steps=2, spacing="karras", spacing_options=highest)
+    steps = min(PREVIEW_STEPS, process.max_steps)
+    return SampleSettings(steps=steps, spacing="uniform" if isinstance(process, DiscreteConfig) else "karras")

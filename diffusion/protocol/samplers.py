@@ -81,7 +81,7 @@ class HeunOptions(ChurnOptions):
     )
 
 
-class ConsistencyOptions(Section):
+class ConsistencySamplerOptions(Section):
     """Options of multistep consistency sampling."""
 
     sigma_mid: NoiseLevel | None = Field(
@@ -207,7 +207,7 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         ),
         "consistency": SamplerEntry(
             "diffusion.sample.consistency:build",
-            options="diffusion.protocol.samplers:ConsistencyOptions",
+            options="diffusion.protocol.samplers:ConsistencySamplerOptions",
             source="Song et al. 2023 (2303.01469), alg. 1",
             for_consistency=True,
         ),

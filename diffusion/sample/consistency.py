@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.process.time_grid import NoisePoint, TimeGrid
-from diffusion.protocol.samplers import ConsistencyOptions
+from diffusion.protocol.samplers import ConsistencySamplerOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
 from diffusion.system.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Consistency:
+class ConsistencySampler:
     """The sampler; `clip` clips x̂_0 to [−1, 1]."""
 
     sigma_mid: float | None = 0.821
@@ -49,7 +49,7 @@ class Consistency:
         return points
 
 
-def build(settings: SampleSettings) -> Consistency:
+def build(settings: SampleSettings) -> ConsistencySampler:
     """Return the sampler of these settings."""
-    options = ConsistencyOptions.model_validate(settings.sampler_options)
-    return Consistency(options.sigma_mid, settings.clip)
+    options = ConsistencySamplerOptions.model_validate(settings.sampler_options)
+    return ConsistencySampler(options.sigma_mid, settings.clip)

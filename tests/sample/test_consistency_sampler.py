@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cli.stages.preview import _preview_settings
 from diffusion.process.denoiser import Condition, Prediction, time_tensor
 from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig
@@ -47,6 +48,16 @@ def test_any_number_of_steps_gives_the_exact_distribution(process, spacing):
         ends = walk(end_of_flow, grid, iter([start, *draws]).__next__, build_sampler(chosen))
         assert float(ends.square().sum()) == pytest.approx(STD**2)
         assert next(draws, None) is None
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_previews_of_a_tuning_are_sampled_in_two_calls(process):
+    config = process.config.model_copy(update={"loss": "consistency"})
+    levels = process.noise_level(
+        torch.tensor(call_times(_preview_settings(config), process), dtype=torch.float64)
+    )
+    assert levels.tolist() == pytest.approx([80, 0.821])
+    assert _preview_settings(process.config).steps == 20
 
 
 def test_the_second_of_two_calls_is_at_sigma_mid():
