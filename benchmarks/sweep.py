@@ -46,7 +46,7 @@ def network_seconds() -> float:
     config, device = load(), default_device()
     network, artefact = load_model(MODEL, device)
     spec, size = artefact.network, config.sample.batch_size
-    x = torch.randn(size, spec.in_channels, spec.image_size, spec.image_size, device=device)
+    x = torch.randn(size, *spec.shape, device=device)
     t, labels = torch.full((size,), 500, device=device), torch.arange(size, device=device) % spec.num_classes
     evaluate = autocast(network, artefact.precision)
     began = time.perf_counter()

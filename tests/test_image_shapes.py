@@ -30,7 +30,7 @@ from tests.conftest import write_params
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.invoke import Invoke
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.networks import network_of, small_model, spec_of
+from tests.helpers.networks import loaded_classifier, network_of, small_model, spec_of
 from tests.helpers.raw_data import random_images
 from tests.helpers.served_images import HERE, assert_offline, pixels
 from tests.helpers.server_process import service_of
@@ -68,6 +68,7 @@ def test_a_unet_with_turned_kernels_turns_images_that_are_not_square() -> None:
     x, t, labels = torch.randn(2, 1, *WIDE), torch.tensor([3, 50]), torch.tensor([0, 5])
     with torch.no_grad():
         assert torch.allclose(turned(x.mT, t, labels).mT, network(x, t, labels), atol=1e-4)
+        assert loaded_classifier(image_size=WIDE).network(x, t).shape == (2, 10)
     assert sorted(set(tokens)) == [8, 32]  # the middle's 2×4, and 4×8
 
 

@@ -115,7 +115,7 @@ def _kind(value: Schema, definitions: Schema) -> str:
     if "anyOf" in value:
         if "properties" in value or all("properties" in one for one in value["anyOf"]):
             return "section"
-        kinds = [_kind(one, definitions) for one in value["anyOf"]]
+        kinds = [_kind(one, definitions) for one in _alternatives(value)]
         return " or ".join(dict.fromkeys(kinds))
     if value.get("type") == "array":
         items = value.get("items", {})
@@ -127,18 +127,26 @@ def _kind(value: Schema, definitions: Schema) -> str:
     return names.get(value.get("type", ""), str(value.get("type", "any value")))
 
 
+def _alternatives(value: Schema) -> list[Schema]:
+    """Return the schemas of which a value has one; those of an inner choice take its place."""
+    inner = [*value.get("anyOf", []), *value.get("oneOf", [])]
+    return [leaf for one in inner for leaf in _alternatives(one) or [one]]
+
+
 def _bounds(value: Schema) -> str:
     """Return the bounds of a value, or of a list's items."""
-    parts = [value, *value.get("anyOf", []), value.get("items", {})]
+    values = [value, *_alternatives(value)]
+    parts = [*values, *(one.get("items", {}) for one in values)]
     bounds = [
         f"{sign}\N{NO-BREAK SPACE}{_number(part[key])}"
         for part in parts
         for key, sign in BOUNDS
         if key in part
     ]
-    if "maxItems" in value:
-        least, most = value.get("minItems", 0), value["maxItems"]
-        bounds.append(f"{least} to {most} of them" if least < most else f"{most} of them")
+    for one in values:
+        if "maxItems" in one:
+            least, most = one.get("minItems", 0), one["maxItems"]
+            bounds.append(f"{least} to {most} of them" if least < most else f"{most} of them")
     return ", ".join(dict.fromkeys(bounds))
 
 

@@ -119,7 +119,7 @@ def test_any_input_name_is_an_image_or_refused(tmp_path, monkeypatch, name):
     os.mkfifo("pipe")
     (tmp_path / "9").write_bytes(b"text")
     spec = spec_of()
-    store = np.zeros((2, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
+    store = np.zeros((2, *spec.pixel_shape), np.uint8)
     write_store(tmp_path / "store", store, None, {})
     message = bounded(lambda: load_input(name, tmp_path / "store", artefact_of(spec)))
     assert message.isprintable()

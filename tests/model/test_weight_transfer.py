@@ -34,7 +34,7 @@ def build_from_pretrained(classes=NAMES, pretrained_spec=None, kind=spec_of, **c
 
 
 def images(network) -> Tensor:
-    return torch.randn(3, network.spec.in_channels, network.spec.image_size, network.spec.image_size)
+    return torch.randn(3, *network.spec.shape)
 
 
 def labels(*numbers: int) -> Tensor:

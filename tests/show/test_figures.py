@@ -122,7 +122,7 @@ def closed_form(spec: UNetSpec) -> int:
         for layer in network.modules():
             layer.register_forward_hook(note)
         t = torch.zeros(1, dtype=torch.int64)
-        x = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)
+        x = torch.zeros(1, *spec.shape)
         network(x, t, t if spec.num_classes else None)
     return sum(found)
 

@@ -79,7 +79,7 @@ def random_network(profile: str) -> tuple[UNet, tuple[torch.Tensor, torch.Tensor
     spec = plan.network
     network = UNet(spec)
     randomise(network)
-    x = torch.randn(4, spec.in_channels, spec.image_size, spec.image_size)
+    x = torch.randn(4, *spec.shape)
     t = torch.tensor([0, 10, 500, 999])
     return network.eval().requires_grad_(False), (x, t, torch.arange(4) if spec.num_classes else None)
 
