@@ -30,9 +30,9 @@ from tests.helpers.networks import randomise
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden/losses.json"
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
-SIZES = {"digits": (8, 1), "fashion-mnist": (28, 1), "image-folder-cpu": (32, 3)} | dict.fromkeys(
-    ("cifar10", "cifar100"), (32, 3)
-)
+SIZES = {"digits": (8, 1), "fashion-mnist-14": (14, 1)}
+SIZES |= dict.fromkeys(("fashion-mnist", "fashion-mnist-upsampler"), (28, 1))
+SIZES |= dict.fromkeys(("cifar10", "cifar100", "image-folder-cpu"), (32, 3))
 
 # Relative root-mean-square distance of bf16's ε and v from fp32's, at random weights: eight bits of mantissa
 # (2⁻⁸ = 0.4%) through some tens of layers.
@@ -92,8 +92,11 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_bf16_stays_within_its_bound_of_fp32(profile):
     network, arguments = random_network(profile)
-    exact = network(*arguments)
-    found = autocast(network, "bf16")(*arguments)
+    further = {}
+    if network.spec.low_res is not None:
+        further = {"low_res": torch.randn(4, 1, 14, 14), "noise_level": torch.rand(4)}
+    exact = network(*arguments, **further)
+    found = autocast(network, "bf16")(*arguments, **further)
     assert found.dtype == torch.float32
     assert 0 < distance(found, exact) < BF16_BOUND
 
