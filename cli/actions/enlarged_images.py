@@ -47,4 +47,4 @@ def side_by_side(low_res: Tensor, images: Images, originals: Images | None, fact
         for kind in kinds:
             part = kind[start : start + columns]
             rows += [part, np.repeat(white, columns - len(part), axis=0)]
-    return enlarge(grid(np.concatenate(rows), columns), images.shape[1], factor)
+    return enlarge(grid(np.concatenate(rows), columns), images.shape[1:3], factor)
