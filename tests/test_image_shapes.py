@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from cli.actions.enlarged_images import side_by_side
 from diffusion.data.data_config import DataConfig
 from diffusion.images.pictures import contact_sheet, montage
+from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES, TRAIN_RUNS
 from diffusion.model.blocks import Attention
@@ -92,6 +94,8 @@ def test_pictures_keep_the_shape_of_their_images() -> None:
     assert contact_sheet(images[:20]).shape == (4 * (2 * 8 + 1), 4 * (10 * 16 + 9), 1)
     assert montage(images).shape == (3 * 32 + 2 * 2, 10 * 64 + 9 * 2, 1)
     assert np.array_equal(montage(images)[:32:4, 66:130:4], images[1])
+    low_res = to_model(to_nchw(images[:2, ::2, ::2]))
+    assert side_by_side(low_res, images[:2], None, None).shape == (4 * 17, 4 * 33, 1)
 
 
 def pairs_of_digits(folder: Path, count: int) -> Path:
