@@ -10,11 +10,13 @@ from starlette.testclient import TestClient
 from diffusion.images.pictures import contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
+from diffusion.protocol.base_model import base_text
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate, mixed_condition
 from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import NetworkFiles
 from serving.app import create_app
+from serving.handlers import encode_pngs
 from tests.helpers.served_images import HERE, assert_offline, events_of, offline, pixels
 from tests.helpers.server_process import CPU, published, scores_of, service_of, small_model
 
@@ -68,6 +70,34 @@ def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):
         assert "is served with the guide ema:0.1@300, not with models/other" in other.json()["detail"]
         idle = client.post("/v1/images", json={"guidance": 0, "guide": "ema:0.1@300"})
         assert (idle.status_code, "no effect" in idle.json()["detail"]) == (422, True)
+
+
+def test_given_images_and_those_of_a_base_are_enlarged(tmp_path):
+    model = small_model(tmp_path / "large.safetensors", low_res=4, cond_noise=0.5)
+    base = small_model(tmp_path / "base.safetensors", image_size=4, attention_resolutions=())
+    loaded, small = load_model(model), load_model(base)
+    cascade = SampleSettings(steps=2, base={"file": "base.safetensors", "sampling": {"steps": 3}})
+    condition = mixed_condition(loaded.artefact, cascade, range(2))
+    made = generate(loaded, cascade, range(2), condition, CPU, guides=Guides(base=small))
+    pictures = to_nhwc(generate(small, cascade.base_settings, range(2), condition, CPU))
+    body = {"num": 2, "steps": 2, "eta": 0, "low_res": encode_pngs(pictures)}
+    with TestClient(create_app(service_of(published(model, None, scored=False))), HERE) as client:
+        answer = client.post("/v1/images", json=body).json()
+        assert np.abs(pixels(answer) - to_nhwc(made)[..., 0].astype(int)).max() <= 1
+        for wrong, message in (
+            ({"low_res": None}, "the model enlarges images of 4×4 pixels: give some (low_res, "),
+            ({"num": 3}, "low_res has 2 pictures for 3 images: give one, or one for each"),
+            ({"low_res": encode_pngs(to_nhwc(made))}, "low_res has 8×8 pixels: the model takes 4×4"),
+            ({"cond_noise": 0.6}, "cond_noise 0.6: the model was trained up to 0.5"),
+        ):
+            refused = client.post("/v1/images", json={**body, **wrong})
+            assert refused.status_code == 422
+            assert message in refused.json()["detail"]
+    scored = with_usual(model, base=base_text(cascade.base))._replace(files=NetworkFiles(model, base=base))
+    with TestClient(create_app(service_of(scored)), HERE) as client:
+        answer = client.post("/v1/images", json={"num": 2, "steps": 2, "eta": 0}).json()
+        assert np.abs(pixels(answer) - to_nhwc(made)[..., 0].astype(int)).max() <= 1
+        assert answer["nfe"] == 2 + 3
 
 
 def test_the_best_cells_interval_is_the_default_and_null_disables_it(model):
