@@ -10,10 +10,15 @@ import torch
 from scipy import stats
 
 from diffusion.engine.engine import Engine
-from diffusion.images.pixels import to_model
-from diffusion.images.store import ImageStore
-from diffusion.model.model_file import LoadedModel
+from diffusion.images.pictures import png_bytes, read_picture
+from diffusion.images.pixels import to_model, to_nhwc
+from diffusion.images.store import ImageStore, open_store, write_store
+from diffusion.layout import HELD_OUT, MODEL
+from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.protocol.grid import Cell, cell_settings
+from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.cell_images import make_cell
 from diffusion.sample.generate import (
     base_condition,
     chosen_condition,
@@ -24,10 +29,18 @@ from diffusion.sample.generate import (
 )
 from diffusion.sample.guidance import Guides, check_base
 from diffusion.sample.low_res import RealImages
-from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.sample.network_files import NetworkArtefacts, network_files
 from diffusion.sample.sampling_card import sampling_card
 from diffusion.system.errors import UsageError
-from tests.helpers.networks import artefact_of, counting, network_of, spec_of
+from tests.helpers.networks import (
+    artefact_of,
+    assert_equal_but_for_rounding,
+    counting,
+    network_of,
+    small_model,
+    spec_of,
+)
+from tests.helpers.raw_data import random_images
 
 CPU = torch.device("cpu")
 LOW_RES = {"low_res": 4, "cond_noise": 0.5}
@@ -185,3 +198,44 @@ def test_a_base_that_does_not_fit_is_refused(base, message):
 def test_sections_of_a_base_that_mean_nothing_are_refused(base, message):
     with pytest.raises(ValueError, match=message):
         SampleSettings(base=base)
+
+
+@pytest.fixture
+def held_out(tmp_path, monkeypatch):
+    """A folder with a model that enlarges images and held-out images as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    small_model(MODEL, **LOW_RES)
+    classes = list(UPSAMPLER.artefact.data.classes)
+    write_store(HELD_OUT, random_images(0, 6, 8, 1), np.arange(6), {"classes": classes})
+    return open_store(HELD_OUT)
+
+
+def test_a_cell_enlarges_held_out_images_with_their_labels(held_out):
+    section = SampleConfig(num_images=8, batch_size=3)
+    cell = Cell(steps=2, eta=0.0, cond_noise=0.2)
+    settings = cell_settings(section, cell)
+    store = make_cell(section, cell, network_files(settings, MODEL), MODEL.parent / "cell")
+    assert store.labels.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert store.meta["card"]["real_sha256"] == held_out.meta["digest"]
+    assert store.meta["card"]["cond_noise"] == 0.2
+    loaded, guides = load_model(MODEL), Guides(real=RealImages(held_out))
+    condition = image_condition(loaded, settings, range(8), guides)
+    made = to_nhwc(generate(loaded, settings, range(8), condition, CPU))
+    assert_equal_but_for_rounding(np.array(store.images), made)
+
+
+def test_a_picture_shows_low_resolutions_results_and_originals(held_out, invoke):
+    options = ["--steps", "2", "--scale", "1"]
+    assert invoke("sample", "--num", "12", "--out", "real.png", *options).code == 0
+    assert read_picture(Path("real.png"), None, 1).shape == (6 * 9 - 1, 10 * 9 - 1, 1)
+    Path("small").mkdir()
+    for name, image in zip("ba", shrunk := random_images(1, 2, 4, 1), strict=True):
+        Path("small", f"{name}.png").write_bytes(png_bytes(image))
+    done = invoke("sample", "--num", "2", "--low-res", "small", "--out", "given.png", *options)
+    assert done.code == 0
+    shown = read_picture(Path("given.png"), None, 1)
+    assert shown.shape == (2 * 9 - 1, 2 * 9 - 1, 1)
+    assert np.array_equal(shown[:8:2, :8:2], shrunk[1]), "in the order of names"
+    small_model(MODEL)
+    refused = invoke("sample", "--num", "2", "--low-res", "small", "--out", "given.png", "--force")
+    assert (refused.code, "--low-res is for a model that enlarges images" in refused.err) == (2, True)
