@@ -27,9 +27,10 @@ NORMAL = 1.959964  # standard deviations of a 95 % interval
 
 Trainings = Sequence[ImageScores]  # one cell of the trainings of a group
 
-SUBJECT = ("model_sha256", "ema", "guide_sha256")  # the compared model: fields of a card that may differ
+# The compared model: fields of a card that may differ.
+SUBJECT = ("model_sha256", "ema", "guide_sha256", "base_sha256", "weighted_nfe")
 # Cells that differ in these alone share x_T by index.
-SAME_NOISE = ("model_sha256", *AXES, *DERIVED_FIELDS, *OPTION_FIELDS)
+SAME_NOISE = ("model_sha256", "base", *AXES, *DERIVED_FIELDS, *OPTION_FIELDS)
 
 
 class Interval(NamedTuple):

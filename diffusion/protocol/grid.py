@@ -24,7 +24,8 @@ from diffusion.protocol.settings import (
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import Section, ShortText, canonical_json
 
-DERIVED_FIELDS = ("nfe", "guide_sha256")  # of a card: they follow from the model and the values on the axes
+# Of a card: they follow from the model, its base, and the values on the axes.
+DERIVED_FIELDS = ("nfe", "guide_sha256", "base_sha256", "base_nfe", "weighted_nfe")
 # Of a card: they follow from the section `sample` and the sampler, spacing and guidance rule on the axes.
 OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sampling_plugins")
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
