@@ -62,7 +62,8 @@ def selected_files(options: ModelSourceOptions, settings: SampleSettings, model:
     if not is_alone and (options.champion or options.run_id is not None):
         registered = _registered_guides(settings, model)
     others = settings.model_copy(update=dict.fromkeys(registered))
-    return network_files(others, model)._replace(**registered)
+    files = network_files(others, model)._replace(**registered)
+    return files if settings.base is None else files._replace(real=None)
 
 
 def _registered_guides(settings: SampleSettings, model: Path) -> dict[str, Path]:

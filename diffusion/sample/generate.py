@@ -291,7 +291,7 @@ def image_condition(
     Where real images are enlarged, labels and low resolutions are theirs, of the class if one is given.
     """
     real, size = guides.real, loaded.artefact.network.low_res_size
-    if real is None or size is None:
+    if real is None or size is None or settings.base is not None:
         return chosen_condition(guides.labelled(loaded), settings, indices, wanted)
     real.check(loaded.artefact)
     label = None

@@ -93,7 +93,7 @@ def test_comparable_or_identical_model_is_not_outdated():
 
 def test_gate_fields_are_fields_of_a_card():
     names = ("name", "image_size", "extractor", "weights_sha256", "dtype")
-    reference = {**dict.fromkeys(names, "x"), "reference_count": 10}
+    reference = {**dict.fromkeys(names, "x"), "image_size": 8, "reference_count": 10}
     sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
     card = protocol_card(sampling, 10, reference, EXTRACTORS["effnet-lite0-64"], Limits(10, 10))
     assert card.keys() >= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) - {*PLUGIN_FIELDS}

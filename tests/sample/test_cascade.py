@@ -117,6 +117,8 @@ def test_real_images_have_their_own_labels_and_a_class_selects_among_them():
     assert of_class.labels.tolist() == [2, 2]
     rows = image_condition(UPSAMPLER, SampleSettings(), [6, 7], guides)
     assert torch.equal(of_class.low_res, rows.low_res)
+    cascade = image_condition(UPSAMPLER, SampleSettings(**CASCADE), [0], guides._replace(base=SMALL))
+    assert cascade.low_res is None, "the base makes it"
 
 
 @pytest.mark.parametrize("rows", [4, 64])
