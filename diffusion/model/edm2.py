@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffusion.images.image_size import Size
 from diffusion.model import kernels
 from diffusion.model.edm2_config import EDM2Spec
 from diffusion.model.layers import Dropout, Stage
@@ -101,17 +100,14 @@ class EDM2(nn.Module):
         self.head = ExactMPLayer(widths[0], spec.out_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))
 
-    def _sizes(self) -> list[Size]:
-        height, width = self.spec.size
-        return [(height >> level, width >> level) for level in range(len(self.spec.widths))]
-
     def _stage(self, *blocks: Block) -> Stage:
         return Stage(list(blocks), self.spec.gradient_checkpointing)
 
     def _build_encoder(self, widths: list[int]) -> tuple[nn.ModuleList, list[int]]:
         """Return the stages on the way down, and the channels of all skips, the stem's first."""
         stages, channels, skips = nn.ModuleList(), widths[0], [widths[0]]
-        for level, (size, width) in enumerate(zip(self._sizes(), widths, strict=True)):
+        sizes = self.spec.level_sizes(self.spec.size)
+        for level, (size, width) in enumerate(zip(sizes, widths, strict=True)):
             if level > 0:
                 stages.append(self._stage(Block(self.spec, channels, channels, "encoder", "down")))
                 skips.append(channels)
@@ -125,7 +121,8 @@ class EDM2(nn.Module):
     def _build_decoder(self, widths: list[int], skips: list[int]) -> nn.ModuleList:
         """Return the stages on the way up; the first of each level takes no skip."""
         stages, channels, skips = nn.ModuleList(), widths[-1], list(skips)
-        for level, (size, width) in reversed(list(enumerate(zip(self._sizes(), widths, strict=True)))):
+        sizes = self.spec.level_sizes(self.spec.size)
+        for level, (size, width) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
             first = (
                 [Block(self.spec, channels, channels, "decoder", "up")]
                 if level + 1 < len(widths)

@@ -7,19 +7,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from diffusion.images.image_size import Size
-from diffusion.model.network_registry import ConditionedSpec, ModelConfig
+from diffusion.model.levels import ChannelCount, LevelsConfig
+from diffusion.model.network_registry import ConditionedSpec
 from diffusion.model.presets import PRESETS
-from diffusion.system.section import NotBool, Probability, Side, Unique
+from diffusion.system.section import NotBool, Probability
 
-# Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
-# that one is built and looked at in seconds.
-MAX_CHANNELS, MAX_MULT, MAX_LEVELS, MAX_BLOCKS = 16_384, 64, 8, 40
 NORM_EPS = 1e-5
 PIXEL_CHANNELS = 16
-ChannelCount = Annotated[int, Field(gt=0, le=MAX_CHANNELS), NotBool]
 
 
-class UNetConfig(ModelConfig):
+class UNetConfig(LevelsConfig):
     """The ADM U-Net's shape (2105.05233, sec. 3 and table 12).
 
     `channels` is the width that `channel_mult` multiplies. `channel_mult` has a factor for each level, of
@@ -51,12 +48,6 @@ class UNetConfig(ModelConfig):
     TRAINING_ONLY = frozenset({"dropout", "gradient_checkpointing"})
     TAKES_IMAGE = True
 
-    channels: ChannelCount
-    channel_mult: tuple[Annotated[int, Field(gt=0, le=MAX_MULT), NotBool], ...] = Field(
-        min_length=1, max_length=MAX_LEVELS
-    )
-    num_res_blocks: Annotated[int, Field(gt=0, le=MAX_BLOCKS), NotBool] = 2
-    attention_resolutions: Annotated[tuple[Side, ...], Field(max_length=MAX_LEVELS), Unique] = ()
     group_channels: ChannelCount = Field(default=1, exclude_if=(1).__eq__)
     head_channels: ChannelCount | None = None
     heads: ChannelCount | None = None
@@ -72,11 +63,6 @@ class UNetConfig(ModelConfig):
     frequency_shift: Annotated[int, Field(ge=0, le=1, exclude_if=operator.not_), NotBool] = 0
     norm_eps: Annotated[float, Field(gt=0, le=1, exclude_if=NORM_EPS.__eq__), NotBool] = NORM_EPS
 
-    @property
-    def widths(self) -> list[int]:
-        """The channels of the levels."""
-        return [mult * self.channels for mult in self.channel_mult]
-
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
         if self.head_channels is not None and self.heads is not None:
@@ -88,33 +74,14 @@ class UNetConfig(ModelConfig):
             raise ValueError("downsample_padding after is of resample plain: leave it out")
         if self.pixel_channels != PIXEL_CHANNELS and self.patch_size == 1:
             raise ValueError("pixel_channels are of a patch_size above 1: leave it out")
-        if (blocks := self.num_res_blocks * len(self.channel_mult)) > MAX_BLOCKS:
-            raise ValueError(f"num_res_blocks: {blocks} blocks in all levels are more than {MAX_BLOCKS}")
         alone = self.group_channels == 1 and any(32 % width == 0 for width in self.widths)
         if self.embedding == "additive" and alone:
             raise ValueError("embedding additive is lost in a norm with one channel a group: use adagn")
         return self
 
-    def check_size(self, size: Size) -> None:
-        """Raise ValueError if the levels or the attention do not fit images of this size."""
-        sides = [min(of_level) for of_level in self.level_sizes(size)]
-        if missing := sorted(set(self.attention_resolutions) - set(sides)):
-            raise ValueError(f"attention_resolutions: feature maps have {sides} pixels, not {missing}")
-
-    def level_sizes(self, size: Size) -> list[Size]:
-        """Return the feature-map sizes of the levels in pixels; ValueError unless each division is exact."""
-        levels, patch_size = len(self.channel_mult), self.patch_size
-        stride = patch_size * 2 ** (levels - 1)
-        for side in size:
-            if side % stride:
-                why = f"channel_mult has {levels} levels, and patch_size is {patch_size}"
-                raise ValueError(f"image_size {side} must be divisible by {stride}: {why}")
-        height, width = (side // patch_size for side in size)
-        return [(height >> level, width >> level) for level in range(levels)]
-
-    def has_attention(self, size: Size) -> bool:
-        """Return whether the feature maps of this size get self-attention."""
-        return min(size) in self.attention_resolutions
+    def level_sizes(self, size: Size, patch_size: int | None = None) -> list[Size]:
+        """Return the feature-map sizes of the levels, by default with the network's patches."""
+        return super().level_sizes(size, patch_size or self.patch_size)
 
     def heads_of(self, channels: int) -> int:
         """Return the number of heads of self-attention over this many channels."""

@@ -29,7 +29,8 @@ def spec_of(**changes) -> EDM2Spec:
 @pytest.mark.parametrize("channels", MILLIONS)
 def test_published_sizes_have_the_papers_parameters(channels):
     data = {"image_size": 64, "in_channels": 4, "out_channels": 4, "num_classes": 1000}
-    spec = EDM2Spec(name="edm2", channels=channels, attention_resolutions=(16, 8), **data)
+    shape = {"channel_mult": [1, 2, 3, 4], "num_res_blocks": 3, "attention_resolutions": [16, 8]}
+    spec = EDM2Spec(name="edm2", channels=channels, **shape, **data)
     count = count_parameters(spec)
     assert round(count / 1e6) == pytest.approx(MILLIONS[channels], abs=0.6)
     assert spec.least_parameters() < count
