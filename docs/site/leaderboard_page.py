@@ -69,7 +69,7 @@ def reaches_target(group: list[Result]) -> bool:
     """Whether the one-sided 95% limit of the mean distance is at most TARGET, of three seeds or more."""
     if not RECORD_SEEDS <= len(group) <= max(T95):
         return False
-    error = statistics.stdev(one["fd"] for one in group) / math.sqrt(len(group))
+    error = float(statistics.stdev(one["fd"] for one in group)) / math.sqrt(len(group))
     return _mean(group) + T95[len(group)] * error <= TARGET
 
 
