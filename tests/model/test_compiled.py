@@ -22,7 +22,7 @@ from diffusion.model.precision import (
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
 from diffusion.sample.generate import MIN_COMPILED_PASSES, generate, mixed_condition, should_compile
-from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
+from diffusion.sample.network_files import LOADERS, NetworkArtefacts, NetworkFiles
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ def test_cell_images_use_compiled_network(compilations, monkeypatch, tmp_path) -
     """A runner decides once for all its shards. The images equal those of the eager network."""
     model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
     settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
-    monkeypatch.setattr(cell_images, "load_model", lambda path, device: model)
+    monkeypatch.setattr(cell_images, "LOADERS", (lambda path, device: model, *LOADERS[1:]))
     files, wanted, counts = NetworkFiles(tmp_path), NetworkArtefacts(model.artefact), []
     monkeypatch.setattr(cell_images, "should_compile", lambda *arguments: counts.append(arguments[2]) or True)
     with cell_images.LocalRunner() as run:

@@ -27,7 +27,7 @@ from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import CellShards, LocalRunner, make_cell
-from diffusion.sample.network_files import CellFiles, NetworkFiles
+from diffusion.sample.network_files import LOADERS, CellFiles, NetworkFiles
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import is_held
@@ -252,7 +252,7 @@ def test_sweep_holds_its_device_while_weights_are_loaded(project, monkeypatch) -
     def record(done: int, total: int) -> None:
         states.append((len(loaded_networks), is_held(fake_gpu)))
 
-    monkeypatch.setattr("diffusion.sample.cell_images.load_model", load)
+    monkeypatch.setattr("diffusion.sample.cell_images.LOADERS", (load, *LOADERS[1:]))
 
     def sweep() -> None:
         cells = grid(config.sample, config.sweep)

@@ -108,7 +108,13 @@ def test_an_invalid_interpolation_request_is_refused(client):
 def test_choices_are_what_the_model_allows_and_identify_the_cell_of_a_response(client, place):
     choices = client.get("/playground/choices").json()
     controls = {control["name"]: control for control in choices["controls"]}
-    hidden = {"sampler_options", "spacing_options", "guidance_rule_options", "guide"}  # it has no guide
+    hidden = {
+        "sampler_options",
+        "spacing_options",
+        "guidance_rule_options",
+        "guide",
+        "cond_noise",
+    }  # not for it
     assert controls.keys() == HTTP_OPTIONS.keys() - hidden
     of_flows = {"cfg-zero"}
     assert set(controls["guidance_rule"]["choices"]) == {*rules_without_guide()} - of_flows
