@@ -6,12 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from diffusion.model.counted_passes import count_parameters
 from diffusion.model.edm2 import EDM2
 from diffusion.model.edm2_config import EDM2Spec
 from diffusion.model.magnitude import MPLayer, mp_cat, mp_silu, mp_sum, pixel_norm
 from diffusion.model.precision import autocast, to_bf16
 from diffusion.train.initial_state import new_state
-from diffusion.train.step_memory import count_parameters
 from tests.helpers.trainings import CPU, Killed, assert_same, plan_of, run, run_in, run_until
 from tests.helpers.trajectories import randn
 
