@@ -49,7 +49,8 @@ class GuidanceRule(BuilderEntry, WithOptions):
 
     Each is a "module:name", loaded when it is needed, the options without torch. A rule that `needs_guide`
     compares the model with a second one, one that `needs_null` with itself without the condition, for which
-    it must have been trained with dropped labels. `nfe` is the NFE of a guided call.
+    it must have been trained with dropped labels. `nfe` is the NFE of a guided call. Without `clips` the ε of
+    its predictions is not that of x̂_0, so that x̂_0 is never clipped.
     """
 
     builder: str
@@ -57,6 +58,7 @@ class GuidanceRule(BuilderEntry, WithOptions):
     needs_guide: bool = False
     needs_null: bool = False
     nfe: int = 2
+    clips: bool = True
     options: str = "diffusion.system.section:NoOptions"
 
     def load(self) -> Any:
@@ -90,6 +92,7 @@ GUIDANCE_RULES: Registry[GuidanceRule] = Registry(
             "diffusion.sample.cfg_plus_plus:CFGPlusPlus",
             "Chung et al. 2025, 2406.08070, alg. 2",
             needs_null=True,
+            clips=False,
         ),
     },
 )

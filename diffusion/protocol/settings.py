@@ -32,7 +32,7 @@ from diffusion.protocol.samplers import SAMPLERS, Noise, without_eta
 from diffusion.protocol.spacing import LEARNED, SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COND_NOISE, MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
-from diffusion.system.registry import WithOptions, check_name, load_reference
+from diffusion.system.registry import WithOptions, check_name, is_entry, load_reference
 from diffusion.system.section import NotBool, Section, Seed, ShortText, SigmaRel, Steps, explain, validate
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
@@ -287,7 +287,10 @@ class SampleSettings(CommonSettings):
         listed = split_list(values.get("timesteps"))
         if isinstance(listed, list | tuple) and listed:
             values = {"steps": len(listed), **values}
-        if (rule := values.get("guidance_rule")) in rules_without_guide():
+        rule = values.get("guidance_rule")
+        if values.get("guidance") and is_entry(rule, GUIDANCE_RULES) and not GUIDANCE_RULES[rule].clips:
+            values = {**values, "clip": False}
+        if rule in rules_without_guide():
             values = {**values, "guide": None}
         return {**values, "guidance_rule": None} if rule == implied_rule(values.get("guide")) else values
 

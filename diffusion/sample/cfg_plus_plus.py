@@ -10,15 +10,14 @@ from diffusion.system.errors import UsageError
 class CFGPlusPlus(ClassifierFree):
     """x̂_0(∅) + w·(x̂_0 − x̂_0(∅)), and the step of DDIM adds ε(∅) again.
 
-    So w interpolates, from 0, no class, to 1, the class; the paper has 0.6. UsageError for another sampler,
-    or with clipping, which computes ε from x̂_0.
+    So w interpolates, from 0, no class, to 1, the class; the paper has 0.6. UsageError for another sampler.
     """
 
     def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:
         super().__init__(settings, process)
-        if settings.sampler != "ddim" or settings.clip:
+        if settings.sampler != "ddim":
             raise UsageError(
-                "guidance_rule cfg++ needs sampler ddim and clip false: set them, or use another rule"
+                f"guidance_rule cfg++ is of sampler ddim, not {settings.sampler}: use another rule"
             )
 
     def combine(self, call: GuidedCall, better: Prediction, worse: Prediction) -> Prediction:

@@ -137,7 +137,7 @@ def _possible_rules(model: ServedModel) -> list[str]:
     for name, rule in GUIDANCE_RULES.items():
         if (has_guide or not rule.needs_guide) and (has_null or not rule.needs_null):
             with suppress(UsageError):  # a rule that does not fit the process
-                settings = SampleSettings(guidance=1.0, guidance_rule=name, guide=model.guide, clip=False)
+                settings = SampleSettings(guidance=1.0, guidance_rule=name, guide=model.guide)
                 build_guidance(settings, process)
                 possible.append(name)
     return possible
