@@ -137,7 +137,7 @@ def test_code_in_the_docs_passes_its_tests_mypy_and_ruff(tmp_path: Path) -> None
     run(project, "-m", "ruff", "format", "--check", "plugins", "tests/plugins")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pipeline_and_registered_model_have_only_new_entries(experiment: Path, tmp_path: Path) -> None:
     train = open_store(experiment / "data/prepared/train")
     assert (len(train), train.meta["name"], train.meta["options"]) == (180, "rings", {"count": 200})
@@ -170,7 +170,7 @@ PLUGIN_EDITS = {  # whether the digests of training, sampling and the card chang
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(experiment: Path) -> None:
     unchanged = ("plugins/data/rings.py", "0.7", "0.7")
     edits = json.dumps([unchanged, *PLUGIN_EDITS])
@@ -179,7 +179,7 @@ def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(experiment: Path) 
     assert dict(zip(PLUGIN_EDITS, changes, strict=True)) == PLUGIN_EDITS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_edit_of_a_plugin_after_the_training_is_reported(experiment: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(experiment, tmp_path / "project")
 

@@ -215,7 +215,7 @@ def test_resumed_training_has_the_same_scores(prepared: Path) -> None:
     assert validation_points(prepared) == points
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stop_does_not_wait_for_a_score(prepared: Path) -> None:
     write_params(prepared, train={**EVALUATING, "log_every": 1, "eval_images": 1000, "eval_steps": 20})
     stopped = signal_at(prepared, 4, signal.SIGTERM)

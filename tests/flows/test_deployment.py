@@ -270,7 +270,7 @@ def test_changed_data_start_a_run_that_publishes_artifacts(work: Nightly) -> Non
     assert "==> train" in {entry["message"] for entry in work.logs(run_id)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("worker")
 def test_a_cancelled_run_saves_and_leaves_no_process(work: Nightly) -> None:
     origin = work.clone.parent / "origin"

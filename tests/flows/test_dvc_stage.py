@@ -158,7 +158,7 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_clone_pulls_outputs_and_the_initial_weights(toy, tmp_path_factory, monkeypatch, capsys):
     other = tmp_path_factory.mktemp("clones")
     start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"

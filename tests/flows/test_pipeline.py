@@ -156,7 +156,7 @@ def stop(toy: Path, number: signal.Signals, send: Callable[[int, int], None]) ->
     return output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_run_survives_a_killed_prefect_server(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill = (
         "import psutil\n"

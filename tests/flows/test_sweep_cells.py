@@ -92,7 +92,7 @@ assert os.environ["PREFECT_API_URL"] == "", "as before"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_server_each_cell_is_a_task_and_failures_lose_no_other_cell(tmp_path, prefect_database) -> None:
     with_database(tmp_path, prefect_database)
     run = script(tmp_path, ON_A_SERVER, {"PREFECT_API_URL": ""})

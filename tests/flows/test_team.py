@@ -58,7 +58,7 @@ def test_units_and_compose_run_the_same_commands_and_hold_no_password() -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_requests_without_credentials_are_refused(servers: Team, project: Path) -> None:
     assert status(f"{servers.mlflow}/api/2.0/mlflow/experiments/search?max_results=1") == 401
     assert status(f"{servers.mlflow}/") == 401
@@ -78,7 +78,7 @@ def test_requests_without_credentials_are_refused(servers: Team, project: Path) 
         assert len(refused.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_member_deploys_and_lists_queued_runs(servers: Team, project: Path) -> None:
     env = own_code(project) | servers.client
     deployed = diffctl(project, "deploy", env=env)
@@ -128,7 +128,7 @@ def test_concurrent_trainings_log_every_point_once(servers, tmp_path, monkeypatc
     assert count_rows(servers, "mlflow", "metrics") == sum(len(logged(folder)) for folder in spools.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_log_and_no_command_line_contains_a_password(servers: Team) -> None:
     files = [path for path in servers.folder.rglob("*") if path.is_file()]
     running = psutil.process_iter(["cmdline"])

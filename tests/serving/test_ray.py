@@ -120,7 +120,7 @@ def clients(count: int, send: Callable[[httpx.Client, int], Any]) -> Iterator[li
             thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch):
     assert two.startup_line == f"{NAME}: {two.url}/v1/images (Ctrl-C ends it)\n"
     assert len(replicas()) == 2
@@ -159,7 +159,7 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
     assert not (here / ".ray").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_token_is_required_disconnects_free_images_and_ray_ends_with_its_server(here):
     small_model(here / MODEL)
     (here / "token").write_text("0123456789abcdefghij")

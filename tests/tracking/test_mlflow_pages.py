@@ -17,7 +17,7 @@ from tracking.runs.run_lookup import find_run, newest_experiment_link, read_iden
 from tracking.spool.sender import deliver_all
 from tracking.store import connect
 
-pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
+pytestmark = [pytest.mark.long, NEEDS_CHROMIUM]
 TRAININGS = {
     "digits": {},
     "lr0.001-digits": {"lr": {**SMALL["train"]["lr"], "rate": 0.001}},

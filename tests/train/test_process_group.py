@@ -155,7 +155,7 @@ def test_a_training_resumes_sharded_or_with_another_number_of_processes(prepared
     assert previews[0] == previews[1] != set()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_end_together_and_resume_bitwise_equal(prepared: Path) -> None:
     """After the death of a worker rank 0 saves its last step; the workers die with rank 0."""
     changes = {"train": {"steps": 60}, "model": {"dropout": 0.2}}

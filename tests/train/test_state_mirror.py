@@ -204,7 +204,7 @@ def test_an_unreachable_mirror_stops_a_start_without_a_state_here(store, tmp_pat
         train_in(store, tmp_path / "other")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_machine_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real processes: SIGKILL, and the same project in another folder without its runs."""
     project = tmp_path / "project"
