@@ -1,13 +1,12 @@
 """Adaptive projected guidance (APG; Sadat et al. 2025, 2410.02416, alg. 1)."""
 
+import torch
 from torch import Tensor
 
 from diffusion.process.denoiser import Prediction, expand, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import ClassifierFree, GuidedCall
-
-PIXELS = (1, 2, 3)
+from diffusion.sample.guidance import ClassifierFree, GuidedCall, along
 
 
 class AdaptiveProjected(ClassifierFree):
@@ -29,16 +28,10 @@ class AdaptiveProjected(ClassifierFree):
             difference = difference + options.momentum * self.difference
         self.difference = difference.detach()
         if options.radius is not None:
-            norm = difference.square().sum(PIXELS, keepdim=True).sqrt()
+            norm = torch.linalg.vector_norm(difference, dim=(1, 2, 3), keepdim=True)
             difference = difference * (options.radius / norm).clamp(max=1)
-        along = _along(difference, better.x0)
-        change = call.weight * (difference - (1 - options.parallel) * along)
+        parallel = along(difference, better.x0)
+        change = call.weight * (difference - (1 - options.parallel) * parallel)
         alpha, sigma = self.process.alpha_sigma(time_tensor(call.t))
         eps = better.eps - expand(alpha / sigma, call.x) * change
         return better._replace(x0=better.x0 + change, eps=eps)
-
-
-def _along(of: Tensor, direction: Tensor) -> Tensor:
-    """Return the part of each image (B, C, H, W) along its direction."""
-    share = (of * direction).sum(PIXELS, keepdim=True) / direction.square().sum(PIXELS, keepdim=True)
-    return share * direction

@@ -5,10 +5,8 @@ import torch
 from diffusion.process.denoiser import Prediction, expand, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import ClassifierFree, GuidedCall
+from diffusion.sample.guidance import ClassifierFree, GuidedCall, along
 from diffusion.system.errors import UsageError
-
-PIXELS = (1, 2, 3)
 
 
 class CFGZero(ClassifierFree):
@@ -32,7 +30,6 @@ class CFGZero(ClassifierFree):
         if call.number < self.options.zero_calls:
             guided = torch.zeros_like(velocity)
         else:
-            share = (velocity * other).sum(PIXELS, keepdim=True) / other.square().sum(PIXELS, keepdim=True)
-            guided = (1 + call.weight) * velocity - call.weight * share * other
+            guided = (1 + call.weight) * velocity - call.weight * along(velocity, other)
         alpha, sigma = (expand(one, call.x) for one in self.process.alpha_sigma(time_tensor(call.t)))
         return better._replace(x0=call.x - sigma * guided, eps=call.x + alpha * guided)

@@ -115,6 +115,13 @@ def extrapolate(better: Prediction, worse: Prediction, weight: float) -> Predict
     return better._replace(x0=x0, eps=eps)
 
 
+def along(of: Tensor, direction: Tensor) -> Tensor:
+    """Return the part of each image (B, C, H, W) along its direction."""
+    pixels = (1, 2, 3)
+    share = (of * direction).sum(pixels, keepdim=True) / direction.square().sum(pixels, keepdim=True)
+    return share * direction
+
+
 class GuidedRows(NamedTuple):
     """The rows of one trajectory in a call, the rule of its images, and the weight of this call."""
 
@@ -136,17 +143,20 @@ def guide_rows(denoiser: Denoiser, guide: Denoiser | None, parts: Sequence[Guide
         guided = [part for part in parts if part.weight]
         if not guided:
             return denoiser(x, t, condition)
+
+        def times(index: slice | Tensor) -> Tensor | float:
+            return t[index] if isinstance(t, Tensor) and t.ndim else t
+
         rows = torch.cat([torch.arange(len(x))[part.rows] for part in guided])
         own: slice | Tensor = slice(None) if len(rows) == len(x) else to_device(rows, x.device)
-        of_rows = (x[own], t[rows] if isinstance(t, Tensor) and t.ndim else t, condition.rows(own))
+        of_rows = (x[own], times(rows), condition.rows(own))
         better, worse = guided[0].rule.predictions(denoiser, guide, (x, t, condition), of_rows)
         results, start = [], 0
         for part in parts:
             result = better.rows(part.rows)
             if part.weight:
-                time = t[part.rows] if isinstance(t, Tensor) and t.ndim else t
                 end = start + len(result.x0)
-                inputs = GuidedCall(x[part.rows], time, part.weight, part.rule.calls - 1)
+                inputs = GuidedCall(x[part.rows], times(part.rows), part.weight, part.rule.calls - 1)
                 result, start = part.rule.combine(inputs, result, worse.rows(slice(start, end))), end
             results.append(result)
         return results[0] if len(results) == 1 else Prediction.cat(results)
@@ -246,7 +256,7 @@ def without_labels(denoiser: Denoiser) -> Denoiser:
 class Guides(NamedTuple):
     """What a model is sampled with: the `model` of autoguidance, a `classifier`, and what it enlarges.
 
-    That are the images of a `base` model, or those of `real` images.
+    It enlarges the images that a `base` model makes, or `real` ones.
     """
 
     model: "LoadedModel | None" = None
