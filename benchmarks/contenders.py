@@ -29,7 +29,8 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import generate
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer

@@ -23,8 +23,9 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, mixed_condition
-from diffusion.sample.guidance import Guides
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from diffusion.system.devices import float64_device
 from diffusion.system.errors import Interrupted
 from diffusion.system.limits import MAX_COUNT

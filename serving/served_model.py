@@ -20,8 +20,8 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings, refuse_idle
-from diffusion.sample.generate import image_condition
-from diffusion.sample.guidance import Guides, check_served_guide
+from diffusion.sample.conditions import image_condition
+from diffusion.sample.guides import Guides, check_served_guide
 from diffusion.sample.sampler import CustomTrajectory
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import DiffctlError, UsageError

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from diffusion.engine.engine import ForwardPass
 from diffusion.model.model_file import LoadedModel, load_model
-from diffusion.sample.guidance import Guides
+from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import held_out_images, load_guides
 from diffusion.system.errors import reason
 from serving.model_source import ModelSource, PublishedModel

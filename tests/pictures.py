@@ -72,7 +72,8 @@ def samples(project: Path) -> None:
     from diffusion.report.figure_base import as_png
     from diffusion.report.figures import montage
     from diffusion.report.sample_pictures import TILE, TILE_COLUMNS
-    from diffusion.sample.generate import generate, mixed_condition
+    from diffusion.sample.conditions import mixed_condition
+    from diffusion.sample.generate import generate
     from diffusion.system.devices import default_device
 
     device = default_device()

@@ -24,7 +24,8 @@ from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.protocol.extractors import EVALUATION_VERSION
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, labels_condition
+from diffusion.sample.conditions import labels_condition
+from diffusion.sample.generate import generate
 from tests.conftest import ROOT
 from tests.helpers.networks import artefact_of, network_of, spec_of
 

@@ -4,7 +4,8 @@ from cli.commands.registry import Rollback
 from diffusion.choice.selection import best_settings
 from diffusion.model.model_file import load_model
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.sample.generate import generate, image_condition
+from diffusion.sample.conditions import image_condition
+from diffusion.sample.generate import generate
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.system.devices import default_device
 from tracking.registry.promotion import check_note, roll_back

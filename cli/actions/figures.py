@@ -14,7 +14,7 @@ from cli.commands.show import FigureOptions
 from diffusion.check.findings import Project
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.report.figure_base import as_png, svg_file
-from diffusion.sample.generate import image_condition
+from diffusion.sample.conditions import image_condition
 from diffusion.sample.network_files import load_guides
 from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData

@@ -24,14 +24,9 @@ from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import (
-    check_settings,
-    generate,
-    image_condition,
-    should_compile,
-    with_base_images,
-)
-from diffusion.sample.guidance import Guides
+from diffusion.sample.conditions import image_condition
+from diffusion.sample.generate import check_settings, generate, should_compile, with_base_images
+from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.sample.sampler import Step
 from diffusion.system.devices import default_device

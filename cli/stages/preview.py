@@ -14,8 +14,9 @@ from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.sample_pictures import real_images
-from diffusion.sample.generate import generate, image_condition
-from diffusion.sample.guidance import Guides
+from diffusion.sample.conditions import image_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from diffusion.sample.low_res import RealImages, pixelated
 from diffusion.system.files import write_atomic
 from diffusion.train.plan import DenoiserPlan, plan_artefact

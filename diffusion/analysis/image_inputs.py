@@ -14,7 +14,7 @@ from diffusion.layout import PREPARED
 from diffusion.model.model_file import Artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import class_condition, labels_condition
+from diffusion.sample.conditions import class_condition, labels_condition
 from diffusion.sample.low_res import low_res_of, noised_condition
 from diffusion.system.errors import UsageError
 

@@ -19,7 +19,8 @@ from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, denoiser_builder, mixed_condition
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import check_settings, denoiser_builder
 from diffusion.sample.ode_step import data_and_noise, noise_level
 from diffusion.sample.sampler import NaNGuard, SamplerDriver, build_sampler, predict
 from diffusion.system.devices import to_device

@@ -17,7 +17,7 @@ from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.base_file import base_file, base_path
-from diffusion.sample.guidance import check_base
+from diffusion.sample.guides import check_base
 from diffusion.sample.network_files import check_networks, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference

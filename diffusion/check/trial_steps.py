@@ -20,7 +20,7 @@ from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.cell_images import shard_images
-from diffusion.sample.guidance import Guides
+from diffusion.sample.guides import Guides
 from diffusion.sample.low_res import RealImages
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup

@@ -18,7 +18,8 @@ from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.protocol.edits import METHODS, OPERATORS, EditSettings, parse_operator
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep, generate
-from diffusion.sample.guidance import NO_GUIDES, Guides, guidance_weight
+from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampler import CustomTrajectory, SamplerDriver
 from diffusion.sample.sampling_card import sampling_card

@@ -24,8 +24,10 @@ from diffusion.engine.job import Chunk, ChunkStep, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import base_condition, guide_denoiser, model_denoiser
-from diffusion.sample.guidance import NO_GUIDES, GuidedRows, Guides, guide_rows
+from diffusion.sample.conditions import base_condition
+from diffusion.sample.generate import guide_denoiser, model_denoiser
+from diffusion.sample.guidance import GuidedRows, guide_rows
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.sampler import CustomTrajectory, predict
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import in_halves, splitting_helps, two_threads

@@ -13,8 +13,10 @@ from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.classifier_guidance import classifier_guidance
 from diffusion.sample.generate import check_settings
-from diffusion.sample.guidance import Guides, build_guidance, check_guides, classifier_guidance
+from diffusion.sample.guidance import build_guidance
+from diffusion.sample.guides import Guides, check_guides
 from diffusion.sample.low_res import noised_condition
 from diffusion.sample.sampler import (
     CustomTrajectory,

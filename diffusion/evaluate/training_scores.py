@@ -20,8 +20,9 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, image_condition, should_compile
-from diffusion.sample.guidance import held_out
+from diffusion.sample.conditions import image_condition
+from diffusion.sample.generate import generate, should_compile
+from diffusion.sample.guides import held_out
 from diffusion.sample.sampling_card import sampling_code
 from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json

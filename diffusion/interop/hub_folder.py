@@ -15,8 +15,9 @@ from diffusion.interop.to_diffusers import pipeline_notes, save_pipeline
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.scores_document import write_scores_document
-from diffusion.sample.generate import generate, image_condition
-from diffusion.sample.guidance import Guides
+from diffusion.sample.conditions import image_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import copy_file, write_text

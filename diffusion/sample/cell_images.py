@@ -26,8 +26,9 @@ from diffusion.model.model_file import LoadedModel, read_artefact
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, image_condition, mixed_condition, should_compile
-from diffusion.sample.guidance import NO_GUIDES, Guides
+from diffusion.sample.conditions import image_condition, mixed_condition
+from diffusion.sample.generate import generate, should_compile
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.network_files import LOADERS, NetworkArtefacts, NetworkFiles
 from diffusion.sample.sampling_card import sampling_card, shards_folder
 from diffusion.system.checksums import Corrupted, name_in_folder, read_checksummed, write_checksummed

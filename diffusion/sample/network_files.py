@@ -25,7 +25,7 @@ from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
 from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.sample.base_file import base_file, base_path
-from diffusion.sample.guidance import Guides, check_base, check_fit, labelled_model
+from diffusion.sample.guides import Guides, check_base, check_fit, labelled_model
 from diffusion.sample.low_res import RealImages, open_real_images
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint

@@ -15,7 +15,7 @@ from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import figure_style, image_row, new_figure
 from diffusion.sample.generate import check_settings, generate
-from diffusion.sample.guidance import NO_GUIDES, Guides
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.sampler import Step
 from diffusion.show.figure import FigureData, columns
 

@@ -113,7 +113,7 @@ def make_shard(
     import torch
 
     from diffusion.sample.cell_images import shard_images
-    from diffusion.sample.guidance import Guides
+    from diffusion.sample.guides import Guides
     from diffusion.system.devices import acquire_device
 
     check_worker_version(version)

@@ -19,7 +19,8 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
 from diffusion.report.theme import render
-from diffusion.sample.generate import check_settings, chosen_condition
+from diffusion.sample.conditions import chosen_condition
+from diffusion.sample.generate import check_settings
 from diffusion.sample.sampler import CustomTrajectory, build_sampler
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt, Seed

@@ -15,7 +15,8 @@ from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import EditSettings
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, labels_condition
+from diffusion.sample.conditions import labels_condition
+from diffusion.sample.generate import generate
 from diffusion.sample.tiles import tile_starts, tiled
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate

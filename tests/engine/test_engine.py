@@ -17,14 +17,9 @@ from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import (
-    check_settings,
-    generate,
-    labels_condition,
-    mixed_condition,
-    model_denoiser,
-)
-from diffusion.sample.guidance import NO_GUIDES
+from diffusion.sample.conditions import labels_condition, mixed_condition
+from diffusion.sample.generate import check_settings, generate, model_denoiser
+from diffusion.sample.guides import NO_GUIDES
 from diffusion.sample.sampler import CustomTrajectory, DenoiserCall, NonFiniteError, Step, build_sampler
 from tests.helpers.networks import artefact_of, counting, network_of, spec_of
 from tests.helpers.trajectories import walk

@@ -9,8 +9,9 @@ from diffusion.engine.engine import Engine
 from diffusion.engine.job import Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, mixed_condition
-from diffusion.sample.guidance import Guides
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, spec_of

@@ -17,8 +17,9 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.card import subset_size
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, generate, guided_denoiser, mixed_condition
-from diffusion.sample.guidance import Guides
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import check_settings, generate, guided_denoiser
+from diffusion.sample.guides import Guides
 from diffusion.sample.sampler import NaNGuard, build_sampler, run_sampler
 from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlWarning

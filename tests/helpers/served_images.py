@@ -15,7 +15,8 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import class_condition, generate, mixed_condition
+from diffusion.sample.conditions import class_condition, mixed_condition
+from diffusion.sample.generate import generate
 from tests.helpers.server_process import CPU
 
 HERE = "http://127.0.0.1"

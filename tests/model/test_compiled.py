@@ -21,7 +21,8 @@ from diffusion.model.precision import (
 )
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
-from diffusion.sample.generate import MIN_COMPILED_PASSES, generate, mixed_condition, should_compile
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import MIN_COMPILED_PASSES, generate, should_compile
 from diffusion.sample.network_files import LOADERS, NetworkArtefacts, NetworkFiles
 from tests.helpers.networks import artefact_of, network_of, spec_of
 

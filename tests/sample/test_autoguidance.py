@@ -10,8 +10,10 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, mixed_condition
-from diffusion.sample.guidance import Guides, guided
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guidance import guided
+from diffusion.sample.guides import Guides
 from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError

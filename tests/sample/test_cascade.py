@@ -19,15 +19,9 @@ from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell
-from diffusion.sample.generate import (
-    base_condition,
-    chosen_condition,
-    full_condition,
-    generate,
-    image_condition,
-    mixed_condition,
-)
-from diffusion.sample.guidance import Guides, check_base
+from diffusion.sample.conditions import base_condition, chosen_condition, image_condition, mixed_condition
+from diffusion.sample.generate import full_condition, generate
+from diffusion.sample.guides import Guides, check_base
 from diffusion.sample.low_res import RealImages
 from diffusion.sample.network_files import NetworkArtefacts, network_files
 from diffusion.sample.sampling_card import sampling_card

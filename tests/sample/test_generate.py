@@ -10,13 +10,8 @@ from diffusion.model.model_file import DataCard
 from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import (
-    check_settings,
-    class_condition,
-    generate,
-    mixed_condition,
-    noise_draws,
-)
+from diffusion.sample.conditions import class_condition, mixed_condition
+from diffusion.sample.generate import check_settings, generate, noise_draws
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, in_halves
 from tests.helpers.networks import artefact_of, loaded_model, spec_of

@@ -11,7 +11,8 @@ from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, generate, mixed_condition
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import check_settings, generate
 from diffusion.sample.guidance import guided
 from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid

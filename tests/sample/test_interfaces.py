@@ -17,15 +17,8 @@ from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import HeunOptions
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import (
-    GuidedRows,
-    build_guidance,
-    classifier_gradient,
-    guide_rows,
-    guided,
-    shift_eps,
-    shift_mean,
-)
+from diffusion.sample.classifier_guidance import classifier_gradient, shift_eps, shift_mean
+from diffusion.sample.guidance import GuidedRows, build_guidance, guide_rows, guided
 from diffusion.sample.sampler import NaNGuard, build_sampler, run_sampler
 from tests.helpers.networks import loaded_model
 from tests.helpers.no_sync_tensors import DEVICE, no_float64, nothing_waits

@@ -17,8 +17,9 @@ from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell
+from diffusion.sample.conditions import mixed_condition
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.generate import generate
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampler import NaNGuard, NonFiniteError, run_sampler
 from tests.helpers.networks import loaded_model

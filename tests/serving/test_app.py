@@ -12,8 +12,9 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.base_model import base_text
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import generate, mixed_condition
-from diffusion.sample.guidance import Guides
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import NetworkFiles
 from serving.app import create_app
 from serving.handlers import encode_pngs

@@ -19,7 +19,7 @@ from diffusion.protocol.guidance_rules import rules_without_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.sample.generate import class_condition, labels_condition
+from diffusion.sample.conditions import class_condition, labels_condition
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app

@@ -14,7 +14,8 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
-from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.conditions import mixed_condition
+from diffusion.sample.generate import generate
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.show.reverse import reverse
 from diffusion.show.sampler_paths import MIXTURE, sampler_paths, samplers

@@ -23,8 +23,9 @@ from diffusion.protocol.base_model import BaseConfig, base_text
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file
-from diffusion.sample.generate import class_condition, generate, mixed_condition
-from diffusion.sample.guidance import NO_GUIDES, Guides
+from diffusion.sample.conditions import class_condition, mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import run_python
 from tests.helpers.disks import make_room

@@ -18,9 +18,11 @@ from diffusion.process.objective import TrainedNetwork
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.classifier_guidance import classifier_gradient, shift_eps, shift_mean
+from diffusion.sample.conditions import labels_condition
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.generate import generate, labels_condition
-from diffusion.sample.guidance import Guides, classifier_gradient, shift_eps, shift_mean
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.classifier_config import ClassifierSections

@@ -28,8 +28,9 @@ from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.protocol.spacing import LEARNED
-from diffusion.sample.generate import generate, image_condition
-from diffusion.sample.guidance import check_served_guide
+from diffusion.sample.conditions import image_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import check_served_guide
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.devices import default_device

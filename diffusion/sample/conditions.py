@@ -1,0 +1,99 @@
+"""What images are conditioned on: classes by their index or by name, and low-resolution images."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffusion.process.denoiser import Condition
+from diffusion.process.noise import counter_generator
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.guides import NO_GUIDES, Guides
+from diffusion.sample.low_res import low_res_of
+from diffusion.system.errors import UsageError
+from diffusion.system.section import brief
+
+if TYPE_CHECKING:  # images do not depend on the format of model files
+    from diffusion.model.model_file import LoadedModel, ModelDescription
+
+
+def labels_condition(artefact: "ModelDescription", labels: Tensor | None, count: int) -> Condition:
+    """Return the condition of `count` images with these (B,) labels, None for an unconditional model."""
+    spec = artefact.network
+    return Condition(count, labels, spec.num_classes if spec.null_class else None)
+
+
+def mixed_condition(
+    artefact: "ModelDescription", settings: SampleSettings, indices: Sequence[int]
+) -> Condition:
+    """Return the class of each image, from (seed, index) alone; no labels for an unconditional model.
+
+    UsageError for the mix of the data if the model file does not contain it.
+    """
+    classes, counts = artefact.network.num_classes, artefact.data.counts
+    labels: Tensor | None = None
+    if classes and settings.classes == "balanced":
+        labels = torch.tensor([index % classes for index in indices])
+    elif classes:
+        if not counts:
+            raise UsageError("classes data needs the class counts, which this model file lacks; use balanced")
+        weights = torch.tensor(counts, dtype=torch.float64)
+        sources = [counter_generator("label", settings.seed, index) for index in indices]
+        labels = torch.cat([torch.multinomial(weights, 1, generator=source) for source in sources])
+    return labels_condition(artefact, labels, len(indices))
+
+
+def class_condition(artefact: "ModelDescription", wanted: str, count: int) -> Condition:
+    """Return the condition of images of one class, by name or number; UsageError lists the classes."""
+    names = artefact.data.classes
+    if not names:
+        raise UsageError("this model is unconditional: it takes no class")
+    if wanted in names:
+        label = names.index(wanted)
+    elif wanted.isdecimal() and len(wanted) < 10 and int(wanted) < len(names):
+        label = int(wanted)
+    else:
+        shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+        raise UsageError(f"there is no class {brief(wanted)}: give 0 to {len(names) - 1}, or one of {shown}")
+    return labels_condition(artefact, torch.full((count,), label), count)
+
+
+def chosen_condition(
+    artefact: "ModelDescription", settings: SampleSettings, indices: Sequence[int], wanted: str | int | None
+) -> Condition:
+    """Return the condition of images of one class, or, without one, as `mixed_condition`."""
+    if wanted is None:
+        return mixed_condition(artefact, settings, indices)
+    return class_condition(artefact, str(wanted), len(indices))
+
+
+def image_condition(
+    loaded: "LoadedModel",
+    settings: SampleSettings,
+    indices: Sequence[int],
+    guides: Guides = NO_GUIDES,
+    wanted: str | int | None = None,
+) -> Condition:
+    """Return the condition of the images at `indices`, of one class or as `chosen_condition`.
+
+    Where real images are enlarged, labels and low resolutions are theirs, of the class if one is given.
+    """
+    real, size = guides.real, loaded.artefact.network.low_res_size
+    if real is None or size is None or settings.base is not None:
+        return chosen_condition(guides.labelled(loaded), settings, indices, wanted)
+    real.check(loaded.artefact)
+    label = None
+    if wanted is not None:
+        label = int(class_condition(loaded.artefact, str(wanted), 1).labels[0])  # type: ignore[index]
+    rows = real.rows(indices, label)
+    labels = real.labels(rows) if loaded.artefact.network.num_classes else None
+    condition = labels_condition(loaded.artefact, labels, len(rows))
+    return replace(condition, low_res=low_res_of(real.store.images[rows], size))
+
+
+def base_condition(base: "ModelDescription", condition: Condition) -> Condition:
+    """Return the condition of the images that a base model makes for those of another one."""
+    labels = condition.labels if base.network.num_classes else None
+    return labels_condition(base, labels, len(condition))
