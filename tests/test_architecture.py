@@ -13,6 +13,7 @@ import yaml
 from diffusion.code_digest import imported_modules, module_file
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampling_card import sampling_code
 from diffusion.train.plan import DenoiserPlan, training_code
 from flows.stage_code import STAGES, read_stage_code
@@ -94,7 +95,7 @@ def test_code_of_a_stage_contains_what_computes_its_result(tmp_path: Path, monke
     report = {name.split(".")[1] for name in modules["report"]}
     assert {"report", "choice", "protocol"} <= report
     assert not {"sample", "analysis"} & report
-    sampling = sampling_code(SampleSettings(), artefact_of(spec_of()))
+    sampling = sampling_code(SampleSettings(), NetworkArtefacts(artefact_of(spec_of())))
     assert modules["sample"] >= {name for name in sampling if " " not in name}
 
 

@@ -140,7 +140,7 @@ def test_code_of_an_entry_contains_the_defaults_of_its_options(entry) -> None:
 
 def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:
     settings = (SampleSettings(sampler=name) for name in ("ddim", "dpm-solver++"))
-    ddim, solver = (set(sampling_code(one, artefact_of(spec_of()))) for one in settings)
+    ddim, solver = (set(sampling_code(one, NetworkArtefacts(artefact_of(spec_of())))) for one in settings)
     entry = "diffusion.protocol.samplers sample.sampler dpm-solver++"
     assert solver - ddim == {"diffusion.sample.dpm_solver", "diffusion.sample.ode_step", entry}
     names = ("sample.generate", "sample.sampler", "model.blocks", "process.noise")

@@ -73,7 +73,7 @@ def digests():
     config, networks = load(), NetworkArtefacts(read_artefact(Path("models/model.safetensors")))
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
     yield code_digest(training_code(DenoiserPlan, config.process, config.model))
-    yield code_digest(sampling_code(settings, *networks[:4]))
+    yield code_digest(sampling_code(settings, networks))
     yield sampling_card(settings, networks)["sampling_plugins"]
 
 for file, old, new in json.loads(sys.argv[1]):

@@ -23,6 +23,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.guides import held_out
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampling_card import sampling_code
 from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json
@@ -58,7 +59,11 @@ class ValidationScorer:
         """Return everything that the scores depend on, except the weights; `artefact` describes the model."""
         settings = self.images.settings
         own = module_digests("diffusion.evaluate.training_scores")
-        code = {**own, **extraction_code(self.extractor.spec), **sampling_code(settings, artefact)}
+        code = {
+            **own,
+            **extraction_code(self.extractor.spec),
+            **sampling_code(settings, NetworkArtefacts(artefact)),
+        }
         card = self.scorer.card(settings_card(settings), self.images.count)
         return {**card, "code": code_digest(code)}
 

@@ -21,16 +21,10 @@ from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.section import fingerprint
 
 
-def sampling_code(
-    settings: SampleSettings,
-    model: ModelDescription,
-    guide: ModelDescription | None = None,
-    classifier: ModelDescription | None = None,
-    base: ModelDescription | None = None,
-) -> ModuleDigests:
+def sampling_code(settings: SampleSettings, networks: NetworkArtefacts) -> ModuleDigests:
     """Return the digests of the code that determines a model's images with these settings."""
-    models = [one for one in (model, guide, base) if one is not None]
-    processes = [one.process for one in (*models, classifier) if one is not None]
+    models = [one for one in (networks.model, networks.guide, networks.base) if one is not None]
+    processes = [one.process for one in (*models, networks.classifier) if one is not None]
     entries: list[Chosen] = [
         *((PROCESSES, process.schedule) for process in processes),
         *((PREDICTIONS, process.prediction) for process in processes),
@@ -39,7 +33,7 @@ def sampling_code(
     for one in (settings, settings.base_settings):
         if one is not None:
             entries += [(SAMPLERS, one.sampler), (SPACINGS, one.spacing), (GUIDANCE_RULES, one.rule)]
-    roots = [] if classifier is None else ["diffusion.model.classifier"]
+    roots = [] if networks.classifier is None else ["diffusion.model.classifier"]
     return code_of(["diffusion.sample.generate", *roots], entries)
 
 
@@ -54,7 +48,7 @@ def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[
         **{f"{name}_sha256": one.model_sha256 for name, one in others if one is not None},
         **nfe_fields(settings, artefact, networks.base),
         "sampling_torch": torch_version(),
-        **plugin_card("sampling_plugins", sampling_code(settings, *networks[:4])),
+        **plugin_card("sampling_plugins", sampling_code(settings, networks)),
     }
 
 
@@ -78,7 +72,7 @@ def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
 
     The card's version is raised by hand: it stays the same if other code samples the same images.
     """
-    code = code_digest(sampling_code(settings, *networks[:4]))
+    code = code_digest(sampling_code(settings, networks))
     made_by = {"card": sampling_card(settings, networks), "code": code}
     return cells_folder(networks.model.model_sha256) / fingerprint(made_by)
 

@@ -17,6 +17,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell
 from diffusion.sample.network_files import (
     CellFiles,
+    NetworkArtefacts,
     NetworkFiles,
     check_networks,
     existing_ema_models,
@@ -191,5 +192,7 @@ def test_another_guide_of_the_same_name_changes_card_and_key(guided: None) -> No
 def test_the_key_contains_the_code_of_the_classifiers_process() -> None:
     spec, classifier = spec_of(), loaded_classifier().artefact
     other = classifier.model_copy(update={"process": ProcessConfig(schedule="edm", sigma_data=0.5)})
-    code = sampling_code(SampleSettings(classifier=CLASSIFIER), artefact_of(spec), None, other)
+    code = sampling_code(
+        SampleSettings(classifier=CLASSIFIER), NetworkArtefacts(artefact_of(spec), None, other)
+    )
     assert "diffusion.process.continuous" in code
