@@ -52,6 +52,11 @@ class Arm:
         meta = open_store(PREPARED / "train", PreparedMeta).meta
         return plan_training(self.config, meta, default_device())
 
+    @property
+    def enlarges_real(self) -> bool:
+        """Whether its images are real ones that it enlarges."""
+        return self.config.model.low_res is not None and self.config.sample.base is None
+
     def cell(self, name: str | None) -> Cell:
         """Return the cell of its sweep that is scored: by default the first one with the most steps."""
         cells = {cell.name: cell for cell in grid(self.config.sample, self.config.sweep)}
@@ -88,6 +93,10 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
     """Return what the change is of; UsageError if the two arms cannot be judged by one protocol."""
     if wrong := [text for text in change.differences(control) if _is_protocol(text.split()[0])]:
         raise UsageError(f"{change.name} changes what is scored ({wrong[0]}): leave that equal in both arms")
+    if control.enlarges_real != change.enlarges_real:
+        arm, other = (control, change) if control.enlarges_real else (change, control)
+        found = f"{arm.name} enlarges real images, and {other.name} does not"
+        raise UsageError(f"{found}: give it a base (sample.base), or compare two that do")
     cards = [_card(arm, cell) for arm in (control, change)]
     trains = control.fingerprint(0) != change.fingerprint(0)
     if not differing_fields(cards, OF_CASCADE if trains else ()):

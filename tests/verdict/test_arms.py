@@ -20,6 +20,7 @@ REFUSED = {
     "evaluate.reference=test": "what is scored",
     "data.name=cifar10": "what is scored",
     "sample.classes=data": "which images are made",
+    "model.low_res=4": "enlarges real images",
 }
 LOSSES = {
     "process.prediction=x0": "the loss itself (process.prediction",
