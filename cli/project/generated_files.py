@@ -1,6 +1,8 @@
 """The files of a new project as text: `diffctl init` writes them, and an upgrade compares with them."""
 
+import json
 import re
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +74,7 @@ def generated_files(choices: ProjectChoices) -> dict[str, str]:
         files, data = {str(PARAMS): params}, parse_yaml(params)["data"]
     words = {
         "version": VERSION,
+        "source": _source(),
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", choices.name).strip("-._") or "project",
         "about": f"the pictures in `{data['path']}`" if data.get("path") else f"the data set {data['name']}",
     }
@@ -104,6 +107,14 @@ def with_own_params(choices: ProjectChoices, params: Path) -> ProjectChoices:
 def read_choices(root: Path) -> ProjectChoices:
     """Return the recorded choices of the project in `root`; FileNotFoundError without a record."""
     return ProjectChoices.model_validate(parse_yaml((root / MARK).read_text(encoding="utf-8")))
+
+
+def _source() -> str:
+    """Return what a requirement says after `diffctl`: the version, or the installed Git commit (PEP 610)."""
+    recorded = json.loads(distribution("diffctl").read_text("direct_url.json") or "{}")
+    if vcs := recorded.get("vcs_info"):
+        return f" @ {vcs['vcs']}+{recorded['url']}@{vcs['commit_id']}"
+    return f"=={VERSION}"
 
 
 def _filled(template: str, words: dict[str, str]) -> str:

@@ -1,16 +1,19 @@
 """`diffctl init`: the generated files, their place in Git and DVC, and settings for a folder of pictures."""
 
+import json
 import os
 import re
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from PIL import Image
 
 from cli.commands.project import Init
@@ -103,6 +106,21 @@ def test_new_project_is_a_repository_and_keeps_existing_files(tmp_path: Path, ca
     assert read_choices(inner).profile == "cifar10"
     assert not (inner / ".git").exists()
     assert "experiments/cats/.dvc/config" in git(tmp_path, "diff", "--cached", "--name-only")
+
+
+def test_project_requires_the_commit_that_diffctl_was_installed_from(tmp_path: Path, monkeypatch) -> None:
+    installed = {"url": "https://git.example/team/diffctl", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}}
+    (folder := tmp_path / "diffctl-9.dist-info").mkdir()
+    (folder / "METADATA").write_text("Name: diffctl\nVersion: 9\n")
+    (folder / "direct_url.json").write_text(json.dumps(installed))
+    monkeypatch.syspath_prepend(tmp_path)
+    files = generated_files(ProjectChoices(sky=True, github_actions=True))
+    wanted = f" @ git+https://git.example/team/diffctl@{'0' * 40}"
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    assert project["dependencies"] == [f"diffctl{wanted}"]
+    assert Requirement(project["dependencies"][0]).url == wanted.removeprefix(" @ ")
+    assert f"pip install 'diffctl[gpu,s3]{wanted}'" in files["sky.yaml"]
+    assert f"pip install 'diffctl{wanted}'" in files[".github/workflows/check.yaml"]
 
 
 def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> None:
