@@ -1,4 +1,4 @@
-"""RePaint (Lugmayr et al. 2022, 2201.09865): the known pixels are noised anew at each step of DDPM.
+"""RePaint (Lugmayr et al. 2022, 2201.09865): the known pixels are noised again at each step of DDPM.
 
     x'_known = α'·y + σ'·z,   x'_unknown = DDPM's step,   x' = m·x'_known + (1 − m)·x'_unknown
 
