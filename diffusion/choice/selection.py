@@ -9,6 +9,7 @@ import numpy as np
 from diffusion.choice.confidence import errors_of, gap, share_noise
 from diffusion.choice.ranking import Cells, best_cell, front_metric, is_auxiliary
 from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import split_list
 from diffusion.protocol.scores_document import (
     CellScores,
@@ -188,7 +189,8 @@ def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> 
     """Return the settings that options default to: those of the best cell.
 
     Empty without scores, and if `chosen` names another sampler. Those that do not fit chosen ones are left
-    out: the options of another spacing, the number of steps next to timesteps, and eta with a single step.
+    out: the options of another spacing or guidance rule, the number of steps next to timesteps, eta with a
+    single step, and the `clip` of a rule that does not clip without it.
     Learned times are those of the sweep for these steps.
     """
     usual = {} if scores is None else _fitting_settings(best_settings(scores), chosen)
@@ -218,8 +220,12 @@ def _fitting_settings(usual: SampleSettings, chosen: Mapping[str, Any]) -> dict[
     if chosen.get("sampler", usual.sampler) != usual.sampler:
         return {}
     timesteps = split_list(chosen.get("timesteps"))
+    other_rule = chosen.get("guidance_rule", usual.guidance_rule) != usual.guidance_rule
+    unguided = other_rule or not chosen.get("guidance", usual.guidance)
     conflicts = {
         "spacing_options": chosen.get("spacing", usual.spacing) != usual.spacing,
+        "guidance_rule_options": other_rule,
+        "clip": bool(usual.guidance) and not GUIDANCE_RULES[usual.rule].clips and unguided,
         "steps": timesteps is not None or (usual.steps == 1 and bool(chosen.get("eta"))),
         "eta": chosen.get("steps", len(timesteps or ())) == 1,
     }

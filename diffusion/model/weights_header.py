@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from diffusion.layout import MODEL
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
@@ -22,7 +21,7 @@ IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MAX_HEADER_BYTES = 8 * 2**20  # bytes; a tensor takes about a hundred
 MAX_TENSORS = 10_000  # tensors; the largest published network has some 1,100
-EARLIER_NAME = "unet.safetensors"  # of the model file and of its artifacts in MLflow
+NAME, EARLIER_NAME = "model.safetensors", "unet.safetensors"  # of a training's model file
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -42,7 +41,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 def open_weights(path: Path) -> Any:
     """Open a safetensors file, a context; UsageError without one, DiffctlError for another file."""
-    if path.name == MODEL.name and not path.exists() and path.with_name(EARLIER_NAME).exists():
+    if path.name == NAME and not path.exists() and path.with_name(EARLIER_NAME).exists():
         raise UsageError(f"{path.with_name(EARLIER_NAME)} is of an earlier version: rename it to {path}")
     if not path.is_file():
         raise UsageError(f"no model file at {path}: train one with `diffctl run`, or name another file")

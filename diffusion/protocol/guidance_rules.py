@@ -86,6 +86,7 @@ GUIDANCE_RULES: Registry[GuidanceRule] = Registry(
             "diffusion.sample.cfg_zero:CFGZero",
             "CFG-Zero*, Fan et al. 2025, 2503.18886",
             needs_null=True,
+            clips=False,
             options="diffusion.protocol.guidance_rules:ZeroOptions",
         ),
         "cfg++": GuidanceRule(

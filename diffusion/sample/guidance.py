@@ -104,10 +104,11 @@ def extrapolate(better: Prediction, worse: Prediction, weight: float) -> Predict
 
 
 def along(of: Tensor, direction: Tensor) -> Tensor:
-    """Return the part of each image (B, C, H, W) along its direction."""
+    """Return the part of each image (B, C, H, W) along its direction, 0 for a direction of length 0."""
     pixels = (1, 2, 3)
-    share = (of * direction).sum(pixels, keepdim=True) / direction.square().sum(pixels, keepdim=True)
-    return share * direction
+    square = direction.square().sum(pixels, keepdim=True)
+    share = (of * direction).sum(pixels, keepdim=True) / square
+    return torch.where(square > 0, share, 0.0) * direction
 
 
 class GuidedRows(NamedTuple):

@@ -220,6 +220,24 @@ def test_a_chosen_option_drops_settings_of_the_best_cell_that_belong_to_another_
     assert usual_settings(None, chosen) == {}
 
 
+@pytest.mark.parametrize(
+    ("chosen", "changes"),
+    [
+        ({}, {"clip": False}),
+        ({"guidance": 0.5}, {"guidance": 0.5, "clip": False}),
+        ({"guidance": 0.0}, {"guidance": 0.0, "guidance_rule": None, "guidance_rule_options": {}}),
+        ({"guidance_rule": "apg"}, {"guidance_rule": "apg", "guidance_rule_options": {}}),
+        ({"guidance_rule": "classifier-free"}, {"guidance_rule": None, "guidance_rule_options": {}}),
+    ],
+)
+def test_another_guidance_rule_drops_the_options_and_the_clip_of_that_of_the_best_cell(chosen, changes):
+    rule = {"guidance": 1.0, "guidance_rule": "cfg-zero", "guidance_rule_options": {"zero_calls": 2}}
+    card = rule | {"guidance_rule_options": '{"zero_calls": 2}', "clip": False}
+    scores = document({(10, 0.0): 0.1}, **card)
+    wanted = SampleSettings(steps=10, **rule | changes)
+    assert parse_settings(chosen, usual_settings(scores, chosen)) == wanted
+
+
 def test_a_chosen_eta_drops_the_single_step_of_the_best_cell():
     chosen = {"eta": 1.0}
     settings = parse_settings(chosen, usual_settings(document({(1, 0.0): 0.1}), chosen))

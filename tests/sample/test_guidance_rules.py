@@ -83,6 +83,30 @@ def test_cfg_zero_is_that_of_diffusers(zero_calls):
         assert torch.allclose((1 - t) * found.x0 + t * found.eps, x, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("rule", "process"), [("apg", COSINE), ("classifier-free", COSINE), ("cfg-zero", FLOW), ("cfg++", COSINE)]
+)
+def test_predictions_of_zero_stay_finite(rule, process):
+    condition, x = Condition(2, torch.zeros(2, dtype=torch.long), NULL), randn(*SHAPE)
+
+    def untrained(x, t, condition):  # v = 0 and x̂_0 = 0, as of a network with zeros in its last layer
+        return Prediction(torch.zeros_like(x), torch.zeros_like(x))
+
+    found = guided(untrained, settings_of(rule), process)(x, 10 if process is COSINE else 0.5, condition)
+    assert torch.isfinite(found.x0).all()
+    assert torch.isfinite(found.eps).all()
+
+
+def test_cfg_zero_does_not_move_in_its_first_calls():
+    settings = settings_of("cfg-zero", sampler="euler", steps=4, options={"zero_calls": 4})
+    grid, x = sampling_grid(settings, FLOW), randn(*SHAPE)
+    condition = Condition(2, torch.zeros(2, dtype=torch.long), NULL)
+    made = run_sampler(
+        build_sampler(settings)(grid, x, lambda: x), guided(Drifting(FLOW), settings, FLOW), condition
+    )
+    assert torch.allclose(made.x, x, atol=1e-9)
+
+
 def test_cfg_plus_plus_matches_a_loop_of_its_algorithm():
     settings, x = settings_of("cfg++", 0.6, clip=False, steps=6), randn(*SHAPE)
     network, reference = Drifting(COSINE), Drifting(COSINE)

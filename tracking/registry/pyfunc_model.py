@@ -20,14 +20,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from diffusion.choice.selection import learned_options
+from diffusion.choice.selection import usual_settings
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
-from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import check_served_guide
@@ -112,7 +111,6 @@ class RegisteredSampler(PythonModel):
             raise ValueError(f"the {wrong} is not the one that was registered: its SHA-256 differs")
         known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
         self.guide = validate(SampleSettings, known, "the best cell's card does not fit").guide
-        self.defaults = known
         self.device = default_device()
         self.model, self.guides = load_model(weights, self.device), load_guides(files, self.device)
 
@@ -131,10 +129,7 @@ class RegisteredSampler(PythonModel):
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
-        wanted = self.defaults | chosen
-        if wanted.get("spacing") == LEARNED:
-            wanted["spacing_options"] = learned_options(self.scores, int(wanted["steps"]))
-        settings = validate(SampleSettings, wanted, "the request")
+        settings = validate(SampleSettings, usual_settings(self.scores, chosen) | chosen, "the request")
         refuse_idle(chosen, settings)
         check_served_guide(settings, self.guide, "this model")
         condition = image_condition(self.model, settings, indices, self.guides, request.class_name)
