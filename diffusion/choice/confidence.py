@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.protocol.card import GROUPS, STATISTICS_FIELDS, differing_fields
+from diffusion.protocol.card import GROUPS, NETWORK_DIGESTS, STATISTICS_FIELDS, differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument, unpack
 from diffusion.protocol.settings import AXES
@@ -27,8 +27,8 @@ NORMAL = 1.959964  # standard deviations of a 95 % interval
 
 Trainings = Sequence[ImageScores]  # one cell of the trainings of a group
 
-# The compared model: fields of a card that may differ.
-SUBJECT = ("model_sha256", "ema", "guide_sha256", "base_sha256", "weighted_nfe")
+# The compared networks: fields of a card that may differ.
+SUBJECT = (*NETWORK_DIGESTS, "ema", "weighted_nfe")
 # Cells that differ in these alone share x_T by index.
 SAME_NOISE = ("model_sha256", "base", *AXES, *DERIVED_FIELDS, *OPTION_FIELDS)
 
@@ -100,7 +100,7 @@ def share_noise(cell: ImageScores, other: ImageScores) -> bool:
 def card_diff(
     cell: ImageScores, other: ImageScores, free: Collection[str] = STATISTICS_FIELDS
 ) -> dict[str, list[Any]]:
-    """Return the fields in which two cells' cards differ, except model and `free`, each with both values."""
+    """Return the fields in which the cards differ, except networks and `free`, each with both values."""
     return differing_fields([cell.card, other.card], (*SUBJECT, *free))
 
 

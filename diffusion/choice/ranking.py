@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from diffusion.choice.confidence import card_diff, gap
-from diffusion.protocol.card import PLUGIN_FIELDS, REAL_COUNTS, REAL_IMAGE_FIELDS, describe_difference
+from diffusion.protocol.card import (
+    NETWORK_DIGESTS,
+    PLUGIN_FIELDS,
+    REAL_COUNTS,
+    REAL_IMAGE_FIELDS,
+    describe_difference,
+)
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.scores_document import CellScores, ImageScores
 
@@ -88,13 +94,14 @@ def decide(candidate: Cells, champion: Cells, name: str) -> GateVerdict:
     The champion's best cell must be among these: against a lesser one a worse model could win. The candidate
     is better if the difference is significant. Without confidence intervals the smaller number decides, and
     the reason states that. `name` is the champion's name in the reason, such as `version 3`. The champion's
-    own weights, scored again, pass: so the champion gets scores of a new protocol.
+    own weights, scored again, pass: so the champion gets scores of a new protocol. Weights are those of all
+    networks: the model, its guide, classifier and base.
     """
     bar, metric, theirs = best_cell(champion)
     no_match = f"not comparable with {name}"
     if bar not in candidate:
         return GateVerdict(False, f"{no_match}: its best cell {bar} was not scored, so put it into the sweep")
-    if _weights(candidate) == _weights(champion):
+    if _networks(candidate[bar]) == _networks(champion[bar]):
         return GateVerdict(True, f"the weights of {name}, scored again", rescored=True)
     if fields := card_diff(champion[bar], candidate[bar]):
         return GateVerdict(False, f"{no_match}: the protocols differ in {describe_difference(fields)}")
@@ -119,12 +126,13 @@ def outdated_best_cell(candidate: Cells, champion: Cells) -> str | None:
     set that lost images by mistake must not select the champion.
     """
     bar = best_cell(champion)[0]
-    if bar not in candidate or _weights(candidate) == _weights(champion):
+    if bar not in candidate or _networks(candidate[bar]) == _networks(champion[bar]):
         return None
     fields = card_diff(champion[bar], candidate[bar])
     fewer = any((fields[name][1] or 0) < (fields[name][0] or 0) for name in fields.keys() & REAL_COUNTS)
     return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) else None
 
 
-def _weights(cells: Cells) -> str:
-    return str(next(iter(cells.values())).card.get("model_sha256"))
+def _networks(cell: ImageScores) -> list[object]:
+    """Return the digests of all networks that sampled a cell, None for those that it lacks."""
+    return [cell.card.get(field) for field in NETWORK_DIGESTS]

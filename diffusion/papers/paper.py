@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from diffusion.images.store_meta import CardValue
-from diffusion.protocol.card import SHARES, Card, Limits, protocol_card, statistics_card
+from diffusion.protocol.card import NETWORK_DIGESTS, SHARES, Card, Limits, protocol_card, statistics_card
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import CellScores
@@ -31,7 +31,7 @@ PAPERS = {
 
 MAX_BYTES = 1 << 20
 FROM_SAMPLING = {
-    *("model_sha256", "guide_sha256", "classifier_sha256", "ema", "precision", "timesteps"),
+    *(*NETWORK_DIGESTS, "ema", "precision", "timesteps"),
     *("sampling_torch", "sampling_plugins"),
 }
 

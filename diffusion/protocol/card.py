@@ -17,6 +17,7 @@ IS_SPLITS = 10  # at most
 NEIGHBOUR = 3  # the k of precision and recall (Kynkäänniemi et al. 2019)
 SHARES = ("precision", "recall", "density", "coverage")  # of neighbours, in an extractor's features
 WIDE_NEIGHBOUR = 5  # that of density and coverage (Naeem et al. 2020)
+NETWORK_DIGESTS = ("model_sha256", "guide_sha256", "classifier_sha256", "base_sha256")
 
 
 class Limits(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import CellMeta
-from diffusion.protocol.card import differing_fields
+from diffusion.protocol.card import NETWORK_DIGESTS, differing_fields
 from diffusion.protocol.learned_grid import with_learned_levels
 from diffusion.protocol.options import Option, fields_section, format_value
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
@@ -24,8 +24,8 @@ from diffusion.protocol.settings import (
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import Section, ShortText, canonical_json
 
-# Of a card: they follow from the model, its base, and the values on the axes.
-DERIVED_FIELDS = ("nfe", "guide_sha256", "base_sha256", "base_nfe", "weighted_nfe")
+# Of a card: they follow from the model, its base, the values on the axes, and the files that these name.
+DERIVED_FIELDS = ("nfe", *NETWORK_DIGESTS[1:], "base_nfe", "weighted_nfe")
 # Of a card: they follow from the section `sample` and the sampler, spacing and guidance rule on the axes.
 OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sampling_plugins")
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs

@@ -91,6 +91,22 @@ def test_comparable_or_identical_model_is_not_outdated():
         assert outdated_best_cell(document({best: 0.1}, **card).cells, champion()) is None
 
 
+@pytest.mark.parametrize("network", ["guide", "classifier", "base"])
+def test_the_champions_model_with_another_network_passes_by_its_scores_alone(network):
+    def scored(digest, value, **card):
+        return document({(10, 0.0): value}, **{f"{network}_sha256": digest * 64}, **card).cells
+
+    held = scored("c", 10.0)
+    again = decide(scored("c", 500.0, torch="3"), held, "version 1")
+    assert (again.better, again.rescored) == (True, True)
+    for value, better in ((500.0, False), (9.0, True)):
+        verdict = decide(scored("d", value), held, "version 1")
+        assert (verdict.better, verdict.rescored) == (better, False)
+        assert f"{KD} {value:g} ({BEST_CELL}) against version 1's 10" in verdict.reason
+    assert outdated_best_cell(scored("d", 9.0, torch="3"), held) == BEST_CELL
+    assert outdated_best_cell(scored("c", 9.0, torch="3"), held) is None
+
+
 def test_gate_fields_are_fields_of_a_card():
     names = ("name", "image_size", "extractor", "weights_sha256", "dtype")
     reference = {**dict.fromkeys(names, "x"), "image_size": 8, "reference_count": 10}
