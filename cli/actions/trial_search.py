@@ -17,6 +17,8 @@ from diffusion.config import Config, load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.learned_grid import refuse_learned_times
 from diffusion.protocol.scores_document import read_scores
 from diffusion.search import search_config, search_dir
 from diffusion.search.search_config import SearchConfig, describe_point
@@ -93,6 +95,8 @@ def _check_search(
 ) -> tuple[dict[str, Any], str]:
     """Return the settings that all trials share, and the data's digest; UsageError for an invalid point."""
     search_config.refuse_invalid(values, section, parse)
+    for cell in grid(config.sample, config.sweep):
+        refuse_learned_times(cell_settings(config.sample, cell).spacing_options, "a search")
     fetch_pretrained(config.train.init_from)
     preflight(config, "train")
     meta, cpu = open_store(PREPARED / "train", PreparedMeta).meta, torch.device("cpu")

@@ -49,10 +49,18 @@ def read_learned_grids(path: Path) -> LearnedGrids:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path} is no file of learned times: {MAKE}")
         return LearnedGrids.model_validate_json(path.read_bytes())
-    except OSError:
-        raise UsageError(f"there is no file of learned times {path}: {MAKE}") from None
     except ValidationError as error:
         raise UsageError(f"{explain(error, str(path), LearnedGrids)}: {MAKE}") from None
+    except (OSError, ValueError):  # ValueError for a path with NUL
+        raise UsageError(f"there is no file of learned times {path}: {MAKE}") from None
+
+
+def refuse_learned_times(options: Mapping[str, Any], command: str) -> None:
+    """Raise UsageError if options of a spacing are times of a model: the command trains other ones."""
+    if options.get("model_sha256"):
+        raise UsageError(
+            f"{command} trains other models than the one of the learned times: use another spacing"
+        )
 
 
 def with_learned_levels(values: Mapping[str, Any], steps: int = 0) -> dict[str, Any]:
@@ -61,7 +69,8 @@ def with_learned_levels(values: Mapping[str, Any], steps: int = 0) -> dict[str, 
     `steps` is the number of steps without one in the values.
     """
     options = values.get("spacing_options")
-    if values.get("spacing") != LEARNED or not isinstance(options, dict) or not options.get("file"):
+    file = options.get("file") if isinstance(options, dict) else None
+    if values.get("spacing") != LEARNED or not file or not isinstance(file, str):
         return dict(values)
-    grids = read_learned_grids(Path(options["file"]))
-    return {**values, "spacing_options": grids.options(values.get("steps", steps), options["file"])}
+    grids = read_learned_grids(Path(file))
+    return {**values, "spacing_options": grids.options(values.get("steps", steps), file)}

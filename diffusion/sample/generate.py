@@ -17,7 +17,6 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.classifier_guidance import classifier_guidance, without_labels
 from diffusion.sample.conditions import base_condition
 from diffusion.sample.guidance import build_guidance, guided
@@ -31,7 +30,13 @@ from diffusion.sample.sampler import (
     build_sampler,
     run_sampler,
 )
-from diffusion.sample.sampling_steps import check_eta, check_noise, count_nfe, sampling_grid
+from diffusion.sample.sampling_steps import (
+    check_eta,
+    check_learned_times,
+    check_noise,
+    count_nfe,
+    sampling_grid,
+)
 from diffusion.sample.tiles import tiled
 from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
@@ -55,12 +60,8 @@ def check_settings(artefact: "ModelDescription", settings: SampleSettings) -> Ti
     if SAMPLERS[settings.sampler].uses_eta:
         check_eta(grid, settings.eta)
         check_noise(settings.noise, artefact.network.learned_variance)
-    learned_for = settings.spacing_options.get("model_sha256") if settings.spacing == LEARNED else None
-    if learned_for and artefact.ema_sigma_rel is None and learned_for != artefact.model_sha256:
-        raise UsageError(
-            f"the learned times are of model {learned_for[:16]}, and this is {artefact.model_sha256[:16]}: "
-            "make its own with `diffctl grid`"
-        )
+    if artefact.ema_sigma_rel is None:  # an EMA profile has the times of its training's own model
+        check_learned_times(settings, artefact.model_sha256)
     if settings.guidance:
         build_guidance(settings, process)
         if GUIDANCE_RULES[settings.rule].needs_null and not artefact.network.null_class:

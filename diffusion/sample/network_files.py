@@ -27,6 +27,7 @@ from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.guides import Guides, check_base, check_fit, labelled_model
 from diffusion.sample.low_res import RealImages, open_real_images
+from diffusion.sample.sampling_steps import check_learned_times
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint
 
@@ -242,8 +243,8 @@ def card_files(
 class CellFiles:
     """The files of every cell of a grid; the cell's `ema` selects an average of the training of `model`.
 
-    UsageError if a guide or a classifier is missing or does not fit, or if a cell or a guide is an EMA
-    profile and there are no snapshots of the training of `model`.
+    UsageError if a guide or a classifier is missing or does not fit, if learned times are of another model,
+    or if a cell or a guide is an EMA profile and there are no snapshots of the training of `model`.
     """
 
     def __init__(self, model: Path, sample: CommonSettings, cells: Iterable[Cell]) -> None:
@@ -252,7 +253,9 @@ class CellFiles:
         has_widths = any(cell.ema is not None for cell in cells)
         self._snapshots = matching_snapshots(model) if has_widths else None
         self._files: dict[tuple[str | None, ...], NetworkFiles] = {}  # by guide and classifier
+        own = read_artefact(model).model_sha256
         for settings in (cell_settings(sample, cell) for cell in cells):
+            check_learned_times(settings, own)
             key = _named_networks(settings)
             if key not in self._files:
                 self._files[key] = network_files(settings, model)

@@ -11,7 +11,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import SPACINGS, check_steps, check_timesteps, spaced_timesteps
+from diffusion.protocol.spacing import LEARNED, SPACINGS, check_steps, check_timesteps, spaced_timesteps
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampler import SamplerDriver, build_sampler
 from diffusion.system.errors import UsageError
@@ -102,3 +102,13 @@ def count_nfe(settings: SampleSettings, config: ProcessConfig) -> int:
     process = build_process(config)
     weights = [guidance_weight(settings, process, t) for t in call_times(settings, process)]
     return sum(settings.guided_nfe if weight else 1 for weight in weights)
+
+
+def check_learned_times(settings: SampleSettings, model_sha256: str) -> None:
+    """Raise UsageError if the times were learned with another model."""
+    learned_for = settings.spacing_options.get("model_sha256") if settings.spacing == LEARNED else None
+    if learned_for and learned_for != model_sha256:
+        raise UsageError(
+            f"the learned times are of model {learned_for[:16]}, and this is {model_sha256[:16]}: "
+            "make its own with `diffctl grid`"
+        )

@@ -13,6 +13,7 @@ from diffusion.layout import PARAMS, PREPARED
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
 from diffusion.protocol.guidance_rules import ema_guide
+from diffusion.protocol.learned_grid import refuse_learned_times
 from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -102,7 +103,7 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
     if not differing_fields(cards, OF_CASCADE if trains else ()):
         if not trains:
             raise UsageError(f"{change.name}: the same training and sampling: nothing to judge")
-        _refuse_ema_profiles(control, cell)
+        _refuse_files_of_the_training(control, cell)
         return "training"
     fields = ", ".join(differing_fields(cards))
     if trains:
@@ -140,10 +141,12 @@ def common_subject(control: Arm, changes: Sequence[Arm], cell: str | None) -> Su
     return subjects[0]
 
 
-def _refuse_ema_profiles(control: Arm, name: str | None) -> None:
-    """Raise UsageError if the cell needs EMA profiles, which only the project's own training publishes."""
+def _refuse_files_of_the_training(control: Arm, name: str | None) -> None:
+    """Raise UsageError if the cell needs EMA profiles or learned times: they are of the project's model."""
     cell = control.cell(name)
-    guide = cell_settings(control.config.sample, cell).guide
+    settings = cell_settings(control.config.sample, cell)
+    guide = settings.guide
+    refuse_learned_times(settings.spacing_options, "a verdict")
     if cell.ema is not None or (guide is not None and ema_guide(guide) is not None):
         found = f"cell {cell.name} is sampled from EMA profiles, which the trainings of a verdict do not keep"
         raise UsageError(f"{found}: give another --cell, or leave sweep.ema and the guide out")

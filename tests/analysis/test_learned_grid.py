@@ -139,6 +139,8 @@ def test_the_file_of_a_model_is_used_by_commands_and_cells(learned, project, inv
     assert_refused(invoke(*chosen, "--steps", "3"), "spacing learned needs the times of a model")
     missing = invoke(*chosen, "--spacing-option", "file=none.json", "--steps", "3")
     assert_refused(missing, "there is no file of learned times none.json: `diffctl grid")
+    number = invoke(*chosen, "--spacing-option", "file=5", "--steps", "3")
+    assert_refused(number, "spacing_options of learned", "file", "5")
     Path("other.json").write_text("{}")
     assert_refused(
         invoke(*chosen, "--spacing-option", "file=other.json", "--steps", "3"), "other.json: ", "levels"

@@ -93,6 +93,16 @@ def test_missing_or_foreign_snapshots_are_rejected_before_building(trained: Path
     assert not EMA_RUNS.exists()
 
 
+def test_learned_times_of_another_training_are_refused_for_its_profiles_too(trained: Path) -> None:
+    def sample(sha256: str) -> SampleConfig:
+        options = {"levels": [9.0, 0.5], "model_sha256": sha256}
+        return SAMPLE.model_copy(update={"spacing": "learned", "spacing_options": options})
+
+    assert CellFiles(MODEL, sample(read_artefact(MODEL).model_sha256), [NARROW]).of(NARROW).model != MODEL
+    with pytest.raises(UsageError, match="the learned times are of model 0000"):
+        CellFiles(MODEL, sample("0" * 64), [NARROW])
+
+
 def test_a_guide_is_a_profile_of_the_same_training_or_a_file(trained: Path) -> None:
     guided = cell_of(2, guidance=1.0, guide="ema:0.1@4")
     files = CellFiles(MODEL, SAMPLE, [PLAIN, guided]).of(guided)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffusion.layout import GRIDS
+from diffusion.protocol.learned_grid import LearnedGrids
 from diffusion.verdict.arms import Arm, find_subject
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
@@ -108,3 +110,16 @@ def test_cells_of_ema_profiles_are_refused(project: Path, invoke: Invoke) -> Non
     write_params(project, train=profiles, sweep=sweep)
     copy_data(project)
     assert_refused(invoke("verdict", "train.batch_size=4"), "steps3-eta0-ema0.1", "EMA profiles", "--cell")
+
+
+def test_learned_times_of_the_project_are_refused_where_other_models_are_trained(
+    project: Path, invoke: Invoke
+) -> None:
+    grids = LearnedGrids(model_sha256="0" * 64, learned={}, levels={3: (9.0, 0.5, 0.1)})
+    Path(GRIDS).write_text(grids.model_dump_json())
+    sample = {"spacing": "learned", "spacing_options": {"file": str(GRIDS)}}
+    search = {"trials": 1, "fields": {"train.lr.rate": [0.001, 0.002]}}
+    write_params(project, sample=sample, sweep={"steps": [3], "eta": [0.0]}, search=search)
+    copy_data(project)
+    assert_refused(invoke("verdict", "train.batch_size=4"), "a verdict trains other models", "spacing")
+    assert_refused(invoke("search"), "a search trains other models", "spacing")
