@@ -155,9 +155,9 @@ def make_cell(
 
 def cell_labels(networks: NetworkArtefacts, settings: SampleSettings, indices: range) -> Tensor | None:
     """Return the labels of a cell's images: those of the real images that are enlarged, if any."""
-    real, spec = networks.real, networks.model.network
-    if real is None or not spec.num_classes:
-        return mixed_condition(networks.labelled, settings, indices).labels
+    real, labelled = networks.real, networks.labelled
+    if real is None or not labelled.network.num_classes:
+        return mixed_condition(labelled, settings, indices).labels
     return real.labels(real.rows(indices))
 
 

@@ -80,16 +80,16 @@ def image_condition(
 
     Where real images are enlarged, labels and low resolutions are theirs, of the class if one is given.
     """
-    real, size = guides.real, loaded.artefact.network.low_res_size
+    real, size, labelled = guides.real, loaded.artefact.network.low_res_size, guides.labelled(loaded)
     if real is None or size is None or settings.base is not None:
-        return chosen_condition(guides.labelled(loaded), settings, indices, wanted)
-    real.check(loaded.artefact)
+        return chosen_condition(labelled, settings, indices, wanted)
+    real.check(loaded.artefact, labelled)
     label = None
     if wanted is not None:
-        label = int(class_condition(loaded.artefact, str(wanted), 1).labels[0])  # type: ignore[index]
+        label = int(class_condition(labelled, str(wanted), 1).labels[0])  # type: ignore[index]
     rows = real.rows(indices, label)
-    labels = real.labels(rows) if loaded.artefact.network.num_classes else None
-    condition = labels_condition(loaded.artefact, labels, len(rows))
+    labels = real.labels(rows) if labelled.network.num_classes else None
+    condition = labels_condition(labelled, labels, len(rows))
     return replace(condition, low_res=low_res_of(real.store.images[rows], size))
 
 

@@ -53,14 +53,17 @@ class RealImages(NamedTuple):
         labels = self.store.labels
         return None if labels is None else torch.from_numpy(labels[list(rows)]).long()
 
-    def check(self, model: "ModelDescription") -> None:
-        """Raise UsageError if the images are not of the model's size and classes."""
+    def check(self, model: "ModelDescription", labelled: "ModelDescription") -> None:
+        """Raise UsageError if the images are not of the model's size and of the classes of the labels."""
         spec, found = model.network, self.store.images.shape[1:]
         if found != spec.pixel_shape:
             shown = f"{self.store.path} has images of {format_size(found)}"
             raise UsageError(f"{shown}, and the model makes {format_size(spec.pixel_shape)}")
-        if spec.num_classes and tuple(self.store.meta.get("classes", ())) != model.data.classes:
-            raise UsageError(f"{self.store.path} has images of other classes than the model")
+        classes = tuple(self.store.meta.get("classes", ()))
+        if labelled.network.num_classes and classes != labelled.data.classes:
+            raise UsageError(
+                f"{self.store.path} has images of other classes than the model or its classifier"
+            )
 
 
 def open_real_images(path: Path, device: object = None) -> RealImages:

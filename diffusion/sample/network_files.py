@@ -71,7 +71,7 @@ class NetworkArtefacts(NamedTuple):
         if self.base is not None:
             check_base(self.model, self.base)
         if self.real is not None:
-            self.real.check(self.model)
+            self.real.check(self.model, self.labelled)
 
 
 class NetworkFiles(NamedTuple):

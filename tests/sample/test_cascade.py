@@ -18,7 +18,7 @@ from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import make_cell
+from diffusion.sample.cell_images import cell_labels, make_cell
 from diffusion.sample.conditions import base_condition, chosen_condition, image_condition, mixed_condition
 from diffusion.sample.generate import full_condition, generate
 from diffusion.sample.guides import Guides, check_base
@@ -30,6 +30,7 @@ from tests.helpers.networks import (
     artefact_of,
     assert_equal_but_for_rounding,
     counting,
+    loaded_classifier,
     network_of,
     small_model,
     spec_of,
@@ -113,6 +114,20 @@ def test_real_images_have_their_own_labels_and_a_class_selects_among_them():
     assert torch.equal(of_class.low_res, rows.low_res)
     cascade = image_condition(UPSAMPLER, SampleSettings(**CASCADE), [0], guides._replace(base=SMALL))
     assert cascade.low_res is None, "the base makes it"
+
+
+def test_a_classifier_guides_an_unconditional_model_towards_the_labels_of_real_images():
+    unlabelled = {"num_classes": 0, "null_class": False, **LOW_RES}
+    upsampler, classifier = model_of(0, **unlabelled), loaded_classifier()
+    guides = Guides(classifier=classifier, real=real_images())
+    settings = SampleSettings(steps=2, classifier="classifier.safetensors")
+    condition = image_condition(upsampler, settings, [0, 4, 31], guides)
+    assert condition.labels.tolist() == [0, 1, 0]
+    assert image_condition(upsampler, settings, [0], guides, "2").labels.tolist() == [2]
+    networks = NetworkArtefacts(upsampler.artefact, None, classifier.artefact, real=real_images())
+    assert cell_labels(networks, settings, range(5)).tolist() == [0, 0, 0, 1, 1]
+    made = generate(upsampler, settings, [0, 4, 31], condition, CPU, guides=guides)
+    assert made.shape == (3, 1, 8, 8)
 
 
 @pytest.mark.parametrize("rows", [4, 64])

@@ -4,6 +4,7 @@ import re
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -160,3 +161,14 @@ def test_ranks_train_like_one_process_and_resume_bitwise_equal(digits_store, tmp
     assert resumed.values.step == 3
     assert_close(alone(digits_store, CHANGES, resumed), wanted)
     assert_close(other, alone(digits_store, {**dit, "train": CHANGES["train"]}))
+
+
+def test_a_gathered_network_is_on_the_device_with_its_buffers():
+    class Whole(Shards):
+        def gather(self, shard: Tensor, size: torch.Size) -> Tensor:
+            return shard
+
+    network = nn.BatchNorm2d(3)
+    group = SimpleNamespace(device=torch.device("meta"), is_rank_zero=True)
+    full = Whole(network, network, meta_copy(network), group).gather_network(network)
+    assert {one.device.type for one in (*full.parameters(), *full.buffers())} == {"meta"}

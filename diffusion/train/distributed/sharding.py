@@ -86,7 +86,9 @@ class Shards:
         """Return a full network on rank 0's device."""
         pairs = zip(shards.parameters(), self.meta.parameters(), strict=True)
         full = [self.gather(shard, whole.shape).to(self._group.device) for shard, whole in pairs]
-        return with_parameters(meta_copy(shards), full) if self._group.is_rank_zero else shards
+        if not self._group.is_rank_zero:
+            return shards
+        return with_parameters(meta_copy(shards), full).to(self._group.device)  # buffers too
 
 
 def meta_copy(network: nn.Module) -> nn.Module:
