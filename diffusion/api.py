@@ -93,9 +93,12 @@ def sample(
     Image i depends on the networks, the settings, its label and i alone. Classifier-free guidance needs
     labels and the `null_label` that the network was trained with; autoguidance needs a `guide`, a worse
     network of the same data, which `settings.guide` names. UsageError for settings that the process does not
-    allow.
+    allow, and for those of further networks.
     """
     settings = settings or SampleSettings()
+    for name in ("classifier", "base", "cond_noise"):
+        if getattr(settings, name):
+            raise UsageError(f"sample: {name} is an option of model files: use `generate`, or leave it out")
     device = next(network.parameters()).device
     grid = sampling_grid(settings, process)
     noise = ImageNoise(settings.seed, range(count), shape, grid.initial_noise_scale)

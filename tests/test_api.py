@@ -39,6 +39,9 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
     assert torch.allclose(made[:2], first, atol=1e-5)
     with pytest.raises(UsageError, match="guidance needs"):
         sample(model, PROCESS, 4, (2, 1, 1), settings, wanted)
+    for further in ({"classifier": "c.safetensors"}, {"cond_noise": 0.1}):
+        with pytest.raises(UsageError, match=f"sample: {next(iter(further))} is an option of model files"):
+            sample(model, PROCESS, 1, (2, 1, 1), SampleSettings(**further))
 
 
 def test_continuous_process_is_learned() -> None:
