@@ -21,10 +21,11 @@ class ScoredTrial(NamedTuple):
 
 
 class SettingRow(NamedTuple):
-    """One setting: its trials, and the cell with the best mean over them.
+    """One setting: its trials, and the cell with the best mean over its trainings.
 
-    `interval` is over the seeds, or over the images of a single training; None without one. `tied` is
-    whether the gap to the best setting is within chance, None if that is unknown.
+    A point that was drawn several times is one training. `interval` is over the seeds, or over the images of
+    a single training; None without one. `tied` is whether the gap to the best setting is within chance, None
+    if that is unknown.
     """
 
     point: Point
@@ -46,14 +47,22 @@ def setting_rows(scored: Sequence[ScoredTrial]) -> list[SettingRow]:
     by_setting: dict[str, list[ScoredTrial]] = {}
     for one in scored:
         by_setting.setdefault(canonical_json(_without_seed(one.trial.point)), []).append(one)
-    chosen = [(members, *_best_cell(members)) for members in by_setting.values()]
+    chosen = [(members, *_best_cell(_trainings(members))) for members in by_setting.values()]
     chosen.sort(key=lambda one: mean_of(one[2], rank_metric(one[2][0])))
     return [_row(members, name, cells, chosen[0][2]) for members, name, cells in chosen]
 
 
-def _best_cell(members: Sequence[ScoredTrial]) -> tuple[str, list[CellScores]]:
+def _trainings(members: Sequence[ScoredTrial]) -> list[ScoresDocument]:
+    """Return the scores of each seed once: random and tpe may draw a point again."""
+    by_seed: dict[object, ScoresDocument] = {}
+    for one in members:
+        by_seed.setdefault(one.trial.point.get(SEED), one.document)
+    return list(by_seed.values())
+
+
+def _best_cell(trainings: Sequence[ScoresDocument]) -> tuple[str, list[CellScores]]:
     """Return the cell with the best mean over the trainings, and its scores in each."""
-    cells = {name: [one.document.cells[name] for one in members] for name in members[0].document.cells}
+    cells = {name: [one.cells[name] for one in trainings] for name in trainings[0].cells}
     name = min(cells, key=lambda name: mean_of(cells[name], rank_metric(cells[name][0])))
     return name, cells[name]
 

@@ -1,5 +1,7 @@
 """The table of a search: a row for each setting, with the mean over its seeds."""
 
+from dataclasses import replace
+
 import pytest
 
 from diffusion.choice.confidence import mean_interval
@@ -43,3 +45,11 @@ def test_gaps_within_the_spread_of_seeds_are_ties() -> None:
     values = best.as_json()
     assert values["interval"][0] < values["value"] < values["interval"][1]
     assert values["trials"] == [2, 3]
+
+
+def test_points_drawn_again_are_no_further_seeds() -> None:
+    repeated = [one._replace(trial=replace(one.trial, number=one.trial.number + 5)) for one in TRIALS]
+    rows = setting_rows([*TRIALS, *repeated[1:]])
+    assert [row.trials for row in rows] == [(2, 3, 7, 8), (0, 1, 6), (4, 9)]
+    once = [row._replace(trials=again.trials) for row, again in zip(setting_rows(TRIALS), rows, strict=True)]
+    assert rows == once
