@@ -65,6 +65,8 @@ def parse_assignments(texts: Iterable[str], source: str) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise UsageError(f"{source} {printable(text)}: give KEY=VALUE")
+        if key in values:
+            raise UsageError(f"{source} {printable(text)}: {printable(key)} is given twice: give one value")
         try:
             values[key] = parse_yaml(value)
         except YamlRefusal as refusal:

@@ -13,7 +13,7 @@ import typer
 from cli.actions.model_sweep import check_reference, score_grid
 from cli.actions.search_trial import run_in_process, trial_runner
 from cli.actions.verdict_arms import (
-    check_metric,
+    check_options,
     count_equal_work,
     identify,
     origin,
@@ -31,7 +31,7 @@ from diffusion.config import parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import MODEL, PREPARED
-from diffusion.protocol.grid import cell_settings
+from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.scores_document import CellScores
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.search import search_dir
@@ -58,8 +58,8 @@ def judge_changes(options: Verdict) -> None:
     for arm in arms:
         fetch_pretrained(arm.config.train.init_from)
     subject = common_subject(arms[0], arms[1:], options.cell)
-    check_metric(options, arms, subject)
-    arms, ratios = count_equal_work(options, arms, subject)
+    check_options(options, arms, subject)
+    arms, ratios = count_equal_work(options, arms)
     folder, about = identify(arms, options, subject)
     if options.metric != "loss":
         check_reference(arms[0].config)
@@ -103,7 +103,7 @@ def _judge_trainings(
     cell, images = control.cell(options.cell), control.config.sample.num_images
     if options.metric == "loss":
         images = min(control.config.train.val_images, len(open_store(PREPARED / "test", PreparedMeta)))
-    trials = VerdictTrials(folder, arms, cell, images, options.metric)
+    trials = VerdictTrials(folder, arms, options.cell, images, options.metric)
     first_seed = control.config.train.seed
     _announce(arms, f"and the seeds of a pair, from {first_seed} on: {test.first} to {test.last} pairs")
     if options.seconds is not None and not options.ray:
@@ -178,14 +178,15 @@ def _check_budget(budget: float, trials: VerdictTrials, test: PairedTest) -> Non
     if trials.is_fixed:
         return  # the first look was reached, and later pairs are estimated by these
     with acquire_device(partial(typer.echo, err=True)) as device:
-        pair = sum(_trial_seconds(arm, trials, device) for arm in trials.arms)
+        each = zip(trials.arms, trials.cells, strict=True)
+        pair = sum(_trial_seconds(arm, cell, trials, device) for arm, cell in each)
     needs = [f"{count} pairs need about {format_duration(count * pair)}" for count in (test.first, test.last)]
     if test.first * pair > budget:
         raise UsageError(f"--budget: {needs[0]} here: give more time, or train fewer steps")
     typer.echo(f"{needs[1]} here, and the budget is {format_duration(budget)}", err=True)
 
 
-def _trial_seconds(arm: Arm, trials: VerdictTrials, device: torch.device) -> float:
+def _trial_seconds(arm: Arm, cell: Cell, trials: VerdictTrials, device: torch.device) -> float:
     """Return the estimated duration of a training with its samples and scores."""
     config, plan = arm.config, arm.plan
     steps = step_work(Project(config), plan, device)(config.train.batch_size, TIMED_STEPS)
@@ -193,10 +194,8 @@ def _trial_seconds(arm: Arm, trials: VerdictTrials, device: torch.device) -> flo
     if trials.metric == "loss":
         return seconds
     call = time_sampling(plan, config, TIMED_SECONDS, device)
-    return (
-        seconds
-        + call.median * count_nfe(cell_settings(config.sample, trials.cell), config.process) * trials.images
-    )
+    calls = count_nfe(cell_settings(config.sample, cell), config.process)
+    return seconds + call.median * calls * trials.images
 
 
 def _show(outcomes: Sequence[Outcome], seconds: float | None) -> None:

@@ -12,9 +12,14 @@ import typer
 from cli.actions.params_file import find_profile, parse_assignments
 from cli.commands.verdict import Verdict
 from cli.shared.process import command_line
+from diffusion.code_digest import code_digest, torch_version
+from diffusion.evaluate.features.extractors import space_extractor
+from diffusion.evaluate.features.reference_features import extraction
 from diffusion.layout import MODEL, PARAMS, VERDICT_RUNS
-from diffusion.model.model_file import read_artefact
-from diffusion.protocol.grid import cell_settings, settings_card
+from diffusion.model.classifier import ClassifierArtefact
+from diffusion.model.model_file import read_artefact, read_description
+from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, settings_card
+from diffusion.sample.sampling_card import code_of_models
 from diffusion.search.search_config import applied
 from diffusion.search.search_dir import About
 from diffusion.system.devices import acquire_device, default_device, device_name
@@ -58,23 +63,28 @@ def read_arms(options: Verdict) -> list[Arm]:
     return [control, *changes]
 
 
-def check_metric(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
-    """Raise UsageError if the metric is the validation loss, and not one for all arms."""
+def check_options(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
+    """Raise UsageError for options without effect, or if a validation loss is not one for all arms."""
+    of_trainings = {
+        "--metric loss": options.metric == "loss",
+        f"--equal {options.equal}": options.equal != "steps",
+        "--pairs": options.pairs is not None,
+        "--budget": options.budget is not None,
+        "--stratified": options.stratified,
+        "--ray": options.ray,
+    }
+    given = [flag for flag, is_given in of_trainings.items() if is_given]
+    if subject == "sampling" and given:
+        raise UsageError(f"{given[0]} is of trainings, and the change is of the sampling alone: leave it out")
     if options.metric == "loss":
-        if subject == "sampling":
-            raise UsageError("--metric loss is of trainings, and the change is of the sampling alone")
-        refuse_other_losses(arms[0], arms[1:])
+        refuse_other_losses(arms[0], arms[1:], equal_steps=options.equal == "steps")
 
 
-def count_equal_work(
-    options: Verdict, arms: Sequence[Arm], subject: str
-) -> tuple[list[Arm], list[Ratio | None]]:
+def count_equal_work(options: Verdict, arms: Sequence[Arm]) -> tuple[list[Arm], list[Ratio | None]]:
     """Return the arms, of equal FLOPs if that is requested, and the cost of the changes' steps if known."""
     control, *changes = arms
     if options.equal == "steps":
         return list(arms), [None] * len(changes)
-    if subject == "sampling":
-        raise UsageError(f"--equal {options.equal} is of trainings, and the change is of the sampling alone")
     refuse_steps(control, changes, options.equal)
     if options.equal == "time":
         return list(arms), [None] * len(changes)
@@ -130,6 +140,8 @@ def identify(arms: Sequence[Arm], options: Verdict, subject: str) -> tuple[Path,
         "pairs": options.looks,
         "metric": options.metric,
     }
+    if subject == "training" and options.metric != "loss":
+        settings["scoring"] = [_scoring(arm, options.cell) for arm in arms]
     if options.equal == "time":
         settings["equal"] = {"time": device_name(default_device())}  # another machine has other steps
     digest = control.plan.data.digest
@@ -145,6 +157,22 @@ def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
     sample, cell = arm.config.sample, arm.cell(name)
     card = settings_card(cell_settings(sample, cell))
     return {**card, "ema": cell.ema, "num_images": sample.num_images, "seed": sample.seed}
+
+
+def _scoring(arm: Arm, name: str | None) -> dict[str, Any]:
+    """Return what decides an arm's scores next to its settings: guide, classifier, code and versions."""
+    settings = cell_settings(arm.config.sample, arm.cell(name))
+    guide = read_artefact(Path(settings.guide)) if settings.needs_guide and settings.guide else None
+    classifier = None
+    if settings.has_classifier and settings.classifier:
+        classifier = read_description(Path(settings.classifier), ClassifierArtefact)
+    models = [arm.plan] if guide is None else [arm.plan, guide]
+    code = code_digest(code_of_models(settings, models, classifier))
+    return {
+        "networks": [one and one.model_sha256 for one in (guide, classifier)],
+        "sampling": [SAMPLING_VERSION, torch_version(), code],
+        "evaluation": [extraction(space_extractor(space)) for space in arm.config.evaluate.spaces],
+    }
 
 
 def _model_sha256() -> str:

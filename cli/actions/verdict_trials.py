@@ -11,7 +11,6 @@ import typer
 
 from diffusion.check.cost_estimate import format_duration
 from diffusion.choice.paired_test import PairedTest
-from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import CellScores, read_scores
 from diffusion.search import search_dir
 from diffusion.search.search_dir import Trial, TrialResult, trial_dir
@@ -43,10 +42,16 @@ class Job(NamedTuple):
 
 
 class VerdictTrials:
-    """The trainings of the control and its changes in the folder of a verdict."""
+    """The trainings of the control and its changes in the folder of a verdict.
 
-    def __init__(self, folder: Path, arms: Sequence[Arm], cell: Cell, images: int, metric: Metric) -> None:
-        self.folder, self.arms, self.cell, self.metric = folder, arms, cell, metric
+    `cell` is the name of the cell that is scored, by default each arm's first one with the most steps.
+    """
+
+    def __init__(
+        self, folder: Path, arms: Sequence[Arm], cell: str | None, images: int, metric: Metric
+    ) -> None:
+        self.folder, self.arms, self.metric = folder, arms, metric
+        self.cells = [arm.cell(cell) for arm in arms]
         self._images = images
         self._progress: Progress | None = None
         self._known: dict[tuple[Job, int], tuple[TrialResult, CellScores | None]] = {}
@@ -99,7 +104,7 @@ class VerdictTrials:
         if key not in self._known and (result := search_dir.read_result(self.place(job))):
             scores = None
             if result.state == "done" and self.metric != "loss":
-                scores = read_scores(self.place(job) / search_dir.SCORES).cells[self.cell.name]
+                scores = read_scores(self.place(job) / search_dir.SCORES).cells[self.cells[job.arm].name]
             if scores is None or scores.num_images == self.images:
                 self._known[key] = result, scores
         return self._known.get(key)
@@ -158,7 +163,7 @@ class VerdictTrials:
         (folder / search_dir.RESULT).unlink(missing_ok=True)  # of fewer images
         control, arm = self.arms[0].config, self.arms[job.arm]
         seeds = control.train.seed + job.pair, control.sample.seed + job.pair
-        search_dir.write_trial_params(folder, arm.pair_values(seeds, self.cell, self.images), {})
+        search_dir.write_trial_params(folder, arm.pair_values(seeds, self.cells[job.arm], self.images), {})
         typer.echo(f"pair {job.pair + 1}: {arm.name}, seed {self.seed(job)}", err=True)
         return self._number(job)
 

@@ -14,6 +14,7 @@ from diffusion.system.errors import UsageError, printable
 app = typer.Typer()
 
 MAX_PAIRS = 50
+PAIRS = 3, 12  # by default
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -37,8 +38,8 @@ class Verdict(JsonOptions, RayOptions):
         "The control: a file or profile. [default: params.yaml]", metavar="FILE", paths=True
     )
     each: bool = option("Every KEY=VALUE is a change by itself.")
-    pairs: str = option(
-        "Pairs of trainings: decide after A at least, B at most.", metavar="A..B", default="3..12"
+    pairs: str | None = option(
+        "Pairs of trainings: decide after A at least, B at most. [default: 3..12]", metavar="A..B"
     )
     equal: Literal["steps", "time", "flops"] = option(
         "What is equal in both trainings of a pair. For time and flops the steps of the change follow.",
@@ -77,6 +78,8 @@ class Verdict(JsonOptions, RayOptions):
     @property
     def looks(self) -> tuple[int, int]:
         """The numbers of pairs at the first and the last look; UsageError for another text."""
+        if self.pairs is None:
+            return PAIRS
         found = re.fullmatch(r"(\d{1,3})\.\.(\d{1,3})", self.pairs)
         if found is None:
             raise UsageError(f"--pairs {printable(self.pairs)}: give A..B, such as 3..12")

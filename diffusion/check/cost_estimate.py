@@ -12,6 +12,7 @@ from diffusion.check.timing import TimeRange, matmul_speed, time_extractor, time
 from diffusion.config import Config
 from diffusion.model import counted_passes
 from diffusion.model.network_registry import NetworkSpec
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.sampling_steps import count_nfe
@@ -90,14 +91,16 @@ def network_evaluations(config: Config) -> int:
     return config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
 
 
-def passes(network: NetworkSpec) -> int:
-    """Return the passes of a training step per image: forward, backward, and recomputed forward."""
-    return 1 + BACKWARD + bool(getattr(network, "gradient_checkpointing", False))
+def passes(network: NetworkSpec, loss: str) -> int:
+    """Return the passes of a training step per image: forward, backward, recomputed, and further ones."""
+    recomputed = bool(getattr(network, "gradient_checkpointing", False))
+    return 1 + BACKWARD + recomputed + OBJECTIVES[loss].extra_passes
 
 
 def step_flops(plan: TrainPlan) -> int:
     """Return the FLOPs of a training step, without the optimiser's."""
-    return counted_passes.forward_flops(plan.network) * passes(plan.network) * plan.train.batch_size
+    each = passes(plan.network, plan.process.loss)
+    return counted_passes.forward_flops(plan.network) * each * plan.train.batch_size
 
 
 def scored_images(project: Project) -> int:

@@ -29,7 +29,8 @@ class ObjectiveEntry(BuilderEntry, WithOptions):
     Each is a "module:name", the options without torch. `learned_variance` is whether it trains one, and needs
     it; `is_weighted` whether `weighting` applies. With `whole_batch` its losses depend on all images of a
     batch, so that micro-batches and several processes are refused. With `is_consistency` x̂_0 becomes the end
-    of the flow, and previews are sampled in two steps.
+    of the flow, and previews are sampled in two steps. `extra_passes` is the number of forward passes without
+    a gradient.
     """
 
     builder: str
@@ -39,6 +40,7 @@ class ObjectiveEntry(BuilderEntry, WithOptions):
     is_weighted: bool = True
     whole_batch: bool = False
     is_consistency: bool = False
+    extra_passes: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ OBJECTIVES: Registry[ObjectiveEntry] = Registry(
         "consistency": ObjectiveEntry(
             "diffusion.process.consistency:Consistency", "ECT, Geng et al. 2024, 2406.14548",
             options="diffusion.process.process_options:ConsistencyOptions", is_consistency=True,
+            extra_passes=1,
         ),
         "contrastive": ObjectiveEntry(
             "diffusion.process.batch_terms:Contrastive", "Stoica et al. 2025, 2506.05350",

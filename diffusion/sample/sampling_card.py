@@ -1,5 +1,6 @@
 """What a cell's images depend on: the sampling part of its protocol card, and the code that samples them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from diffusion.system.section import fingerprint
 def sampling_code(settings: SampleSettings, networks: NetworkArtefacts) -> ModuleDigests:
     """Return the digests of the code that determines a model's images with these settings."""
     models = [one for one in (networks.model, networks.guide, networks.base) if one is not None]
-    processes = [one.process for one in (*models, networks.classifier) if one is not None]
+    return code_of_models(settings, models, networks.classifier)
+
+
+def code_of_models(
+    settings: SampleSettings, models: Sequence[ModelDescription], classifier: ModelDescription | None
+) -> ModuleDigests:
+    """Return the digests of the code that determines images of these models, trained or not."""
+    processes = [one.process for one in (*models, classifier) if one is not None]
     entries: list[Chosen] = [
         *((PROCESSES, process.schedule) for process in processes),
         *((PREDICTIONS, process.prediction) for process in processes),
@@ -33,7 +41,7 @@ def sampling_code(settings: SampleSettings, networks: NetworkArtefacts) -> Modul
     for one in (settings, settings.base_settings):
         if one is not None:
             entries += [(SAMPLERS, one.sampler), (SPACINGS, one.spacing), (GUIDANCE_RULES, one.rule)]
-    roots = [] if networks.classifier is None else ["diffusion.model.classifier"]
+    roots = [] if classifier is None else ["diffusion.model.classifier"]
     return code_of(["diffusion.sample.generate", *roots], entries)
 
 

@@ -115,8 +115,14 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
     return "sampling"
 
 
-def refuse_other_losses(control: Arm, changes: Sequence[Arm]) -> None:
-    """Raise UsageError if validation losses of the arms cannot be compared, or are not computed."""
+def refuse_other_losses(control: Arm, changes: Sequence[Arm], *, equal_steps: bool) -> None:
+    """Raise UsageError if validation losses of the arms cannot be compared, or are not computed.
+
+    `equal_steps` is whether all arms keep the steps that they have.
+    """
+    steps = {arm.config.train.steps for arm in (control, *changes)}
+    if control.plan.process.loss_options.get("stage_steps") and (len(steps) > 1 or not equal_steps):
+        raise UsageError("--metric loss: the loss has stages, and the arms end at other steps: use fd or kd")
     own = control.plan.process.model_dump(exclude=DRAWN_TIMES)
     for arm in (control, *changes):
         if arm.config.train.val_every is None:

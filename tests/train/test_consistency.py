@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion.check.cost_estimate import step_flops
 from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.process.objective import Batch, TrainedNetwork, build_objective
 from diffusion.process.process_registry import ProcessConfig
@@ -119,6 +121,15 @@ def test_weight_and_huber_distance_are_those_of_the_authors_code():
     weighted = process_of("edm", weighting="edm", sigma_data=0.7, loss_options={"huber": 0.1})
     expected = (levels**2 + 0.7**2) / (levels * 0.7) ** 2 * ((distance**2 + 0.01).sqrt() - 0.1)
     assert torch.allclose(losses_at(weighted, levels, gains, 0)[0], expected)
+
+
+def test_a_step_takes_the_flops_of_one_more_forward_pass(store):
+    for loss in ("simple", "consistency"):
+        state = new_state(plan_of(store, process={**TUNING, "loss": loss}), CPU)
+        batch = draw_batch(state.plan, state.time_sampler, ImageLoader(store, CPU), 0)
+        with FlopCounterMode(display=False) as counter:
+            accumulate_gradients(passes_of(state), batch, 0)
+        assert counter.get_total_flops() == pytest.approx(step_flops(state.plan), rel=0.1)
 
 
 def test_both_passes_of_a_step_have_the_same_dropout_masks(store):

@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion.layout import GRIDS
+from cli.actions.verdict_arms import identify, read_arms
+from cli.actions.verdict_trials import Job, VerdictTrials
+from cli.commands.verdict import Verdict
+from diffusion.config import load
+from diffusion.layout import GRIDS, PARAMS
+from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.learned_grid import LearnedGrids
+from diffusion.search.search_dir import Trial, TrialResult, trial_dir, write_result
+from diffusion.search.trial_runner import TrialRunner
 from diffusion.verdict.arms import Arm, find_subject
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
+from tests.helpers.networks import small_model
 from tests.helpers.prepared import copy_data
 
 REFUSED = {
@@ -48,6 +56,8 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
     )
     for change, words in LOSSES.items():
         assert_refused(invoke("verdict", *change.split(), "--metric", "loss"), "--metric loss", words)
+    for option in (["--pairs", "3..12"], ["--budget", "20m"], ["--stratified"], ["--ray"]):
+        assert_refused(invoke("verdict", "sample.spacing=trailing", *option), option[0], "sampling alone")
     for quantity in ("time", "flops"):
         for change, words in (
             ("sample.spacing=trailing", "sampling alone"),
@@ -55,11 +65,17 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
         ):
             assert_refused(invoke("verdict", change, "--equal", quantity), f"--equal {quantity}", words)
     assert_refused(invoke("verdict", "train.batch_size=4"), "data/reference")
+    write_params(
+        project, process={"schedule": "edm", "loss": "consistency", "loss_options": {"stage_steps": 2}}
+    )
+    for options in (["train.steps=4"], ["train.batch_size=4", "--equal", "flops"]):
+        assert_refused(invoke("verdict", *options, "--metric", "loss"), "the loss has stages")
     assert not (project / "runs").exists()
 
 
 def test_options_without_a_meaning_are_refused(project: Path, invoke: Invoke) -> None:
     assert_refused(invoke("verdict"), "nothing to judge")
+    assert_refused(invoke("verdict", "train.steps=4", "train.steps=5"), "train.steps is given twice")
     for pairs in ("1..3", "5..4", "3..51", "3", "3-4"):
         assert_refused(invoke("verdict", "train.steps=4", "--pairs", pairs), "--pairs", pairs)
     assert_refused(invoke("verdict", "train.steps=4", "--budget", "20"), "--budget", "20m")
@@ -123,3 +139,43 @@ def test_learned_times_of_the_project_are_refused_where_other_models_are_trained
     copy_data(project)
     assert_refused(invoke("verdict", "train.batch_size=4"), "a verdict trains other models", "spacing")
     assert_refused(invoke("search"), "a search trains other models", "spacing")
+
+
+def test_each_arm_is_sampled_as_its_own_cell_says(tmp_path: Path) -> None:
+    guided = {"guidance": 2.0}
+    control = Arm("control", params(sample=guided, train={"p_uncond": 0.1}))
+    sweep = {"steps": [3], "eta": [0.0], "guidance": [2.0]}
+    change = Arm("change", params(train={"p_uncond": 0.1, "batch_size": 4}, sweep=sweep))
+    trials, seen = VerdictTrials(tmp_path, [control, change], None, 5, "fd"), []
+
+    def run(trial: Trial) -> TrialResult:
+        config = load(trial_dir(tmp_path, trial.number) / PARAMS)
+        seen.extend(cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
+        write_result(trial_dir(tmp_path, trial.number), result := TrialResult("failed", reason="a test"))
+        return result
+
+    trials.run([Job(0, 0), Job(0, 1)], TrialRunner(run))
+    assert seen[0].guidance == 2.0
+    assert seen[0] == seen[1]
+
+
+def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_data(project)
+    write_params(project, sample={"guidance": 1.0, "guide": "guide.safetensors"})
+    options = Verdict(changes=["train.batch_size=4"])
+
+    def key() -> str:
+        return identify(read_arms(options), options, "training")[1].key
+
+    small_model(Path("guide.safetensors"))
+    keys = [key(), key()]
+    small_model(Path("guide.safetensors"), seed=1)
+    keys.append(key())
+    monkeypatch.setattr("diffusion.protocol.extractors.EVALUATION_VERSION", 99)
+    keys.append(key())
+    monkeypatch.setattr("cli.actions.verdict_arms.torch_version", lambda: "0.1")
+    keys.append(key())
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4

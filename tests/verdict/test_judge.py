@@ -82,7 +82,7 @@ class Machine:
             Arm(f"arm{number}", params(train={"steps": 12 + number}))
             for number in range(len(self.effects) + 1)
         ]
-        trials = VerdictTrials(self.folder, arms, arms[0].cell(None), 20, "fd")
+        trials = VerdictTrials(self.folder, arms, None, 20, "fd")
         test = PairedTest(*pairs, 0.05 / len(self.effects))
         judge = Judge(trials, test, budget, Workers(self.run, workers))
         return judge, judge.decide()

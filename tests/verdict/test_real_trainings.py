@@ -54,7 +54,7 @@ def decide(project: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
         folder = VERDICT_RUNS / f"{control.config.train.seed:016d}"
         about = About(key=folder.name, data_digest="", settings={}, search={"metric": "fd"})
         open_about(folder, about)
-        trials = VerdictTrials(folder, [control, change], control.cell(None), 60, "fd")
+        trials = VerdictTrials(folder, [control, change], None, 60, "fd")
         runner = TrialRunner(lambda trial: run(folder, trial))
         (outcome,) = Judge(trials, PairedTest(*pairs), None, runner).decide()
         print(control.config.train.seed, change.name, outcome.sentence())
