@@ -102,18 +102,22 @@ class ValidationLoss:
 
 
 def add_to_history(history: list[Losses], step: int, losses: Losses) -> None:
-    """Add a step's losses to the curve; DiffctlWarning when the EMA's loss starts to rise."""
-    if not losses:
+    """Add a step's finite losses to the curve; DiffctlWarning for others, and when the EMA's loss rises."""
+    finite = {name: value for name, value in losses.items() if math.isfinite(value)}
+    if len(finite) < len(losses):
+        message = "a validation loss is NaN or infinite: it is not in the loss curve; lower the learning rate"
+        warnings.warn(message, DiffctlWarning, stacklevel=2)  # Python shows an equal sentence once
+    if not finite:
         return
     if not (history and history[-1]["step"] == step):
         history.append({"step": step})
-    history[-1] |= {f"{PREFIX}{name}": value for name, value in losses.items()}
+    history[-1] |= {f"{PREFIX}{name}": value for name, value in finite.items()}
     measured = [(row[LOSS], int(row["step"])) for row in history if LOSS in row]
     curve = [loss for loss, _ in measured]
-    if _has_risen(curve) and not _has_risen(curve[:-1]):
+    if "loss" in finite and _has_risen(curve) and not _has_risen(curve[:-1]):
         least, at = min(measured)
         warnings.warn(
-            f"the validation loss has risen from {least:.4g} after step {at:,} to {losses['loss']:.4g} after "
+            f"the validation loss has risen from {least:.4g} after step {at:,} to {curve[-1]:.4g} after "
             f"step {step:,}: the model is overfitting; fewer steps, more images, data.flip or dropout "
             "help",
             DiffctlWarning,

@@ -15,8 +15,10 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import build_process
-from diffusion.system.errors import Interrupted
+from diffusion.system.errors import DiffctlWarning, Interrupted
+from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.initial_state import new_state
+from diffusion.train.loop import Diverged
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
@@ -24,7 +26,7 @@ from diffusion.train.train_config import BAND_NAMES, CURVE_ROWS, VALIDATION_SHAR
 from diffusion.train.train_state import TrainState, band_sums, with_band_means
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, write_loss_curve
 from tests.helpers import trainings
-from tests.helpers.trainings import CPU, run
+from tests.helpers.trainings import CPU, Recorder, run
 
 
 def plan_of(store: ImageStore, model: dict[str, Any] | None = None, **settings: Any) -> DenoiserPlan:
@@ -121,7 +123,6 @@ def test_by_default_validation_takes_less_than_two_percent(batch: int, images: i
         ([1.0, 1.1, 1.1, 1.01], False),
         ([2.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5], True),
         ([1.3, 1.2, 1.1, 1.0], False),
-        ([1.0, math.nan, math.nan, math.nan], False),
     ],
 )
 def test_three_losses_above_the_minimum_are_reported_once(losses: list[float], rises: bool) -> None:
@@ -135,6 +136,35 @@ def test_three_losses_above_the_minimum_are_reported_once(losses: list[float], r
     assert len(caught) == rises
     if len(losses) > 4:
         assert "from 1 after step 20 to 1.3 after step 50" in str(caught[0].message)
+
+
+def test_losses_that_are_not_finite_are_left_out_and_reported_once() -> None:
+    """The rest of the curve is judged as if they were not measured."""
+    history: list[dict[str, float]] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        losses = [1.0, math.nan, 1.1, math.inf, 1.2, -math.inf, 1.3, math.nan, math.nan]
+        for step, loss in enumerate(losses, start=1):
+            add_to_history(history, step, {"loss": loss, "raw_loss": math.nan if step in (1, 9) else 2.0})
+    assert [row.get("val_loss") for row in history] == [1.0, None, 1.1, None, 1.2, None, 1.3, None]
+    assert ["val_raw_loss" in row for row in history] == [False, *[True] * 7]
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 2
+    assert "NaN or infinite" in messages[0]
+    assert "risen from 1 after step 1 to 1.3 after step 7" in messages[1]
+
+
+def test_a_training_with_infinite_validation_losses_is_saved_and_ends_as_diverged(store: ImageStore) -> None:
+    plan = plan_of(store, val_every=1, lr=1.0, grad_clip=None, save_every=1)
+    saved: list[SavedState] = []
+    state, observer = new_state(plan, CPU), Recorder(saved.append)
+    observer.validate = lambda *_: {"loss": math.inf, "raw_loss": math.nan}  # type: ignore[method-assign]
+    calls = iter(range(1000))
+    state.network.register_forward_hook(lambda *given: given[2] * (math.nan if next(calls) > 1 else 1.0))
+    with pytest.warns(DiffctlWarning, match="NaN or infinite"), pytest.raises(Diverged):
+        run(state, store, observer=observer)
+    assert [one.values.step for one in saved] == [*range(1, 8)]
+    assert saved[-1].values.skipped == 5
 
 
 def test_the_mean_of_a_window_is_over_images_not_steps() -> None:
