@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion.code_digest import CodeSince, code_digest
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlWarning, UsageError
+from diffusion.system.files import copy_file
 from diffusion.system.limits import MAX_COUNT
 from diffusion.system.locks import LockBusy
-from diffusion.train.checkpoint.run_dir import RunDir, open_run
+from diffusion.train.checkpoint.run_dir import RunDir, open_run, publish_snapshots
 from diffusion.train.checkpoint.state_files import (
     newest_state,
     newest_step,
@@ -21,7 +23,7 @@ from diffusion.train.checkpoint.state_files import (
     state_files,
 )
 from diffusion.train.lr_schedule import ConstantLR
-from diffusion.train.plan import DenoiserPlan, TrainPlan
+from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
 from diffusion.train.train_config import CURVE_ROWS, TrainConfig
 from diffusion.train.train_state import TrainState
 from tests.helpers import trainings
@@ -156,7 +158,20 @@ def test_a_shorter_training_resumes_from_a_state_before_its_end(store, tmp_path)
     assert_as_from_scratch(store, plan_of(store, 10), state, tmp_path)
     run, _, begun = run_in(store, plan_of(store, 7), tmp_path / "runs")
     assert (begun, run.start) == (0, None)
-    assert "steps after 7 differ (train.steps 10 → 7)" in str(run.changes())
+    assert "has no state up to step 6, the last that it could resume from" in str(run.changes())
+
+
+def test_a_training_that_ends_at_a_state_of_a_longer_one_equals_one_from_scratch(store, tmp_path):
+    """The last step has a log entry and a snapshot, which the longer training lacks."""
+    profiles = {"ema_profiles": {"sigma_rel": [0.1], "every": 4}, "log_every": 4}
+    run_in(store, plan_of(store, 9, **profiles), tmp_path / "runs")  # keeps the states of steps 6 and 9
+    run, state, begun = run_in(store, plan_of(store, 6, **profiles), tmp_path / "runs")
+    assert (begun, [row["step"] for row in state.history]) == (0, [4, 6])
+    assert "has no state up to step 5, the last that it could resume from" in str(run.changes())
+    publish_snapshots(run.folder, tmp_path / "ema", state.plan.train, plan_artefact(state.plan, state.code))
+    _, same, begun = run_in(store, plan_of(store, 6, log_every=4), tmp_path / "runs")
+    assert begun == 6, "the other one ended there too"
+    assert same.history == state.history
 
 
 def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, tmp_path):
@@ -206,6 +221,33 @@ def test_the_furthest_state_of_all_trainings_is_used(store, tmp_path):
         run_in(store, plan_of(store, steps, lr), tmp_path)
     _, _, begun = run_in(store, plan_of(store, 9), tmp_path, stop_at=6)
     assert begun == 5
+
+
+def test_a_training_that_goes_on_may_remove_the_state_meanwhile(tmp_path, monkeypatch):
+    """The newer state is used, and the other training needs no heartbeat."""
+
+    def save(step: int) -> Path:
+        since = CodeSince(step=0, digest=code_digest(OLD), torch="2")
+        saved = state_at(step)
+        return save_state(
+            tmp_path / "a", saved._replace(values=saved.values.model_copy(update={"code": [since]}))
+        )
+
+    def copy(source: Path, path: Path) -> None:
+        if source == oldest:
+            oldest.unlink()
+            save(20)
+        copy_file(source, path)
+
+    with open_run(tmp_path, "a", config={"train": {"steps": 50, "lr": 0.002}}, code=OLD):
+        oldest = save(10)
+        (tmp_path / "a/run.json").unlink()
+        monkeypatch.setattr("diffusion.train.checkpoint.run_dir.copy_file", copy)
+        config = {"train": {"steps": 60, "lr": 0.002}}
+        with open_run(tmp_path, "b", config=config, code=OLD, resume=True) as run:
+            assert newest_step(run.folder) == 20
+            assert run.start is not None
+            assert run.start.step == 20
 
 
 @given(st.integers(1, MAX_COUNT), st.integers(1, 10**6))

@@ -121,7 +121,7 @@ def test_if_all_states_are_damaged_they_are_quarantined_until_the_next_save(tmp_
         assert newest_state(tmp_path) is None
     assert [str(warning.message).partition(": ")[2] for warning in caught] == [
         "using the state before it",
-        "no state is left, so the training starts from scratch",
+        f"no state is left in {tmp_path}",
     ]
     assert len(list(tmp_path.glob("damaged-state-*.sealed"))) == 2
     assert newest_state(tmp_path) is None, "this time without a warning"

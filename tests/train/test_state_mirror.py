@@ -135,6 +135,19 @@ def test_damaged_copies_are_renamed_and_replaced_and_never_outlive_intact_ones(t
         StateMirror("memory://x", here)
 
 
+def test_an_intact_copy_of_a_state_that_is_damaged_here_is_fetched(tmp_path: Path) -> None:
+    here, mirror = tmp_path / "here", StateMirror(str(tmp_path / "mirror"), tmp_path / "here")
+    for step in (3, 4):
+        saved = state_of(here, step)
+        mirror._upload(step)
+    newest = here / state_name(4)
+    newest.write_bytes(saved[:-50])
+    with pytest.warns(DiffctlWarning, match=r"000000004\.sealed is damaged .* using the state before it"):
+        assert StateMirror(str(tmp_path / "mirror"), here).fetch() == 4
+    assert newest.read_bytes() == saved
+    assert StateMirror(str(tmp_path / "mirror"), here).fetch() == 0
+
+
 class SlowFiles(LocalFileSystem):
     """A folder whose files call `on_write` before each block."""
 

@@ -57,13 +57,15 @@ def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -
     points: list[ResumePoint] = []
     for other in reversed(sibling_runs(folder)):
         theirs = read_note(other / CONFIG)
-        if (common := _steps_in_common(theirs, settings)) is not None:
+        if (common := _usable_steps(theirs, settings)) is not None:
             last, why = common
             why = f"{', '.join(changed_fields(theirs, settings))} {why}"
             points += [ResumePoint(path, why) for path in state_files(other) if 0 < step_of(path) <= last]
     for point in sorted(points, key=lambda point: point.step, reverse=True):
         try:
             state = read_state(point.path)
+        except FileNotFoundError:  # its training goes on, and has newer ones
+            continue
         except READ_ERRORS as error:
             warnings.warn(f"{point.path} is damaged ({error}): it is not used", DiffctlWarning, stacklevel=2)
             continue
@@ -85,10 +87,10 @@ def why_from_scratch(folder: Path, settings: JsonObject, code: ModuleDigests) ->
             f"{newest_step(same[-1]):,} (in {same[-1]}): `diffctl run --keep` resumes from there instead"
         )
     theirs = read_note(others[-1] / CONFIG)
-    fields, common = ", ".join(changed_fields(theirs, settings)), _steps_in_common(theirs, settings)
+    fields, common = ", ".join(changed_fields(theirs, settings)), _usable_steps(theirs, settings)
     if common and not any(0 < step_of(path) <= common[0] for path in state_files(others[-1])):
-        kept = f"{others[-1]} has no state from before"
-        return f"starts from scratch: steps after {common[0]:,} differ ({fields}), and {kept}"
+        last = f"step {common[0]:,}, the last that it could resume from"
+        return f"starts from scratch: {others[-1]} has no state up to {last} ({fields})"
     return f"starts from scratch, since the configuration changed: {fields} (against {others[-1]})"
 
 
@@ -101,11 +103,16 @@ def find_kept_run(folder: Path, settings: JsonObject) -> Path | None:
 def sibling_runs(folder: Path) -> list[Path]:
     """Return the run directories next to `folder`, the newest last."""
     others = [path.parent for path in folder.parent.glob(f"*/{CONFIG}") if path.parent != folder]
-    return sorted(others, key=lambda other: (other / HEARTBEAT).stat().st_mtime_ns)
+    beats = {path.parent: path.stat().st_mtime_ns for path in folder.parent.glob(f"*/{HEARTBEAT}")}
+    return sorted(others, key=lambda other: beats.get(other, 0))
 
 
-def _steps_in_common(theirs: JsonObject, settings: JsonObject) -> tuple[int, str] | None:
-    """Return the last equal step of two trainings, and how they differ; None if no step is equal."""
+def _usable_steps(theirs: JsonObject, settings: JsonObject) -> tuple[int, str] | None:
+    """Return the last step to resume from, and how two trainings differ; None if no step is equal.
+
+    The last step of a training has a log entry and a snapshot, also between two intervals. So a state of a
+    longer training must be from before it.
+    """
     train = settings.get("train", {})
     left_out = set(_LRKey.model_fields) | ({AVERAGES} if AVERAGES not in train else set())
     if _without(left_out, theirs) != _without(left_out, settings):
@@ -114,10 +121,11 @@ def _steps_in_common(theirs: JsonObject, settings: JsonObject) -> tuple[int, str
         key, ours = (_LRKey.model_validate(one) for one in (theirs.get("train", {}), train))
     except ValidationError:  # a schedule is of a plugin that was removed
         return None
-    if (diverges_at := first_divergent_step(ours.lr, ours.steps, key.lr, key.steps)) is None:
-        return ours.steps, "changes no step before"
-    last = min(ours.steps, diverges_at)
-    return (last, f"changes the rate from step {diverges_at:,} on") if last else None
+    last = ours.steps if key.steps <= ours.steps else ours.steps - 1
+    why = "changes no step before"
+    if (diverges_at := first_divergent_step(ours.lr, ours.steps, key.lr, key.steps)) is not None:
+        last, why = min(last, diverges_at), f"changes the rate from step {diverges_at:,} on"
+    return (last, why) if last else None
 
 
 def _without(left_out: set[str], settings: JsonObject) -> JsonObject:

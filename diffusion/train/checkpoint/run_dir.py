@@ -147,17 +147,28 @@ def open_run(
         elif mirror:
             fetched = mirror.fetch()
         config, code = config or {}, code or {}
-        is_copied = resume and is_new and not fresh and not fetched
-        if is_copied and (start := find_resume_point(folder, config, code)):
-            if AVERAGES in config["train"]:
-                copy_snapshots(start.folder, folder, start.step)
-            copy_file(start.path, folder / start.path.name)
+        if resume and is_new and not fresh and not fetched:
+            start = _copy_start(folder, config, code)
         run = RunDir(folder, str(beat.get("key") or uuid.uuid4().hex), is_new, start, mirror, fetched)
         run.beat(0)
         write_json(folder / CODE, add_checksum(code))
         write_json(folder / CONFIG, add_checksum(config))
         sync_path(root)
         yield run
+
+
+def _copy_start(folder: Path, config: JsonObject, code: ModuleDigests) -> ResumePoint | None:
+    """Copy the state that `find_resume_point` returns, after its snapshots; return it."""
+    while start := find_resume_point(folder, config, code):
+        try:
+            if AVERAGES in config["train"]:
+                copy_snapshots(start.folder, folder, start.step)
+            copy_file(start.path, folder / start.path.name)
+            break
+        except FileNotFoundError:
+            if start.path.exists():
+                raise  # else the other training goes on, and has a newer one
+    return start
 
 
 @contextmanager

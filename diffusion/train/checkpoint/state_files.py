@@ -135,8 +135,7 @@ def newest_state(folder: Path) -> SavedState | None:
         try:
             return read_state(path)
         except READ_ERRORS as error:
-            scratch = "no state is left, so the training starts from scratch"
-            then = "using the state before it" if states else scratch
+            then = "using the state before it" if states else f"no state is left in {folder}"
             warnings.warn(f"{path} is damaged ({error}): {then}", DiffctlWarning, stacklevel=2)
             path.replace(path.with_name(QUARANTINED + path.name))  # its step may be higher than those to come
     return None

@@ -26,6 +26,7 @@ from diffusion.train.checkpoint.state_files import (
     NAMES,
     QUARANTINED,
     READ_ERRORS,
+    newest_state,
     newest_step,
     read_state,
     state_name,
@@ -70,9 +71,11 @@ class StateMirror:
     def fetch(self) -> int:
         """Copy the newest intact state here if it is newer than those here; return its step, else 0.
 
-        If the mirror cannot be read: TemporaryError without a state here, else a DiffctlWarning.
+        Damaged states here are quarantined. If the mirror cannot be read: TemporaryError without a state
+        here, else a DiffctlWarning.
         """
-        here = newest_step(self._folder)
+        intact = newest_state(self._folder)
+        here = intact.values.step if intact else 0
         try:
             for path in reversed(self._states()):
                 if step_of(Path(path)) <= here:
