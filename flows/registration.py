@@ -56,16 +56,16 @@ def promote_version(
 
 def _rescore_champion(document: ScoresDocument, override: Override, progress: ProgressOf) -> None:
     """Rescore an outdated champion, unless the user forces the decision or requests a dry run."""
-    if override.force or override.dry_run or (champion := outdated_champion(document)) is None:
+    if override.force or override.dry_run:
         return
     try:
-        rescored = rescore(champion, document, progress)
-        echo(f"champion: {register_rescored(champion, rescored)}\n")
+        if champion := outdated_champion(document):
+            rescored = rescore(champion, document, progress)
+            echo(f"champion: {register_rescored(champion, rescored)}\n")
     except (MlflowError, TemporaryError):
         raise
     except DiffctlError as error:
-        number = champion.version.version
-        echo(f"the champion, version {number}, could not be rescored: {reason(error)}\n")
+        echo(f"the champion could not be rescored: {reason(error)}\n")
 
 
 def rescore(champion: OutdatedChampion, document: ScoresDocument, progress: ProgressOf) -> ScoresDocument:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from diffusion.layout import home
-from diffusion.system.errors import DiffctlWarning, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
 from diffusion.system.locks import file_lock
-from tracking.connectivity import check_address, check_reachable, translate_error
+from tracking.connectivity import MlflowError, check_address, check_reachable, translate_error
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -186,6 +186,19 @@ def find(request: Callable[..., Found], *arguments: Any) -> Found | None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+
+
+def readable(read: Callable[..., Found], *arguments: Any) -> tuple[Found | None, str]:
+    """Return what `read` returns; None and the reason if that is missing, damaged or of an unknown format.
+
+    MlflowError if MLflow fails.
+    """
+    try:
+        return read(*arguments), ""
+    except MlflowError:
+        raise
+    except DiffctlError as error:
+        return None, reason(error)
 
 
 def check_access() -> None:

@@ -1,5 +1,7 @@
 """An outdated champion is rescored by the current code before the gate compares."""
 
+from pathlib import Path
+
 import pytest
 
 from diffusion.choice.ranking import CODE_VERSIONS
@@ -129,6 +131,11 @@ def test_a_champion_that_cannot_be_rescored_keeps_its_place(config, capsys):
     assert "not comparable with version 1" in decision.reason
     assert "version 1" in capsys.readouterr().out
     assert versions() == 2
+    run_id = connect().get_model_version(NAME, "1").run_id
+    (stored,) = Path().glob(f"mlartifacts/*/{run_id}/**/registered/*/artifacts/scores.json")
+    stored.write_text("{}")
+    assert "the champion cannot be compared" in register_model().reason
+    assert "could not be rescored" in capsys.readouterr().out
 
 
 def test_force_rescores_nothing(config):

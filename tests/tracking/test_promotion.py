@@ -4,9 +4,11 @@ import hashlib
 import json
 import re
 import urllib.request
+import warnings
 
 import numpy as np
 import pytest
+from mlflow.cli import gc
 from typer.testing import CliRunner
 
 from cli import main
@@ -241,13 +243,32 @@ def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(regi
     }
 
 
-def test_gate_reports_the_spread_of_one_setting(register_all):
+def test_gate_reports_the_spread_of_one_setting_without_unreadable_scores(register_all, here, uri):
     assert "setting" not in register_all(0.20)
     assert "setting" not in register_all(0.20, add=0.02), "each seed counts once"
     register_all(0.30, seed=5, num_images=1000)  # another protocol does not count
-    reason = register_all(0.24, seed=2)
-    assert "2 seeds" in reason
-    assert f"{KD} 0.22 ± 0.028" in reason
+    spread = f"; 2 seeds of their common setting have {KD} 0.22 ± 0.028"
+    assert spread in register_all(0.24, seed=2)
+    other = version(3).run_id
+    files = list(here.glob(f"mlartifacts/*/{other}/**/scores.json"))
+    values = json.loads(files[0].read_text())
+
+    def left_out() -> str:
+        assert spread in run("promote", "--dry-run").stdout
+        with warnings.catch_warnings(record=True) as warned:
+            seeds = json.loads(run("seeds", "--json").stdout)
+        assert next(one["values"] for one in seeds["scores"] if one["metric"] == KD) == {"1": 0.20, "2": 0.24}
+        return ", ".join(str(one.message) for one in warned)
+
+    for changed in ({"cells": {}}, {"extractor": "gone"}):
+        for file in files:
+            file.write_text(json.dumps(values | changed))
+        text = left_out()
+        assert f"({other}) are left out: " in text
+        assert str(*changed.values()) in text
+    connect().delete_run(other)
+    gc.main(["--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", other], standalone_mode=False)
+    assert not left_out()
 
 
 @pytest.mark.slow

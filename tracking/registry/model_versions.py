@@ -202,8 +202,12 @@ def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> 
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:
-    path = f"{_artifacts_of(registered)}/{file}"
-    return Path(client.download_artifacts(str(registered.run_id), path, str(folder)))
+    run_id, artifacts = str(registered.run_id), _artifacts_of(registered)
+    path = f"{artifacts}/{file}"
+    if path not in [one.path for one in find(client.list_artifacts, run_id, artifacts) or ()]:
+        which = f"{registered.name} version {registered.version}"
+        raise DiffctlError(f"{which} has no {file}: it or the run {run_id} was deleted in MLflow")
+    return Path(client.download_artifacts(run_id, path, str(folder)))
 
 
 def _artifacts_of(registered: "ModelVersion") -> str:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from diffusion.choice.confidence import cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import GateVerdict, best_cell, decide, outdated_best_cell
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
-from diffusion.system.errors import DiffctlError, UsageError, reason
+from diffusion.system.errors import UsageError
 from diffusion.system.section import brief
 from tracking.comparison.score_comparison import format_spread
-from tracking.connectivity import MlflowError
 from tracking.keys import DECISION, GIT_COMMIT, SETTING
 from tracking.registry.champion_log import (
     MAX_NOTE,
@@ -31,7 +30,7 @@ from tracking.registry.model_versions import (
     get_version,
     other_images,
 )
-from tracking.store import mlflow_client
+from tracking.store import mlflow_client, readable
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -134,7 +133,7 @@ def _judge(
     champion = get_version(client, history.name, holder)
     if champion is None:
         return GateVerdict(True, f"version {holder}, which was champion, was deleted in MLflow"), None
-    scores, why = _readable_scores(client, champion)
+    scores, why = readable(fetch_version_scores, client, champion)
     against = judged_score(scores.cells) if scores else None
     if override.force:
         return GateVerdict(True, f"forced to replace version {holder}"), against
@@ -157,20 +156,10 @@ def _judge(
     return verdict._replace(reason=f"{verdict.reason}{rescoring}{seeds}"), against
 
 
-def _readable_scores(client: "MlflowClient", version: "ModelVersion") -> tuple[ScoresDocument | None, str]:
-    """Return a version's scores; None and the reason if they are damaged or of a format that is not read."""
-    try:
-        return fetch_version_scores(client, version), ""
-    except MlflowError:
-        raise
-    except DiffctlError as error:
-        return None, reason(error)
-
-
 def _describe_seeds(
     client: "MlflowClient", name: str, candidate: ScoresDocument, champion: ScoresDocument
 ) -> str:
-    """Return the spread over seeds on the champion's best cell; empty without several seeds.
+    """Return the spread over seeds with readable scores on the champion's best cell; empty without several.
 
     The gate chooses between two models. Another seed of the same setting gives another model, so the better
     model does not need to have the better setting.
@@ -183,7 +172,8 @@ def _describe_seeds(
     def by_seed(setting: str, own: ScoresDocument) -> list[CellScores]:
         query, order = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'", ["version_number DESC"]
         versions = client.search_model_versions(query, max_results=MAX_SEEDS, order_by=order)
-        documents = [own, *(fetch_version_scores(client, version) for version in versions)]
+        found = (readable(fetch_version_scores, client, version)[0] for version in versions)
+        documents = [own, *filter(None, found)]
         return list(cells_by_seed(documents, cell, champion.cells[cell]).values())
 
     def spread(cells: Sequence[CellScores]) -> str:
@@ -232,7 +222,7 @@ def roll_back(
         if now.holder != before.holder:
             raise ConcurrentMove(f"nothing was rolled back: version {now.holder} became champion meanwhile")
         champion = get_version(client, name, now.holder or 0)
-        held = _readable_scores(client, champion)[0] if champion else None
+        held = readable(fetch_version_scores, client, champion)[0] if champion else None
         return make_move(
             client,
             now,

@@ -6,8 +6,8 @@ Each cell of a sweep is a child run of the training's run, with scores, card and
 import math
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from diffusion.images.store import Images
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.card import EXTRACTOR_FIELDS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, read_scores
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from tracking import keys, mlflow_pages
@@ -32,7 +32,7 @@ from tracking.registry.model_versions import (
 )
 from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity, training_runs
 from tracking.spool.event_log import flatten
-from tracking.store import mlflow_client, store_exists
+from tracking.store import mlflow_client, readable, store_exists
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -242,7 +242,10 @@ def fetch_scores(run: "Run") -> ScoresDocument:
 
 
 def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
-    """Return the scores of the setting's other seeds, the newest first; UsageError if it is unknown."""
+    """Return the scores of the setting's other seeds, the newest first; UsageError if it is unknown.
+
+    DiffctlWarning for a run with scores that cannot be read, which is left out.
+    """
     training = document.training
     if training is None:
         raise UsageError("these scores do not name the training of their model, so other seeds are unknown")
@@ -251,8 +254,12 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
     found: list[ScoresDocument] = []
     with mlflow_client() as client:
         for run in training_runs(client, MAX_SEEDS, f"tags.`{keys.SETTING}` = '{training.setting}'"):
-            with suppress(UsageError):  # its scores were deleted
-                found.append(fetch_scores(run))
+            scores, why = readable(fetch_scores, run)
+            if scores is None:
+                text = f"the scores of {run.info.run_name} ({run.info.run_id}) are left out: {why}"
+                warnings.warn(text, DiffctlWarning, stacklevel=2)
+            else:
+                found.append(scores)
     return [one for one in found if one.training is not None and one.training.seed != training.seed]
 
 
