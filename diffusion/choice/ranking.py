@@ -3,15 +3,15 @@
 The gate decides by scores of one protocol whether a model may replace the champion.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffusion.choice.confidence import card_diff, gap
 from diffusion.protocol.card import (
     NETWORK_DIGESTS,
     PLUGIN_FIELDS,
-    REAL_COUNTS,
     REAL_IMAGE_FIELDS,
+    REAL_ROLES,
     describe_difference,
 )
 from diffusion.protocol.extractors import ExtractorSpec
@@ -120,17 +120,24 @@ def decide(candidate: Cells, champion: Cells, name: str) -> GateVerdict:
 
 
 def outdated_best_cell(candidate: Cells, champion: Cells) -> str | None:
-    """Return the champion's best cell if the cards differ only in code versions or in more real images.
+    """Return the champion's best cell if the cards differ only in code versions or in added real images.
 
-    None if the two can be compared, if something else differs too, and if there are fewer real images: a data
-    set that lost images by mistake must not select the champion.
+    None if the two can be compared, if something else differs too, and if real images were removed or
+    replaced: a data set that changed by mistake must not select the champion.
     """
     bar = best_cell(champion)[0]
     if bar not in candidate or _networks(candidate[bar]) == _networks(champion[bar]):
         return None
     fields = card_diff(champion[bar], candidate[bar])
-    fewer = any((fields[name][1] or 0) < (fields[name][0] or 0) for name in fields.keys() & REAL_COUNTS)
-    return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) else None
+    if any(_has_lost_images(fields, role) for role in REAL_ROLES):
+        return None
+    return bar if fields and fields.keys() <= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) else None
+
+
+def _has_lost_images(fields: Mapping[str, Sequence[Any]], role: str) -> bool:
+    """Return whether there are fewer real images, or as many but others."""
+    before, now = (count or 0 for count in fields.get(f"{role}_count", (0, 0)))
+    return now < before or (now == before and f"{role}_digest" in fields)
 
 
 def _networks(cell: ImageScores) -> list[object]:

@@ -79,12 +79,10 @@ EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype", "e
 # What `…_published` is against.
 STATISTICS_FIELDS = ("statistics_name", "statistics_sha256", "statistics_source")
 COUNT_FIELDS = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # N, and what follows from it
-SPLIT_FIELDS = [f"{role}_{key}" for role in ("reference", "heldout") for key in ("split", "digest", "count")]
-REAL_COUNTS = ("reference_count", "heldout_count")
+REAL_ROLES = ("reference", "heldout")
+SPLIT_FIELDS = [f"{role}_{key}" for role in REAL_ROLES for key in ("split", "digest", "count")]
 REAL_IMAGE_FIELDS = (  # the images of both splits, and what follows from their number
-    *REAL_COUNTS,
-    "reference_digest",
-    "heldout_digest",
+    *(f"{role}_{key}" for role in REAL_ROLES for key in ("digest", "count")),
     "kid_subset_size",
     "prc_reference_images",
 )

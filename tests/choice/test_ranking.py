@@ -73,7 +73,7 @@ def test_champion_is_outdated_if_only_code_versions_differ(fields):
     assert outdated_best_cell(other, champion()) is None
 
 
-def test_champion_is_outdated_by_more_real_images_but_not_by_fewer():
+def test_champion_is_outdated_by_more_real_images_but_not_by_fewer_or_others():
     more = {"reference_digest": "other", "reference_count": 11, "heldout_digest": "other", "heldout_count": 4}
     before = {"reference_digest": "one", "reference_count": 10, "heldout_digest": "one", "heldout_count": 3}
     champions = document({(5, 0.0): 1.3, (10, 0.0): 0.897}, **before).cells
@@ -81,8 +81,11 @@ def test_champion_is_outdated_by_more_real_images_but_not_by_fewer():
     def outdated(**changes):
         return outdated_best_cell(document({(10, 0.0): 0.1}, **OTHER, **(more | changes)).cells, champions)
 
-    assert outdated() == outdated(torch="3") == outdated(reference_count=10) == BEST_CELL
-    assert outdated(reference_count=9) is outdated(heldout_count=2) is outdated(heldout_count=None) is None
+    same = {"reference_digest": "one", "reference_count": 10}
+    assert outdated() == outdated(torch="3") == outdated(**same) == BEST_CELL
+    for role in ("reference", "heldout"):
+        for count in (before[f"{role}_count"], 2, None):
+            assert outdated(**{f"{role}_count": count}) is None
     assert outdated(reference_split="test") is None
 
 
