@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.choice.selection import model_scores, scores_for, settings_of
+from diffusion.choice.selection import best_card, best_settings, model_scores, scores_for, settings_of
 from diffusion.layout import SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.sample.network_files import NetworkFiles, card_files
 from diffusion.system.errors import UsageError
 from tracking.registry.registered_models import champion_version, fetch_version_files, find_version_files
+from tracking.runs.base_models import fetch_scored_base
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 
@@ -70,13 +71,21 @@ def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel
 
 
 def model_of_run(name: str) -> PublishedModel:
-    """Return the model of an MLflow run, given by id or name, with its scores if it was evaluated."""
+    """Return the model of an MLflow run, given by id or name, with its scores if it was evaluated.
+
+    UsageError if the base of a cascade is not the one of the scores.
+    """
     file, run = fetch_model(name), find_run(name)
     artefact, title = read_artefact(file), str(run.info.run_name)
     try:
         scores = model_scores(fetch_scores(run), artefact.model_sha256)
     except UsageError:  # not evaluated
         scores = None
-    registered = find_version_files(artefact.model_sha256)
-    files = NetworkFiles(file) if registered is None else registered.files._replace(model=file)
+    files = NetworkFiles(file)
+    if scores is not None:
+        card, base = best_card(scores), best_settings(scores).base
+        if (registered := find_version_files(card)) is not None:
+            files = registered.files._replace(model=file)
+        elif base is not None:
+            files = files._replace(base=fetch_scored_base(base, card))
     return PublishedModel(title, None, files, scores)

@@ -46,7 +46,7 @@ def edit(options: Edit) -> None:
     path, device = selected_model(options), default_device()
     settings, edit_settings = chosen_settings(options.sampling), _edit_settings(options)
     loaded = load_model(path, device)
-    files = selected_files(options, settings, path)
+    files = selected_files(options, settings, path, options.sampling)
     inputs = _read_inputs(options, edit_settings, loaded.artefact, settings.seed)
     count, labels = options.num, [one.label for one in inputs.pictures]
     condition = input_condition(loaded.artefact, labels, options.klass)

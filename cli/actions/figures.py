@@ -32,7 +32,8 @@ def show_steps(options: commands.StepsFigure) -> None:
 def show_reverse(options: commands.ReverseFigure) -> None:
     settings = chosen_settings(options.sampling)
     path, device = selected_model(options), default_device()
-    loaded, guides = load_model(path, device), load_guides(selected_files(options, settings, path), device)
+    loaded, files = load_model(path, device), selected_files(options, settings, path, options.sampling)
+    guides = load_guides(files, device)
     condition = image_condition(loaded, settings, [options.index], guides, options.klass)
     write_figure(reverse.reverse(loaded, settings, options.index, condition, device, guides), options)
 

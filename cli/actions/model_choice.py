@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cli.actions.params_file import find_profile, parse_assignments
 from cli.shared.options import OWN_OPTIONS, ModelSourceOptions, ProfileOptions, flag_of
-from diffusion.choice.selection import best_settings
+from diffusion.choice.selection import best_card, best_settings, model_scores
 from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS, SCORES
 from diffusion.model.model_file import read_artefact
@@ -14,6 +14,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
 from diffusion.sample.network_files import NetworkFiles, network_files
+from diffusion.system.errors import TemporaryError, UsageError
 from tracking.registry.registered_models import (
     champion_model,
     champion_run,
@@ -22,6 +23,7 @@ from tracking.registry.registered_models import (
     find_version_files,
     project_model,
 )
+from tracking.runs.base_models import fetch_base, fetch_scored_base
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 
@@ -51,38 +53,64 @@ def selected_run(options: ModelSourceOptions) -> str | None:
     return None if options.run_id is None else str(find_run(options.run_id).info.run_id)
 
 
-def selected_files(options: ModelSourceOptions, settings: SampleSettings, model: Path) -> NetworkFiles:
-    """Return the files for these settings; `model` is the selected one.
+class _BestCell(NamedTuple):
+    """The best cell of a model: its settings, its card, and the files of its registered version, if any."""
 
-    A registered model carries what guides it in its best cell; another guide or classifier is a file of the
-    project. UsageError if a file is missing.
+    settings: SampleSettings | None = None
+    card: Mapping[str, object] = {}
+    files: NetworkFiles | None = None
+
+
+def selected_files(
+    options: ModelSourceOptions, settings: SampleSettings, model: Path, given: Mapping[str, Any]
+) -> NetworkFiles:
+    """Return the files for these settings, which fit; `model` is the selected one.
+
+    What the best cell of the model names too is the file of its scores, which a registered model carries. A
+    base among the `given` options is fetched. Others are files of the project. UsageError if one is missing,
+    does not fit, or is not the one of the scores.
     """
-    registered = {}
-    is_alone = not settings.is_guided and settings.base is None
-    if not is_alone and (options.champion or options.run_id is not None):
-        registered = _registered_guides(settings, model)
-    others = settings.model_copy(update=dict.fromkeys(registered))
-    files = network_files(others, model)._replace(**registered)
+    takes_base = settings.base is not None and given.get("base") is None
+    best = _BestCell()
+    if takes_base or (settings.is_guided and (options.champion or options.run_id is not None)):
+        best = _best_cell(options, model)
+    used = {"guide": settings.needs_guide, "classifier": settings.has_classifier, "base": takes_base}
+    same = [
+        kind
+        for kind, is_used in used.items()
+        if is_used and best.settings is not None and getattr(best.settings, kind) == getattr(settings, kind)
+    ]
+    known = {kind: path for kind in same if (path := getattr(best.files, kind, None))}
+    if settings.base is not None and "base" not in known:
+        of_scores = "base" in same
+        known["base"] = (
+            fetch_scored_base(settings.base, best.card) if of_scores else fetch_base(settings.base)
+        )
+    files = network_files(settings.model_copy(update=dict.fromkeys(known)), model)._replace(**known)
+    networks = files._replace(real=None).read()
+    networks.check(settings)
+    if wrong := networks.find_difference(best.card, [kind for kind in same if given.get(kind) is None]):
+        raise UsageError(f"the {wrong} {getattr(files, wrong)} is not the one of the scores")
     return files if settings.base is None else files._replace(real=None)
 
 
-def _registered_guides(settings: SampleSettings, model: Path) -> dict[str, Path]:
-    """Return the registered files, guide and classifier, that these settings name as the best cell does."""
-    artefact = read_artefact(model)
-    found = find_version_files(artefact.model_sha256)
-    if found is None:
-        return {}
-    best = best_settings(found.scores)
-    used = {
-        "guide": settings.needs_guide,
-        "classifier": settings.has_classifier,
-        "base": settings.base is not None,
-    }
-    return {
-        kind: path
-        for kind, is_used in used.items()
-        if is_used and (path := getattr(found.files, kind)) and getattr(best, kind) == getattr(settings, kind)
-    }
+def _best_cell(options: ModelSourceOptions, model: Path) -> _BestCell:
+    """Return the best cell of the selected model's scores, an empty one if it was not evaluated."""
+    digest = read_artefact(model).model_sha256
+    if options.champion:
+        found = fetch_version_files(project_model())
+        own = model_scores(found.scores, digest)
+        if own is None:
+            raise TemporaryError("another version became champion meanwhile: run the same command again")
+        return _BestCell(best_settings(own), best_card(own), found.files)
+    try:
+        own = model_scores(selected_scores(options), digest)
+    except UsageError:
+        own = None
+    if own is None:
+        return _BestCell()
+    registered = None if options.run_id is None else find_version_files(best_card(own))
+    return _BestCell(best_settings(own), best_card(own), registered and registered.files)
 
 
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.protocol.settings import ALL_OPTIONS, MODEL_AXES
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
+from tracking.runs.base_models import fetch_base
 from tracking.runs.scored_runs import log_sweep
 
 
@@ -40,20 +41,22 @@ def sweep_model(options: Sweep) -> None:
         check_axes(config.sample, config.sweep, given)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    document = score_grid(config, selected_model(options), SWEEP_RUN)
+    base = None if sample.base is None else fetch_base(sample.base)
+    document = score_grid(config, selected_model(options), SWEEP_RUN, base)
     run_id = selected_run(options)
     if run_id is not None:
         log_sweep(run_id, document)
     options.answer(document_values(document), partial(_show, document, run_id))
 
 
-def score_grid(config: Config, model: Path, folder: Path) -> ScoresDocument:
+def score_grid(config: Config, model: Path, folder: Path, base: Path | None) -> ScoresDocument:
     """Sample every cell of the grid of a model and score it against data/reference.
 
     Writes `samples/`, `scores.json` and `scores.csv` in `folder`. Complete cells are reused, others removed.
+    `base` is the file of the base of a cascade.
     """
     samples = folder / "samples"
-    sample_cells(model, config.sample, config.sweep, samples)
+    sample_cells(model, config.sample, config.sweep, samples, base)
     cells = open_cells(config.sample, config.sweep, samples)
     return score_cells(cells, config.evaluate, folder / SCORES.name, folder / SCORE_CURVES.name)
 

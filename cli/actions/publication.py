@@ -38,7 +38,7 @@ def publish_to_hub(options: PublishHub) -> None:
     usual = usual_settings(scores, given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
     check_settings(loaded.artefact, settings)
-    files = selected_files(options, settings, model)
+    files = selected_files(options, settings, model, options.sampling)
     name = options.repo.rpartition("/")[2]
     guides: dict[str, Any] = {kind: f"{name}/{kind}{MODEL.suffix}" for kind in files.networks()}
     if settings.base is not None:

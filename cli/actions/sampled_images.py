@@ -32,7 +32,6 @@ from diffusion.sample.sampler import Step
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
-from tracking.runs.base_models import fetch_base
 
 GIF_FRAMES = 60  # at most
 
@@ -44,17 +43,18 @@ def sample_images(options: Sample) -> None:
         with suppress(UsageError):  # it was not evaluated
             usual = usual_settings(selected_scores(options), given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
-    fetch_base(settings.base)
     if options.budget is not None:
         scores, digest = selected_scores(options), read_artefact(path).model_sha256
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
+    if options.low_res is not None:
+        settings = settings.model_copy(update={"base": None})
     loaded = load_model(path, device)
     check_settings(loaded.artefact, settings)
     pixels = len(options.indices) * math.prod(loaded.artefact.network.size)
     if options.scale and pixels * options.scale**2 > MAX_PIXELS:
         limit = f"{MAX_PIXELS >> 20} million pixels"
         raise UsageError(f"--scale {options.scale}: the picture would have over {limit}: give a smaller one")
-    guides = load_guides(selected_files(options, settings, path), device)
+    guides = load_guides(selected_files(options, settings, path, options.sampling), device)
     if options.low_res is not None:
         guides = guides._replace(real=None)
     condition = image_condition(loaded, settings, options.indices, guides, options.klass)

@@ -46,6 +46,7 @@ from flows.ray.trial_runner import STARTER, ray_trials, run_process
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, VERDICT, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.project import title_of
+from tracking.runs.base_models import fixed_base
 from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool
 from tracking.spool.sender import close_sender, start_sender
@@ -159,7 +160,8 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
     if trial.section is None and about.search["metric"] == "loss":
         return TrialResult("done", _validation_loss(trial.folder / search_dir.CURVE, plan.train.steps))
     config, folder = trial.config, training.run.folder
-    document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder)
+    base = fixed_base(config.sample.base, about.bases)
+    document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder, base)
     result = TrialResult("done", document.best.value)
     if trial.section is None:
         return result  # a verdict's scores are of one cell, and its training may be that of the pipeline

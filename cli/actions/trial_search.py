@@ -32,6 +32,7 @@ from diffusion.train.planning import plan_training
 from flows.dvc_stage import fetch_pretrained
 from tracking.experiments import log_search
 from tracking.project import title_of
+from tracking.runs.base_models import fix_bases
 
 MAX_FAILURES = 3  # in a row, which the settings alone do not explain
 
@@ -83,7 +84,8 @@ def search_settings(options: Search) -> None:
     settings, digest = _check_search(values, config, section)
     busy = f"the search {options.name} is running: wait for it, or use another --name"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
-        about = search_dir.open_search(folder, section, settings, digest)
+        bases = partial(fix_bases, [config.sample.base])
+        about = search_dir.open_search(folder, section, settings, digest, bases)
         trials = Trials(folder, values, search_config.count_trials(section))
         with trial_runner(options, config, folder, trials.run, options.address) as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)

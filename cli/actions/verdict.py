@@ -1,7 +1,7 @@
 """A verdict on changes of params.yaml: the arms, the work that decides, and what is printed and logged."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -45,6 +45,7 @@ from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
 from flows.dvc_stage import fetch_pretrained
 from tracking.project import title_of
+from tracking.runs.base_models import fix_bases, fixed_base
 from tracking.verdict_runs import log_verdict
 
 ERROR = 0.05  # of a verdict on all of its changes
@@ -65,10 +66,11 @@ def judge_changes(options: Verdict) -> None:
         check_reference(arms[0].config)
     busy = f"this verdict is running ({folder}): wait for it or stop it"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
-        about = search_dir.open_about(folder, about)
+        bases = [arm.config.sample.base for arm in arms if options.metric != "loss"]
+        about = search_dir.open_about(folder, about, partial(fix_bases, bases))
         arms, ratios = time_equal_work(options, folder, arms, ratios)
         test = PairedTest(*options.looks, ERROR / len(arms[1:]))
-        judge = _judge_trainings if subject == "training" else _judge_samples
+        judge = _judge_trainings if subject == "training" else partial(_judge_samples, bases=about.bases)
         values, outcomes = judge(options, folder, arms, test)
         values = {"folder": str(folder), "subject": subject, "control": arms[0].name, **values, **origin()}
         values["changes"] = [one.as_json() for one in outcomes]
@@ -131,12 +133,15 @@ def _judge_trainings(
 
 
 def _judge_samples(
-    options: Verdict, folder: Path, arms: Sequence[Arm], test: PairedTest
+    options: Verdict, folder: Path, arms: Sequence[Arm], test: PairedTest, bases: Mapping[str, str]
 ) -> tuple[dict[str, Any], Sequence[Outcome]]:
     """Return the outcome of samples of the project's model, and what they share."""
     control, *changes = arms
     _announce(arms, f"the model ({MODEL}), and each image's noise")
-    scored = [_score_samples(arm, options.cell, folder / f"arm{number}") for number, arm in enumerate(arms)]
+    scored = [
+        _score_samples(arm, options.cell, folder / f"arm{number}", fixed_base(arm.config.sample.base, bases))
+        for number, arm in enumerate(arms)
+    ]
     spec = scored[0].spec
     metrics = spec.distance, spec.kernel_distance
     metrics = metrics if options.metric == "fd" else metrics[::-1]
@@ -156,11 +161,11 @@ def _judge_samples(
     return values, outcomes
 
 
-def _score_samples(arm: Arm, cell: str | None, folder: Path) -> CellScores:
-    """Return the scores of the arm's cell of the project's model."""
+def _score_samples(arm: Arm, cell: str | None, folder: Path, base: Path | None) -> CellScores:
+    """Return the scores of the arm's cell of the project's model, in a cascade with the file of its base."""
     chosen = arm.cell(cell)
     axes = {axis: [value] for axis, value in chosen.axes.items()}
-    document = score_grid(parse({**arm.values, "sweep": axes}, arm.name), MODEL, folder)
+    document = score_grid(parse({**arm.values, "sweep": axes}, arm.name), MODEL, folder, base)
     return document.cells[chosen.name]
 
 

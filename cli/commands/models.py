@@ -75,6 +75,8 @@ class Sample(JsonOptions, ModelSourceOptions):
                 raise UsageError(f"--budget takes {given[0]} from the model's sweep: give one of them")
         if self.num is not None and self.index is not None:
             raise UsageError("--num and --index exclude each other: leave one out")
+        if self.low_res is not None and self.sampling.get("base") is not None:
+            raise UsageError("--low-res and --base exclude each other: leave one out")
         if self.scale is not None and self.out.suffix == ".npz":
             raise UsageError("--scale is for pictures: give --out FILE.png or FILE.gif, or leave it out")
 

@@ -12,20 +12,25 @@ from diffusion.sample.cell_images import drop_other_cells
 from diffusion.sample.network_files import CellFiles
 from diffusion.system.params import load_section
 from flows.sweep_cells import run_sweep
-from tracking.runs.base_models import fetch_base
+from tracking.runs.base_models import update_base
 
 
 def run_stage(_: object) -> None:
     """Sample every cell that is not complete."""
     preflight("sample")
-    sample_cells(MODEL, load_section("sample", SampleConfig), load_section("sweep", SweepConfig), SAMPLES)
+    section, sweep = load_section("sample", SampleConfig), load_section("sweep", SweepConfig)
+    sample_cells(MODEL, section, sweep, SAMPLES, update_base(section.base))
 
 
-def sample_cells(model: Path, section: SampleConfig, sweep: SweepConfig, samples: Path) -> None:
-    """Sample every cell of the grid into `samples`. Complete cells are reused, others removed."""
-    fetch_base(section.base)
+def sample_cells(
+    model: Path, section: SampleConfig, sweep: SweepConfig, samples: Path, base: Path | None
+) -> None:
+    """Sample every cell of the grid into `samples`, in a cascade with the file of its base.
+
+    Complete cells are reused, others removed.
+    """
     warn_of_edited_plugins(model, read_artefact(model))  # also if every cell is complete
     cells = grid(section, sweep)
-    files = CellFiles(model, section, cells)
+    files = CellFiles(model, section, cells, base)
     drop_other_cells(samples, cells)
     run_sweep(section, cells, files, samples, progress)

@@ -6,6 +6,7 @@ from cli.commands.pipeline import TrainingOptions
 from cli.shared.console import print_line
 from cli.stages.context import preflight
 from cli.stages.training import follow, stage_command, tracked_training
+from diffusion.config import load
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import AVERAGES, LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
@@ -18,16 +19,17 @@ from diffusion.train.planning import plan_training
 from diffusion.train.train_config import TrainSections
 from diffusion.train.trainer import Trainer
 from flows.dvc_stage import fetch_pretrained
-from tracking.runs.base_models import fetch_base
+from tracking.runs.base_models import update_base
 
 
 def run_stage(options: TrainingOptions) -> None:
     """Train the denoiser, or resume its training."""
     sections = load_sections(TrainSections)
     fetch_pretrained(sections.train.init_from)
-    config = None if is_follower() else preflight("train")
-    if config is not None:
-        fetch_base(config.sample.base)  # a base that is missing is no surprise after the training
+    config = None
+    if not is_follower():
+        update_base(load().sample.base)  # its faults are no surprise after the training
+        config = preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())
     paths = TRAIN_RUNS, LOSS_CURVE, MODEL, AVERAGES

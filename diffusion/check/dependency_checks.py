@@ -16,9 +16,9 @@ from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
+from diffusion.sample import guides
 from diffusion.sample.base_file import base_file, base_path
-from diffusion.sample.guides import check_base
-from diffusion.sample.network_files import check_networks, matching_snapshots
+from diffusion.sample.network_files import check_base_settings, check_networks, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
 
@@ -65,10 +65,7 @@ def check_guides(project: Project) -> Iterator[Finding]:
         if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
             yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")
-    base, plan = config.sample.base, project.plan
     try:
-        if base is not None and base_path(base) is not None and plan is not None:  # before it is trained
-            check_base(plan, read_artefact(base_file(base)))
         if not project.is_trained:
             return
         by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in guided}
@@ -76,6 +73,20 @@ def check_guides(project: Project) -> Iterator[Finding]:
             matching_snapshots(MODEL)
         for settings in by_networks.values():
             check_networks(settings, MODEL, AVERAGES)
+    except DiffctlError as error:
+        yield Finding("error", "sampling", str(error))
+
+
+def check_base(project: Project) -> Iterator[Finding]:
+    """Check whether the base of a cascade fits the model; one in MLflow only if a stage has fetched it."""
+    settings, plan = project.config.sample, project.plan
+    base = settings.base
+    if base is None or plan is None or base_path(base) is None:
+        return
+    try:
+        artefact = read_artefact(base_file(base))
+        guides.check_base(plan, artefact)
+        check_base_settings(settings, artefact)
     except DiffctlError as error:
         yield Finding("error", "sampling", str(error))
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from diffusion.choice.confidence import card_diff, gap
 from diffusion.protocol.card import (
-    NETWORK_DIGESTS,
     PLUGIN_FIELDS,
     REAL_IMAGE_FIELDS,
     REAL_ROLES,
     describe_difference,
+    network_digests,
 )
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.scores_document import CellScores, ImageScores
@@ -101,7 +101,7 @@ def decide(candidate: Cells, champion: Cells, name: str) -> GateVerdict:
     no_match = f"not comparable with {name}"
     if bar not in candidate:
         return GateVerdict(False, f"{no_match}: its best cell {bar} was not scored, so put it into the sweep")
-    if _networks(candidate[bar]) == _networks(champion[bar]):
+    if network_digests(candidate[bar].card) == network_digests(champion[bar].card):
         return GateVerdict(True, f"the weights of {name}, scored again", rescored=True)
     if fields := card_diff(champion[bar], candidate[bar]):
         return GateVerdict(False, f"{no_match}: the protocols differ in {describe_difference(fields)}")
@@ -126,7 +126,7 @@ def outdated_best_cell(candidate: Cells, champion: Cells) -> str | None:
     replaced: a data set that changed by mistake must not select the champion.
     """
     bar = best_cell(champion)[0]
-    if bar not in candidate or _networks(candidate[bar]) == _networks(champion[bar]):
+    if bar not in candidate or network_digests(candidate[bar].card) == network_digests(champion[bar].card):
         return None
     fields = card_diff(champion[bar], candidate[bar])
     if any(_has_lost_images(fields, role) for role in REAL_ROLES):
@@ -138,8 +138,3 @@ def _has_lost_images(fields: Mapping[str, Sequence[Any]], role: str) -> bool:
     """Return whether there are fewer real images, or as many but others."""
     before, now = (count or 0 for count in fields.get(f"{role}_count", (0, 0)))
     return now < before or (now == before and f"{role}_digest" in fields)
-
-
-def _networks(cell: ImageScores) -> list[object]:
-    """Return the digests of all networks that sampled a cell, None for those that it lacks."""
-    return [cell.card.get(field) for field in NETWORK_DIGESTS]

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion.choice.confidence import errors_of, gap, share_noise
 from diffusion.choice.ranking import Cells, best_cell, front_metric, is_auxiliary
+from diffusion.protocol.card import Card
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import split_list
@@ -178,6 +179,11 @@ def budget_settings(
         found = f"no cell of the sweep takes {budget} network evaluations or fewer"
         raise UsageError(f"{found}: the cheapest is {least.cell} with {least.nfe}")
     return settings_of(own.cells[choice.cell], choice.cell, seed)
+
+
+def best_card(scores: ScoresDocument) -> Card:
+    """Return the card of the best cell."""
+    return scores.cells[scores.best.cell].card
 
 
 def best_settings(scores: ScoresDocument) -> SampleSettings:

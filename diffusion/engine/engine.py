@@ -114,11 +114,11 @@ class Engine:
             self._added += 1
             job.number = self._added
             job.served = min((other.served for other in self._jobs.values()), default=0)
-            self._jobs[job.number] = job
             if job.needs_base:
-                self._add_base(job)
+                self._add_base(job)  # UsageError if the base does not allow its settings
             else:
                 self._split(job)
+            self._jobs[job.number] = job
         return job
 
     def _split(self, job: Job) -> None:

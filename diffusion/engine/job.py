@@ -58,7 +58,7 @@ class Job:
 
     def __post_init__(self) -> None:
         settings, artefact = self.settings, self.loaded.artefact
-        check_guides(settings, self.guides)
+        check_guides(artefact, settings, self.guides)
         self.grid, self.process = check_settings(artefact, settings), build_process(artefact.process)
         own = None if self.custom is None else self.custom.nfe
         self.nfe = count_nfe(settings, artefact.process) if own is None else own

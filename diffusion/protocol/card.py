@@ -17,7 +17,8 @@ IS_SPLITS = 10  # at most
 NEIGHBOUR = 3  # the k of precision and recall (Kynkäänniemi et al. 2019)
 SHARES = ("precision", "recall", "density", "coverage")  # of neighbours, in an extractor's features
 WIDE_NEIGHBOUR = 5  # that of density and coverage (Naeem et al. 2020)
-NETWORK_DIGESTS = ("model_sha256", "guide_sha256", "classifier_sha256", "base_sha256")
+NETWORKS = ("model", "guide", "classifier", "base")
+NETWORK_DIGESTS = tuple(f"{name}_sha256" for name in NETWORKS)
 
 
 class Limits(NamedTuple):
@@ -72,6 +73,11 @@ def neighbour_card(num_images: int, count: int, limits: Limits) -> Card:
         "prc_reference_images": min(count, limits.real),
         "subset_seed": SEED,
     }
+
+
+def network_digests(card: Mapping[str, object]) -> list[object]:
+    """Return the digests of all networks that sampled a cell, None for those that it lacks."""
+    return [card.get(field) for field in NETWORK_DIGESTS]
 
 
 PLUGIN_FIELDS = ("sampling_plugins", "extractor_plugins")  # digests of code, where plugins are used

@@ -235,6 +235,12 @@ class CommonSettings(Section):
         """The rule of guidance, a name of GUIDANCE_RULES."""
         return self.guidance_rule or implied_rule(self.guide)
 
+    @property
+    def base_settings(self) -> "SampleSettings | None":
+        """The settings of the base model; None without one."""
+        shared: dict[str, Any] = {"seed": self.seed, "classes": self.classes}
+        return None if self.base is None else SampleSettings(**self.base.sampling, **shared)
+
     def entry(self, field: str) -> str:
         """Return the name of the entry of a field of REGISTRIES_WITH_OPTIONS."""
         return self.rule if field == "guidance_rule" else str(getattr(self, field))
@@ -326,12 +332,6 @@ class SampleSettings(CommonSettings):
             )
         if len(levels) != self.steps:
             raise ValueError(f"steps {self.steps} is not the number of learned times, {len(levels)}")
-
-    @property
-    def base_settings(self) -> "SampleSettings | None":
-        """The settings of the base model; None without one."""
-        shared: dict[str, Any] = {"seed": self.seed, "classes": self.classes}
-        return None if self.base is None else SampleSettings(**self.base.sampling, **shared)
 
     @property
     def needs_guide(self) -> bool:

@@ -6,9 +6,10 @@ from typing import Annotated
 from pydantic import Field
 
 from diffusion.layout import BASE_RUNS, MODEL_RUNS
+from diffusion.model.model_file import read_artefact
 from diffusion.protocol.base_model import BaseConfig
 from diffusion.system.checksums import read_json
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file, write_json
 from diffusion.system.section import Section, fingerprint
 
@@ -33,7 +34,7 @@ def base_path(base: BaseConfig) -> Path | None:
     if base.file is not None:
         return Path(base.file)
     try:
-        return MODEL_RUNS / read_json(_pin(base), PinnedBase).sha256 / "model.safetensors"
+        return fetched_file(read_json(_pin(base), PinnedBase).sha256)
     except FileNotFoundError:
         return None
 
@@ -45,6 +46,30 @@ def base_file(base: BaseConfig) -> Path:
         how = "give the path of a model's file" if base.file else "`diffctl stage sample` fetches it"
         raise UsageError(f"there is no base {base}: {how}")
     return path
+
+
+def fetched_file(sha256: str) -> Path:
+    """Return the path of a fetched model, by the SHA-256 of its file."""
+    return MODEL_RUNS / sha256 / "model.safetensors"
+
+
+def fetched_base(base: BaseConfig, model_sha256: str) -> Path | None:
+    """Return the fetched file of this digest of weights, although the base may be another model by now.
+
+    None if it was not fetched, and for a base that is a file of the project.
+    """
+    if base.file is not None:
+        return None
+    pinned = base_path(base)
+    paths = [*([] if pinned is None else [pinned]), *MODEL_RUNS.glob("*/model.safetensors")]
+    return next((path for path in paths if _digest(path) == model_sha256), None)
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return read_artefact(path).model_sha256
+    except DiffctlError:
+        return None  # it is missing or damaged, or a classifier
 
 
 def _pin(base: BaseConfig) -> Path:

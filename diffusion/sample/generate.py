@@ -182,7 +182,7 @@ def denoiser_builder(
 
     `fast` compiles the networks. UsageError for a guide that is missing or does not fit.
     """
-    check_guides(settings, guides)
+    check_guides(loaded.artefact, settings, guides)
     process, classifier = build_process(loaded.artefact.process), guides.classifier
     model: Denoiser = model_denoiser(loaded, fast=fast)
     guide: Denoiser | None = None

@@ -53,14 +53,17 @@ def labelled_model(models: "Sequence[ModelDescription]") -> "ModelDescription":
 NO_GUIDES = Guides()
 
 
-def check_guides(settings: SampleSettings, guides: Guides) -> None:
-    """Raise UsageError if a network is missing that the settings name."""
+def check_guides(artefact: "ModelDescription", settings: SampleSettings, guides: Guides) -> None:
+    """Raise UsageError if a network is missing that the settings name, or a base does not fit the model."""
     if settings.needs_guide and guides.model is None:
         raise UsageError(f"guidance_rule {settings.rule} needs the model of guide {settings.guide}")
     if settings.has_classifier and guides.classifier is None:
         raise UsageError(f"classifier_scale needs the network of classifier {settings.classifier}")
     if settings.base is not None and guides.base is None:
         raise UsageError(f"the cascade needs the model of base {settings.base}")
+    if settings.base is not None and guides.base is not None:
+        classifier = guides.classifier if settings.has_classifier else None
+        check_base(artefact, guides.base.artefact, classifier and classifier.artefact)
 
 
 def check_served_guide(settings: SampleSettings, guide: str | None, model: str) -> None:
@@ -89,23 +92,36 @@ def check_fit(artefact: "ModelDescription", other: "ModelDescription", name: str
         raise UsageError("the guide takes other low-resolution images (low_res, cond_noise) than the model")
     if name == "guide" and theirs.num_classes and not ours.num_classes:
         raise UsageError("the guide needs classes, and the model has none")
-    if ours.num_classes and theirs.num_classes and artefact.data.classes != other.data.classes:
+    if _has_other_classes(artefact, other):
         raise UsageError(f"the {name} was trained on other classes than the model")
 
 
-def check_base(artefact: "ModelDescription", base: "ModelDescription") -> None:
-    """Raise UsageError unless the images of a base model are those that the model enlarges."""
+def check_base(
+    artefact: "ModelDescription", base: "ModelDescription", classifier: "ModelDescription | None" = None
+) -> None:
+    """Raise UsageError unless the images of a base model are those that the model enlarges.
+
+    All three have the same classes, as far as they have any.
+    """
     ours, theirs = artefact.network, base.network
     if ours.low_res is None:
-        raise UsageError("sample.base makes images to enlarge, and the model enlarges none: leave it out")
+        raise UsageError(
+            "a base makes images to enlarge, and the model enlarges none: leave it out (sample.base, --base)"
+        )
     if (*height_and_width(ours.low_res), ours.in_channels) != theirs.pixel_shape:
         wanted = format_size((*height_and_width(ours.low_res), ours.in_channels))
         found = f"the base makes {format_size(theirs.pixel_shape)} images"
         raise UsageError(f"{found}, the model enlarges {wanted}")
     if theirs.low_res is not None:
         raise UsageError("the base enlarges images itself: give a model that makes images from noise")
-    if ours.num_classes and theirs.num_classes and artefact.data.classes != base.data.classes:
-        raise UsageError("the base was trained on other classes than the model")
+    for name, other in (("model", artefact), ("classifier", classifier)):
+        if other is not None and _has_other_classes(base, other):
+            raise UsageError(f"the base was trained on other classes than the {name}")
+
+
+def _has_other_classes(one: "ModelDescription", other: "ModelDescription") -> bool:
+    both = one.network.num_classes and other.network.num_classes
+    return bool(both) and one.data.classes != other.data.classes
 
 
 def _describe_noise(process: ProcessConfig) -> str:

@@ -1,6 +1,6 @@
 """The files of the networks that sample a cell: its model, what guides it, and averages of its training."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,12 @@ from diffusion.model.model_file import (
     save_artefact,
 )
 from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
+from diffusion.protocol.card import NETWORKS
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
 from diffusion.protocol.settings import CommonSettings, SampleSettings
-from diffusion.sample.base_file import base_file, base_path
+from diffusion.sample.base_file import base_file, base_path, fetched_base
+from diffusion.sample.generate import check_settings
 from diffusion.sample.guides import Guides, check_base, check_fit, labelled_model
 from diffusion.sample.low_res import RealImages, open_real_images
 from diffusion.sample.sampling_steps import check_learned_times
@@ -46,13 +48,13 @@ class NetworkArtefacts(NamedTuple):
         """What the labels are of: the model, or the base or classifier of a model without classes."""
         return labelled_model([one for one in (self.model, self.base, self.classifier) if one is not None])
 
-    def find_difference(self, card: Mapping[str, object]) -> str | None:
-        """Return which network is not the one of a card: model, guide, classifier or base; None if all are.
+    def find_difference(self, card: Mapping[str, object], kinds: Collection[str] = NETWORKS) -> str | None:
+        """Return which network of these kinds is not the one of a card; None if all are.
 
         The real images that a model enlarges are no part of it.
         """
         for name, one in self._asdict().items():
-            if name != "real" and card.get(f"{name}_sha256") != (None if one is None else one.model_sha256):
+            if name in kinds and card.get(f"{name}_sha256") != (None if one is None else one.model_sha256):
                 return str(name)
         return None
 
@@ -63,13 +65,14 @@ class NetworkArtefacts(NamedTuple):
         if wrong := self.find_difference(dict(zip(names, found, strict=True))):
             raise DiffctlError(f"the file of the {wrong} was replaced meanwhile: run the same command again")
 
-    def check(self) -> None:
-        """Raise UsageError if one of them does not fit the model."""
+    def check(self, settings: SampleSettings) -> None:
+        """Raise UsageError if one of them does not fit the model, or the base's settings not the base."""
         for name, one in (("guide", self.guide), ("classifier", self.classifier)):
             if one is not None:
                 check_fit(self.model, one, name)
         if self.base is not None:
-            check_base(self.model, self.base)
+            check_base(self.model, self.base, self.classifier)
+            check_base_settings(settings, self.base)
         if self.real is not None:
             self.real.check(self.model, self.labelled)
 
@@ -98,7 +101,7 @@ class NetworkFiles(NamedTuple):
 
     def networks(self) -> dict[str, Path]:
         """Return the files of networks by name."""
-        return {name: file for name, file in self._asdict().items() if file is not None and name != "real"}
+        return {name: file for name, file in self._asdict().items() if file is not None and name in NETWORKS}
 
     def lacks_guide(self, settings: SampleSettings) -> bool:
         """Return whether the settings use another network that is not among the files."""
@@ -171,10 +174,11 @@ def _ema_path(snapshots: Snapshots, sigma_rel: float) -> Path:
     return EMA_RUNS / fingerprint(made_of) / MODEL.name
 
 
-def network_files(settings: SampleSettings, model: Path) -> NetworkFiles:
+def network_files(settings: SampleSettings, model: Path, base: Path | None = None) -> NetworkFiles:
     """Return the files for these settings; UsageError if one is missing.
 
-    A guide is a file, or an EMA profile of the training of `model`, which is made if it is missing.
+    A guide is a file, or an EMA profile of the training of `model`, which is made if it is missing. `base` is
+    the file of the settings' base, by default the one that was fetched last.
     """
     guide, classifier, _ = _named_networks(settings)
     profile = _guide_profile(settings)
@@ -183,13 +187,13 @@ def network_files(settings: SampleSettings, model: Path) -> NetworkFiles:
         model,
         made or _existing(guide, "guide"),
         _existing(classifier, "classifier"),
-        None if settings.base is None else base_file(settings.base),
-        _real_images(settings, model),
+        None if settings.base is None else base or base_file(settings.base),
+        real_images(settings, model),
     )
 
 
-def _real_images(settings: SampleSettings, model: Path) -> Path | None:
-    """Return the folder of the held-out images, if the model enlarges some and they are here."""
+def real_images(settings: CommonSettings, model: Path) -> Path | None:
+    """Return the folder of the held-out images if they are here and the model enlarges some, not a base's."""
     return None if settings.base is not None else held_out_images(model)
 
 
@@ -207,7 +211,7 @@ def existing_files(settings: SampleSettings, model: Path) -> NetworkFiles:
         with suppress(DiffctlError):
             paths[0] = _ema_path(guide_snapshots(profile, model, unverified=True), profile.sigma_rel)
     guide, classifier, base = (path if path is not None and path.is_file() else None for path in paths)
-    return NetworkFiles(model, guide, classifier, base, _real_images(settings, model))
+    return NetworkFiles(model, guide, classifier, base, real_images(settings, model))
 
 
 def check_networks(settings: SampleSettings, model: Path, averages: Path) -> None:
@@ -218,7 +222,16 @@ def check_networks(settings: SampleSettings, model: Path, averages: Path) -> Non
     if profile := _guide_profile(settings):
         guide_snapshots(profile, model, averages)
         settings = settings.model_copy(update={"guide": None})
-    network_files(settings, model).read().check()
+    network_files(settings, model).read().check(settings)
+
+
+def check_base_settings(settings: CommonSettings, base: Artefact) -> None:
+    """Raise UsageError if the base does not allow its settings."""
+    if (own := settings.base_settings) is not None:
+        try:
+            check_settings(base, own)
+        except UsageError as error:
+            raise UsageError(f"sample.base, {settings.base}: {error}") from None
 
 
 def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
@@ -232,9 +245,11 @@ def card_files(
 ) -> NetworkFiles:
     """Return the files for the settings of a card, as `network_files`; UsageError if one is another one.
 
-    `own` is the training's own model if `model` is another average of its weights.
+    A base from MLflow is the one of the card. `own` is the training's own model if `model` is another average
+    of its weights.
     """
-    files = network_files(settings, own or model)._replace(model=model)
+    base = None if settings.base is None else fetched_base(settings.base, str(card.get("base_sha256")))
+    files = network_files(settings, own or model, base)._replace(model=model)
     if wrong := files.read().find_difference(card):
         raise UsageError(f"the {wrong} {getattr(files, wrong)} is not the one of the scores")
     return files
@@ -243,11 +258,14 @@ def card_files(
 class CellFiles:
     """The files of every cell of a grid; the cell's `ema` selects an average of the training of `model`.
 
-    UsageError if a guide or a classifier is missing or does not fit, if learned times are of another model,
-    or if a cell or a guide is an EMA profile and there are no snapshots of the training of `model`.
+    `base` is the file of the cells' base model. UsageError if a guide or a classifier is missing or does not
+    fit, if learned times are of another model, or if a cell or a guide is an EMA profile and there are no
+    snapshots of the training of `model`.
     """
 
-    def __init__(self, model: Path, sample: CommonSettings, cells: Iterable[Cell]) -> None:
+    def __init__(
+        self, model: Path, sample: CommonSettings, cells: Iterable[Cell], base: Path | None = None
+    ) -> None:
         self.model, self._sample = model, sample
         cells = list(cells)
         has_widths = any(cell.ema is not None for cell in cells)
@@ -258,8 +276,8 @@ class CellFiles:
             check_learned_times(settings, own)
             key = _named_networks(settings)
             if key not in self._files:
-                self._files[key] = network_files(settings, model)
-                self._files[key].read().check()
+                self._files[key] = network_files(settings, model, base)
+                self._files[key].read().check(settings)
 
     def of(self, cell: Cell) -> NetworkFiles:
         """Return the files of the cell's images; EMA profiles are reconstructed if they are missing."""

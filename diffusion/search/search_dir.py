@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -51,12 +52,16 @@ class TrialResult:
 
 
 class About(Section):
-    """The settings of a search or a verdict: its key in MLflow, and everything that its trials share."""
+    """The settings of a search or a verdict: its key in MLflow, and everything that its trials share.
+
+    `bases` are the SHA-256 of the files of base models by name, as they were when it began.
+    """
 
     key: Annotated[str, Field(min_length=1, max_length=100)]
     data_digest: Annotated[str, Field(max_length=200)]
     settings: dict[str, Any]
     search: dict[str, Any]
+    bases: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
 
 
 def search_dir(name: str) -> Path:
@@ -66,7 +71,13 @@ def search_dir(name: str) -> Path:
     return SEARCH_RUNS / name
 
 
-def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], data_digest: str) -> About:
+def open_search(
+    folder: Path,
+    section: SearchConfig,
+    settings: dict[str, Any],
+    data_digest: str,
+    bases: Callable[[], dict[str, str]] = dict,
+) -> About:
     """Return the settings of the search in the directory, written if it is new.
 
     `settings` are the whole configuration with the first point of the search, so that the values of searched
@@ -75,8 +86,8 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
     """
     search = section.model_dump(mode="json", exclude={"trials"})
     about = About(key=uuid.uuid4().hex, data_digest=data_digest, settings=settings, search=search)
-    known = open_about(folder, about)
-    before, now = (one.model_dump(exclude={"key"}) for one in (known, about))
+    known = open_about(folder, about, bases)
+    before, now = (one.model_dump(exclude={"key", "bases"}) for one in (known, about))
     fields_changed = changed_fields({"search": known.search}, {"search": search})  # they change settings too
     if changed := fields_changed or changed_fields(before, now):
         fields = ", ".join(changed[:3])
@@ -84,11 +95,12 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
     return known
 
 
-def open_about(folder: Path, about: About) -> About:
-    """Return the settings stored in the directory, which are `about` if it is new."""
+def open_about(folder: Path, about: About, bases: Callable[[], dict[str, str]] = dict) -> About:
+    """Return the settings stored in the directory; those of a new one are `about` with its `bases`."""
     try:
         return read_checksummed_json(folder / ABOUT, About)
     except FileNotFoundError:
+        about = about.model_copy(update={"bases": bases()})
         write_json(folder / ABOUT, add_checksum(about.model_dump()))
         return about
 

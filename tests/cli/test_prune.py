@@ -105,7 +105,10 @@ def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
 
 
 def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
-    searches = [open_search(search_dir(name), SECTION, {}, "digest") for name in ("first", "second")]
+    base = MODEL_RUNS / ("e" * 64)
+    write_text(base / "model.safetensors", "weights")
+    bases = lambda: {"champion small": base.name}  # noqa: E731
+    searches = [open_search(search_dir(name), SECTION, {}, "digest", bases) for name in ("first", "second")]
     shared, single = make_training("shared", "shared"), make_training("single", "single")
     for folder, of in ((shared, searches), (single, searches[1:])):
         spool = Spool(folder, folder.name, folder.name, "diffctl-digits")
@@ -120,7 +123,7 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
     with pytest.raises(DiffctlError, match=r"search\.json"):
         gone(plan)
     shutil.rmtree(search_dir("first"))
-    assert gone(plan) == {shared, single}
+    assert gone(plan) == {shared, single, base}
 
 
 def test_newest_state_that_keep_resumes_from_stays(plan) -> None:

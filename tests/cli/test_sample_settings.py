@@ -13,20 +13,21 @@ from cli.actions.score_tables import show_sweep_scores
 from cli.shared.options import ModelSourceOptions
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.model.model_file import read_artefact
+from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.sample_sections import SweepConfig
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import NetworkFiles
+from diffusion.sample.sampling_card import sampling_card
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import sha256_file, write_json
 from flows.champion import _options
 from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.networks import small_model
+from tests.helpers.networks import loaded_classifier, small_model
 from tests.helpers.scores_document import document, with_space
 from tracking.keys import FILE_SHA256, MODEL_FOLDER
 from tracking.registry.registered_models import VersionFiles, register
@@ -141,15 +142,19 @@ def test_each_guide_is_the_registered_one_only_if_it_is_that_of_the_best_cell(
     tmp_path, monkeypatch, carried, changes, guide, classifier
 ):
     monkeypatch.chdir(tmp_path)
-    model = small_model(tmp_path / "model.safetensors")
-    for name in ("late", "second"):
-        Path(name).touch()
+    model, by_classifier = small_model(tmp_path / "model.safetensors"), loaded_classifier()
+    for seed, name in enumerate(("late", "own-guide"), start=1):
+        small_model(Path(name), seed)
+    for name in ("second", "own-classifier"):
+        save_artefact(Path(name), by_classifier.network.state_dict(), by_classifier.artefact)
     best = SampleSettings(**{name: BEST[name] for name in BEST if name != "classifier" or name in carried})
-    monkeypatch.setattr(model_choice, "best_settings", lambda scores: best)
-    registered = VersionFiles(1, NetworkFiles(model, **carried), None)
-    monkeypatch.setattr(model_choice, "find_version_files", lambda *_: registered)
+    registered = NetworkFiles(model, **carried)
+    card = sampling_card(best, registered.read())
+    scores = document({(best.steps, best.eta): 0.1}, **card)
+    monkeypatch.setattr(model_choice, "project_model", lambda: "digits")
+    monkeypatch.setattr(model_choice, "fetch_version_files", lambda _: VersionFiles(1, registered, scores))
     settings = SampleSettings(**{**BEST, **changes})
-    files = model_choice.selected_files(ModelSourceOptions(champion=True), settings, model)
+    files = model_choice.selected_files(ModelSourceOptions(champion=True), settings, model, {})
     assert files == NetworkFiles(model, guide and Path(guide), classifier and Path(classifier))
 
 

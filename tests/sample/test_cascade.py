@@ -1,5 +1,6 @@
 """Models that enlarge images: real ones, those of a base model, and the noise on them."""
 
+import re
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,17 @@ import pytest
 import torch
 from scipy import stats
 
+from cli.actions import champion_rollback
+from diffusion.check import preflight
+from diffusion.config import load
 from diffusion.engine.engine import Engine
 from diffusion.images.pictures import png_bytes, read_picture
 from diffusion.images.pixels import to_model, to_nhwc
 from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.layout import HELD_OUT, MODEL
 from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.process.denoiser import Condition
+from diffusion.protocol.base_model import BaseConfig, base_text
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
@@ -23,9 +29,10 @@ from diffusion.sample.conditions import base_condition, chosen_condition, image_
 from diffusion.sample.generate import full_condition, generate
 from diffusion.sample.guides import Guides, check_base
 from diffusion.sample.low_res import RealImages
-from diffusion.sample.network_files import NetworkArtefacts, network_files
+from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles, network_files
 from diffusion.sample.sampling_card import sampling_card
 from diffusion.system.errors import UsageError
+from tests.conftest import write_params
 from tests.helpers.networks import (
     artefact_of,
     assert_equal_but_for_rounding,
@@ -36,6 +43,7 @@ from tests.helpers.networks import (
     spec_of,
 )
 from tests.helpers.raw_data import random_images
+from tests.helpers.scores_document import document
 
 CPU = torch.device("cpu")
 LOW_RES = {"low_res": 4, "cond_noise": 0.5}
@@ -48,7 +56,8 @@ def model_of(seed: int, **changes: object) -> LoadedModel:
     return LoadedModel(network_of(spec, seed), artefact_of(spec))
 
 
-UPSAMPLER, SMALL = model_of(0, **LOW_RES), model_of(1, image_size=4, attention_resolutions=())
+SMALL_SHAPE = {"image_size": 4, "attention_resolutions": ()}
+UPSAMPLER, SMALL = model_of(0, **LOW_RES), model_of(1, **SMALL_SHAPE)
 GUIDES = Guides(base=SMALL)
 
 
@@ -189,12 +198,79 @@ def test_what_is_missing_is_said_in_a_sentence(settings, guides, message):
     ("base", "message"),
     [
         ({}, "the base makes 8×8×1 images, the model enlarges 4×4×1"),
-        ({"image_size": 4, "low_res": 2, "attention_resolutions": ()}, "the base enlarges images itself"),
+        ({**SMALL_SHAPE, "low_res": 2}, "the base enlarges images itself"),
     ],
 )
 def test_a_base_that_does_not_fit_is_refused(base, message):
     with pytest.raises(UsageError, match=message):
         check_base(UPSAMPLER.artefact, artefact_of(spec_of(**base)))
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "message"),
+    [
+        ({}, SMALL_SHAPE, "the model enlarges none: leave it out (sample.base, --base)"),
+        (LOW_RES, {**SMALL_SHAPE, "num_classes": 20}, "the base was trained on other classes than the model"),
+        (LOW_RES, {**SMALL_SHAPE, "low_res": 2}, "the base enlarges images itself"),
+        (LOW_RES, {**SMALL_SHAPE, "null_class": False}, "sample.base, file b.safetensors: guidance needs a"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused_wherever_images_are_made(
+    tmp_path, monkeypatch, invoke, model, base, message
+):
+    monkeypatch.chdir(tmp_path)
+    small_model(MODEL, **model)
+    own = {"file": str(small_model(Path("b.safetensors"), **base)), "sampling": {"steps": 2, "guidance": 1.0}}
+    for command in (("sample", "--num", "1"), ("show", "reverse")):
+        done = invoke(*command, "--out", "out.png", "--steps", "2", "--base", base_text(BaseConfig(**own)))
+        assert (done.code, message in done.err) == (2, True)
+    loaded, guides = load_model(MODEL), Guides(base=load_model(Path(own["file"])))
+    settings = SampleSettings(steps=2, base=own)
+    condition = Condition(16, torch.arange(16) % 10)
+    why = re.escape(message.removeprefix("sample.base, file b.safetensors: "))
+    with pytest.raises(UsageError, match=why):
+        generate(loaded, settings, range(16), condition, CPU, guides=guides)
+    with closing(Engine(loaded, CPU, guides=guides)) as engine:
+        with pytest.raises(UsageError, match=why):
+            engine.add(settings, range(16), condition)
+        assert engine.held == engine.jobs == 0, "no job waits for ever"
+
+
+def test_networks_of_other_classes_are_refused_also_without_classes_of_the_model():
+    free = {**LOW_RES, "num_classes": 0, "null_class": False}
+    classifier = loaded_classifier()
+    networks = NetworkArtefacts(
+        artefact_of(spec_of(**free)),
+        classifier=classifier.artefact,
+        base=artefact_of(spec_of(**SMALL_SHAPE, num_classes=20)),
+    )
+    settings = SampleSettings(**CASCADE)
+    with pytest.raises(UsageError, match="the base was trained on other classes than the classifier"):
+        networks.check(settings)
+    networks._replace(classifier=None).check(settings)
+    networks._replace(base=SMALL.artefact).check(settings)
+    guided = settings.model_copy(update={"classifier": "c", "classifier_scale": 1.0})
+    loaded, guides = model_of(0, **free), Guides(None, classifier, model_of(1, **SMALL_SHAPE, num_classes=20))
+    with pytest.raises(UsageError, match="the base was trained on other classes than the classifier"):
+        generate(loaded, guided, [15], Condition(1, torch.tensor([15])), CPU, guides=guides)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"steps": 500}, "sample.base, file b.safetensors: .*100"),
+        ({"steps": 2, "guidance": 1.0}, "sample.base, file b.safetensors: guidance needs a model trained"),
+        (None, "there is no base file missing.safetensors: give the path of a model's file"),
+    ],
+)
+def test_a_base_and_its_settings_are_checked_before_the_training(project, sampling, message):
+    own = {"file": "missing.safetensors"}
+    if sampling is not None:
+        small_model(Path("b.safetensors"), **SMALL_SHAPE, num_classes=0, null_class=False)
+        own = {"file": "b.safetensors", "sampling": sampling}
+    write_params(project, model=LOW_RES, sample={"base": own})
+    with pytest.raises(UsageError, match=message):
+        preflight(load(), "train")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +311,16 @@ def test_a_cell_enlarges_held_out_images_with_their_labels(held_out):
     assert_equal_but_for_rounding(np.array(store.images), made)
 
 
+def test_a_rollback_samples_an_image_of_a_model_without_a_base(held_out, monkeypatch):
+    made: list[torch.Tensor] = []
+    sample = champion_rollback.generate
+    monkeypatch.setattr(
+        champion_rollback, "generate", lambda *args, **named: made.append(sample(*args, **named))
+    )
+    champion_rollback._sample_one(NetworkFiles(MODEL), document({(2, 0.0): 0.1}))
+    assert made[0].shape == (1, 1, 8, 8)
+
+
 def test_a_picture_shows_low_resolutions_results_and_originals(held_out, invoke):
     options = ["--steps", "2", "--scale", "1"]
     assert invoke("sample", "--num", "12", "--out", "real.png", "--steps", "2").code == 0
@@ -247,6 +333,8 @@ def test_a_picture_shows_low_resolutions_results_and_originals(held_out, invoke)
     shown = read_picture(Path("given.png"), None, 1)
     assert shown.shape == (2 * 9 - 1, 2 * 9 - 1, 1)
     assert np.array_equal(shown[:8:2, :8:2], shrunk[1]), "in the order of names"
+    both = invoke("sample", "--low-res", "small", "--base", "b.safetensors", "--out", "given.png")
+    assert (both.code, "--low-res and --base exclude each other: leave one out" in both.err) == (2, True)
     small_model(MODEL)
     refused = invoke("sample", "--num", "2", "--low-res", "small", "--out", "given.png", "--force")
     assert (refused.code, "--low-res is for a model that enlarges images" in refused.err) == (2, True)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from requests import post
 
+from diffusion.choice.selection import best_card
 from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL, MODEL_RUNS, SCORES
 from diffusion.model.model_file import load_model, read_artefact
@@ -41,7 +42,7 @@ from tracking.registry.registered_models import (
     find_version_files,
     register,
 )
-from tracking.runs.base_models import fetch_base
+from tracking.runs.base_models import update_base
 from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect
 
@@ -191,7 +192,7 @@ def test_a_registered_cascade_carries_its_base_and_a_base_may_be_a_champion(make
     champion = BaseConfig(champion=NAME)
     with pytest.raises(UsageError, match=f"there is no base champion {NAME}: `diffctl stage sample` fetches"):
         base_file(champion)
-    fetch_base(champion)
+    update_base(champion)
     assert base_file(champion).read_bytes() == MODEL.read_bytes()
     assert base_file(BaseConfig(champion=NAME, sampling={"steps": 3})) == base_file(champion)
 
@@ -218,8 +219,9 @@ def test_registered_model_carries_the_guide_of_its_scores(make_model, here):
     GUIDE.unlink()
     found = fetch_version_files(NAME)
     assert found.files.guide.read_bytes() == original
-    assert find_version_files(read_artefact(MODEL).model_sha256) == found
-    assert find_version_files("0" * 64) is None
+    card = best_card(found.scores)
+    assert find_version_files(card) == found
+    assert find_version_files({**card, "guide_sha256": "0" * 64}) is None
 
 
 LOAD = """

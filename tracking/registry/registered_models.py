@@ -5,13 +5,16 @@ under the same protocol card becomes champion. The decision stays on the version
 """
 
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.choice.ranking import outdated_best_cell
-from diffusion.choice.selection import best_model_scores, settings_of
+from diffusion.choice.selection import best_card, best_model_scores, settings_of
 from diffusion.data.data_config import default_title
 from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, SCORES
+from diffusion.protocol.card import network_digests
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from tracking.keys import MODEL_SHA256, model_name
@@ -219,18 +222,34 @@ def fetch_version_files(name: str, number: int | None = None) -> VersionFiles:
         return _fetch_files(client, require_version(client, name, number))
 
 
-def find_version_files(sha256: str) -> VersionFiles | None:
-    """Return the files and the scores of the newest version of a model by its `model_sha256`, or None."""
+def find_version_files(card: Mapping[str, object]) -> VersionFiles | None:
+    """Return the files and the scores of the newest version with the networks of a card, or None."""
+    if not store_exists():
+        return None
+    with mlflow_client() as client:
+        for registered in _search_versions(client, sha256=str(card.get("model_sha256"))):
+            best = best_card(fetch_version_scores(client, registered))
+            if network_digests(best) == network_digests(card):
+                return _fetch_files(client, registered)
+    return None
+
+
+def find_version_model(sha256: str) -> Path | None:
+    """Return the model file of a registered version by its `model_sha256`, or None."""
     if not store_exists():
         return None
     with mlflow_client() as client:
         found = _search_versions(client, sha256=sha256)
-        return _fetch_files(client, found[0]) if found else None
+        return fetch_version_networks(client, found[0]).model if found else None
 
 
 def _fetch_files(client: "MlflowClient", registered: "ModelVersion") -> VersionFiles:
-    networks = fetch_version_networks(client, registered)
-    return VersionFiles(int(registered.version), networks, fetch_version_scores(client, registered))
+    """Return the files and the scores of a version; DiffctlError if they are not of the same networks."""
+    files, scores = fetch_version_networks(client, registered), fetch_version_scores(client, registered)
+    if wrong := files.read().find_difference(best_card(scores)):
+        which = f"{registered.name} version {registered.version}"
+        raise DiffctlError(f"the {wrong} of {which} is not the one of its scores: do not use it")
+    return VersionFiles(int(registered.version), files, scores)
 
 
 def list_versions(name: str, sha256: str = "") -> list[RegisteredVersion]:
@@ -246,7 +265,7 @@ def list_versions(name: str, sha256: str = "") -> list[RegisteredVersion]:
 def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
     """Return the version with the weights of the scores' best model: the champion, else the newest."""
     scores = best_model_scores(document)
-    sha256 = str(scores.cells[scores.best.cell].card.get("model_sha256"))
+    sha256 = str(best_card(scores).get("model_sha256"))
     found = list_versions(_model_of(scores), sha256)
     return max(found, key=lambda one: one.is_champion, default=None)
 

@@ -1,23 +1,77 @@
 """Base models of cascades that are in MLflow."""
 
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from diffusion.model.model_file import read_artefact
 from diffusion.protocol.base_model import BaseConfig
-from diffusion.sample.base_file import base_file, pin_base
-from diffusion.system.errors import TemporaryError
-from tracking.registry.registered_models import fetch_version_files
+from diffusion.sample.base_file import base_file, fetched_base, fetched_file, pin_base
+from diffusion.system.errors import TemporaryError, UsageError
+from diffusion.system.files import sha256_file
+from tracking.registry.model_versions import cached_model
+from tracking.registry.registered_models import fetch_version_files, find_version_model
 from tracking.runs.scored_runs import fetch_model
 
 
-def fetch_base(base: BaseConfig | None) -> None:
-    """Fetch the base model of a cascade that is in MLflow, and pin it until the next call.
+def fetch_base(base: BaseConfig) -> Path:
+    """Return the file of a base model, fetched if it is in MLflow.
 
-    Without MLflow the one that was fetched last is used; UsageError without any.
+    Without MLflow it is the one that a stage fetched last; UsageError without any.
     """
-    if base is None or base.file is not None:
-        return
-    try:
+    with suppress(TemporaryError):
         if base.run_id is not None:
-            pin_base(base, fetch_model(base.run_id))
-        elif base.champion is not None:
-            pin_base(base, fetch_version_files(base.champion).files.model)
-    except TemporaryError:
-        base_file(base)
+            return fetch_model(base.run_id)
+        if base.champion is not None:
+            return fetch_version_files(base.champion).files.model
+    return base_file(base)
+
+
+def update_base(base: BaseConfig | None) -> Path | None:
+    """Fetch the base model of a stage, and pin it until the next call; None without one."""
+    if base is None:
+        return None
+    path = fetch_base(base)
+    if base.file is None:
+        pin_base(base, path)
+    return path
+
+
+def fetch_scored_base(base: BaseConfig, card: Mapping[str, object]) -> Path:
+    """Return the file of the base that a card names, as it was then; UsageError if it is nowhere."""
+    digest = str(card.get("base_sha256"))
+    known = fetched_base(base, digest) or (base.file is None and find_version_model(digest))
+    path = known or fetch_base(base)
+    if read_artefact(path).model_sha256 != digest:
+        raise UsageError(f"the base {path} is not the one of the scores")
+    return path
+
+
+def fix_bases(bases: Iterable[BaseConfig | None]) -> dict[str, str]:
+    """Fetch the bases that the trials of a search or a verdict share; return their files' SHA-256 by name."""
+    fixed = {}
+    for base in filter(None, bases):
+        path = fetch_base(base)
+        fixed[str(base)] = sha256_file(path)
+        cached_model(fixed[str(base)], partial(_copy, path))
+    return fixed
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    return Path(shutil.copy(path, folder))
+
+
+def fixed_base(base: BaseConfig | None, fixed: Mapping[str, str]) -> Path | None:
+    """Return the file of a base as `fix_bases` found it; one that it did not fetch is fetched now."""
+    if base is None:
+        return None
+    if str(base) not in fixed:
+        return fetch_base(base)
+    path = fetched_file(fixed[str(base)])
+    if not path.is_file():
+        raise UsageError(
+            f"{path}, the base {base} that all trials share, is missing: restore it, or begin again"
+        )
+    return path

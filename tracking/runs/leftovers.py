@@ -53,7 +53,8 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     search and verdict that exists. UsageError for an unknown name; DiffctlError if a search is damaged, or
     MLflow, which names the champion, does not answer.
     """
-    needed = _needed_by_mlflow(names) | {search.key for search in known_searches()}
+    searches = known_searches()
+    needed = _needed_by_mlflow(names).union(*({one.key, *one.bases.values()} for one in searches))
     for plan, root in itertools.product(plans, TRAININGS):
         folder, settings, code = run_dir_of(plan, root)
         needed.add(folder.name)
