@@ -73,7 +73,7 @@ def rescore(champion: OutdatedChampion, document: ScoresDocument, progress: Prog
     from diffusion.config import load
     from diffusion.evaluate.sweep_scores import evaluate
     from diffusion.sample.cell_images import make_cell
-    from diffusion.sample.network_files import held_out_images
+    from diffusion.sample.network_files import real_images
 
     cell, config, card = Cell(**champion.cell.axes), load(), champion.cell.card
     target = document.cells[cell.name]
@@ -86,9 +86,8 @@ def rescore(champion: OutdatedChampion, document: ScoresDocument, progress: Prog
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".rescored-") as folder:
         with progress("sample") as show:
-            files = champion.files
-            if section.base is None:  # the real images that it enlarges, if any, are not registered
-                files = files._replace(real=held_out_images(files.model))
+            real = real_images(section, champion.files.model)  # they are not registered
+            files = champion.files._replace(real=real)
             store = make_cell(section, cell, files, Path(folder) / cell.name, show)
         with progress("evaluate") as show:
             rescored = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
