@@ -88,6 +88,29 @@ def test_equal_settings_give_the_bytes_of_the_pipelines_training(store, changes)
     assert losses[-1] == pytest.approx(state.history[-1]["loss"], rel=0.5)
 
 
+class Normed(PointNetwork):
+    """A network with a norm by running statistics, fixed ones if it is `frozen`."""
+
+    def __init__(self, *, frozen: bool) -> None:
+        super().__init__(width=8)
+        self.norm, self.frozen = torch.nn.BatchNorm2d(2), frozen
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        self.norm.train(self.training and not self.frozen)
+        return super().forward(self.norm(x), t, labels)
+
+
+def test_a_network_whose_buffers_change_in_training_is_refused_before_its_weights_change() -> None:
+    points = torch.ones(20, 2, 1, 1)
+    model = fit(Normed(frozen=True), FLOW, points, steps=2, batch_size=4)
+    assert model.norm.num_batches_tracked == 0
+    network = Normed(frozen=False)
+    before = [weight.clone() for weight in network.parameters()]
+    with pytest.raises(UsageError, match=r"changes the buffer norm\.running_mean, .* such as GroupNorm"):
+        fit(network, FLOW, points, steps=2, batch_size=4)
+    assert all(map(torch.equal, before, network.parameters()))
+
+
 # A value of each setting and of what it needs, where it changes the model or its images.
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "schedule": ({}, {"schedule": "linear"}),

@@ -8,6 +8,7 @@ each position, unless their offsets are equal. A step draws about as many bits a
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -49,6 +50,9 @@ class ForwardPasses:
 
     With `shards` every forward pass is a collective. So all ranks make equally many, no step can be retried,
     and `auto` is the estimate.
+
+    The first step checks that it changed no buffer: a retried or non-finite step would, and no average of the
+    weights would have it.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ForwardPasses:
         self._is_compiling = not shards and (is_worth_it if train.compile == "auto" else train.compile)
         self._latest = FeatureHooks(network, objective.features).latest
         self._network: TrainedNetwork | None = None
+        self._buffers = {name: buffer.clone() for name, buffer in self._named_buffers()}
 
     @property
     def network(self) -> TrainedNetwork:
@@ -113,6 +118,7 @@ class ForwardPasses:
                 self._handle_failure(error)
             else:
                 self._is_compiling = False  # compilation has succeeded: later errors have other causes
+                self._check_buffers()
                 return losses
             # Here, where the error no longer refers to the attempt's tensors.
             for module in (self._module, self.objective):
@@ -165,6 +171,19 @@ class ForwardPasses:
         else:
             raise error
         warnings.warn(message, DiffctlWarning, stacklevel=2)
+
+    def _named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return chain(self._module.named_buffers(), self.objective.named_buffers("objective"))
+
+    def _check_buffers(self) -> None:
+        """Raise UsageError if the first step has changed a buffer."""
+        before, self._buffers = self._buffers, {}
+        for name, buffer in self._named_buffers() if before else ():
+            if not torch.equal(buffer, before.get(name, buffer)):
+                what = (
+                    f"a training step changes the buffer {name}, which no average of the weights would have"
+                )
+                raise UsageError(f"{what}: use a norm without running statistics, such as GroupNorm")
 
     def _initial_microbatch(self, images: int) -> int:
         wanted, device = self._plan.train.microbatch, self._group.device
