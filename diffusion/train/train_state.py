@@ -28,8 +28,6 @@ from diffusion.train.distributed.sharding import Shards
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_config import BAND_EDGES, BAND_NAMES
 
-STEP_KEY = "step"  # an optimiser's name for its count of steps, among a parameter's moments
-
 SUM, COUNT = ".sum", ".count"  # suffixes of a band's means
 
 
@@ -117,36 +115,45 @@ class TrainState:
         if (now.digest, now.torch) not in [(last.digest, last.torch) for last in self.code[-1:]]:
             self.code.append(now.model_copy(update={"step": self.step}))
 
-    def _allocate_moments(self, names: Mapping[str, Tensor]) -> None:
-        """Allocate the named moments in their parameters' memory layout, as the fused optimiser needs them.
+    def _allocate_moments(self, tensors: Mapping[str, Tensor]) -> None:
+        """Allocate the stored moments; those of a weight's shape in its memory layout, as fused steps need.
 
         All are allocated before a tensor is loaded, so that freed buffers leave no holes.
         """
         self.optimizer.state.clear()
-        weights = self._optimized_weights()
-        for name in names:
+        weights, full = self._optimized_weights(), self._full_shapes()
+        for name, stored in meta_tensors(tensors).items():
             if name.startswith("optimizer."):
-                _, number, moment = name.split(".")
+                _, number, moment = name.split(".", 2)
                 weight = weights[int(number)]
-                count = torch.zeros((), device=weight.device)
-                value = count if moment == STEP_KEY else torch.empty_like(weight)
+                is_like_weight = stored.shape == full.get(weight, weight.shape)
+                shape = weight if is_like_weight else stored
+                value = torch.empty_like(shape, dtype=stored.dtype, device=weight.device)
                 self.optimizer.state[weight][moment] = value
 
     def _optimized_weights(self) -> list[nn.Parameter]:
         return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
-    def _sharded(self) -> dict[str, torch.Size]:
-        """Return the full shape of each sharded tensor, by name; empty without shards."""
+    def _full_shapes(self) -> dict[nn.Parameter, torch.Size]:
+        """Return the full shape of each sharded weight; empty without shards."""
         if self.shards is None:
             return {}
-        full = dict(self.shards.meta.named_parameters())
+        pairs = zip(self.network.parameters(), self.shards.meta.parameters(), strict=True)
+        return {weight: whole.shape for weight, whole in pairs}
+
+    def _sharded(self) -> dict[str, torch.Size]:
+        """Return the full shape of each sharded tensor, by name; empty without shards.
+
+        A moment is sharded if it has the shape of its weight's shard.
+        """
+        full = self._full_shapes()
+        names = {weight: name for name, weight in self.network.named_parameters()}
         parts = ["network", "ema", *(f"ema_profiles.{number}" for number in range(len(self.ema_profiles)))]
-        sizes = {f"{part}.{name}": weight.shape for part in parts for name, weight in full.items()}
-        by_weight = dict(zip(self.network.parameters(), full.values(), strict=True))
+        sizes = {f"{part}.{names[weight]}": shape for part in parts for weight, shape in full.items()}
         for number, weight in enumerate(self._optimized_weights()):
-            for moment in self.optimizer.state.get(weight, {}):
-                if moment != STEP_KEY and weight in by_weight:
-                    sizes[f"optimizer.{number}.{moment}"] = by_weight[weight].shape
+            for moment, value in self.optimizer.state.get(weight, {}).items():
+                if weight in full and value.shape == weight.shape:
+                    sizes[f"optimizer.{number}.{moment}"] = full[weight]
         return sizes
 
     def full(self, module: nn.Module) -> nn.Module:

@@ -35,8 +35,10 @@ def train_step(state: TrainState, passes: ForwardPasses, batch: Batch) -> dict[s
         state.time_sampler.update(t, losses["loss"])
     for group in state.optimizer.param_groups:
         group["lr"] = group["scale"] * learning_rate(train.lr, state.step, train.steps)
-    state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
-    if skips_steps(state.optimizer, finite.device) or finite:
+    if skips_steps(state.optimizer, finite.device):
+        state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler
+        state.optimizer.step()
+    elif finite:
         state.optimizer.step()
     if project := getattr(state.network, "project_weights", None):
         project(finite)

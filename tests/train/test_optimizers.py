@@ -1,14 +1,20 @@
-"""Muon: orthogonal updates against torch's Muon, AdamW for all else."""
+"""Muon: orthogonal updates against torch's Muon, AdamW for all else. Any optimiser of torch in a training."""
 
+import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import nn, optim
 
+from diffusion.images.store import ImageStore
+from diffusion.train.initial_state import new_state
 from diffusion.train.optimizer_options import MuonOptions
 from diffusion.train.optimizers import Muon, matrix_parameters, orthogonalize
+from diffusion.train.train_state import TrainState
+from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
 RATE = 0.01
 
@@ -68,3 +74,31 @@ def test_other_parameters_use_adamw_and_a_convolution_is_a_matrix():
     assert torch.equal(conv.weight.flatten(1), same)
     for copy, weight in zip(copies, others, strict=True):
         assert torch.equal(weight, copy)
+
+
+def state_with(store: ImageStore, make: Any) -> TrainState:
+    """Return a new state with this optimiser, whose second step is NaN."""
+    state = new_state(
+        plan_of(store, train={"steps": 3, "lr": 1e-3, "batch_size": 2, "microbatch": None}), CPU
+    )
+    groups = state.optimizer.param_groups
+    state.optimizer = make([{name: group[name] for name in ("params", "scale")} for group in groups])
+    state.network.register_forward_hook(lambda *given: given[2] * (math.nan if state.step == 1 else 1.0))
+    return state
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(optim.SGD, momentum=0.9), partial(optim.SGD, momentum=0.9, fused=True), optim.NAdam, optim.ASGD,
+     optim.Adafactor],
+    ids=["sgd", "fused sgd", "nadam", "asgd", "adafactor"],
+)  # fmt: skip
+def test_any_optimiser_of_torch_skips_a_step_and_resumes_bitwise(store: ImageStore, make: Any) -> None:
+    whole, first, second = (state_with(store, make) for _ in range(3))
+    run(whole, store)
+    run_until(first, store, 2)
+    second.restore(first.saved())
+    run(second, store)
+    assert_same(second, whole)
+    assert whole.skipped == 1
+    assert all(bool(weight.isfinite().all()) for weight in whole.tensors().values())
