@@ -162,13 +162,17 @@ def _front(document: ScoresDocument, label: str) -> Figure:
     return figures.front(sorted(points), label, _level(document, metric))
 
 
-def _class_scores(inputs: ReportInputs) -> dict[str, str]:
-    """Return by class the excess in the best cell, or the distance without a floor."""
+def _class_scores(inputs: ReportInputs) -> dict[str, Any] | None:
+    """Return the excess by class in the best cell, or the distance if no class has one; None without both."""
     document = inputs.document
-    scores = document.cells[document.best.cell].classes
-    values = {name: entry.get("excess", entry[document.spec.distance]) for name, entry in scores.items()}
+    classes = document.cells[document.best.cell].classes
+    metric = "excess" if any("excess" in entry for entry in classes.values()) else document.spec.distance
+    values = {name: entry[metric] for name, entry in classes.items() if metric in entry}
+    if not values:
+        return None
     places = score_tables.decimals(list(values.values()))
-    return {name: score_tables.number(value, places) for name, value in values.items()}
+    texts = {name: score_tables.number(value, places) for name, value in values.items()}
+    return {"is_excess": metric == "excess", "all": len(texts) == len(classes), "values": texts}
 
 
 def _montage(inputs: ReportInputs) -> dict[str, Any]:

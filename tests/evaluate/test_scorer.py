@@ -11,7 +11,7 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.frechet import Target
-from diffusion.evaluate.scores.frechet_scores import limit_and_errors
+from diffusion.evaluate.scores.frechet_scores import floor_at, limit_and_errors
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
 from diffusion.protocol.card import subset_size
@@ -149,6 +149,23 @@ def test_class_with_one_image_has_no_score(ours, real):
     found = scorer.classes(made_up(10 + ours), np.array([0] * 10 + [1] * ours), ["a", "b"])
     assert list(found) == ["a"]
     assert found["a"]["num_images"] == 10
+
+
+@pytest.mark.parametrize("count", [4, 5, 12])
+def test_a_class_has_a_floor_of_measured_held_out_images_alone(count):
+    """The floors of two classes with 4 and 12 held-out images equal those of the classes alone."""
+    names, labels, unseen = ["a", "b"], np.arange(60) % 2, np.array([0] * 4 + [1] * 12)
+    reference = Reference({**META, "classes": names}, normal(0, 60), made_up(16, seed=1), labels, unseen)
+    samples = np.repeat([0, 1], count)
+    found = Scorer(reference, EvaluateConfig()).classes(made_up(2 * count, seed=2), samples, names)
+    for label, name in enumerate(names):
+        target = Target(reference.features[labels == label])
+        heldout = reference.heldout.features[unseen == label]
+        if count > len(heldout):
+            assert found[name].keys() == {"num_images", FD}
+        else:
+            assert found[name]["floor"] == pytest.approx(floor_at(count, heldout, target))
+            assert found[name]["excess"] == found[name][FD] - found[name]["floor"]
 
 
 def test_excess_over_an_extrapolated_floor_has_no_interval():

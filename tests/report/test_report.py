@@ -112,6 +112,15 @@ def test_every_class_has_a_row_and_the_first_hundred_have_pictures(tmp_path):
     assert [row.get("count") for row in rows] == [2] * 100 + [None] * 20
 
 
+def test_column_of_excess_has_no_distance_of_a_class_with_too_few_held_out_images(written, sweep):
+    text, best = written.read_text(encoding="utf-8"), read_scores(sweep[1] / SCORES).cells["steps50-eta0"]
+    table = text[text.index('<table class="classes">') : text.index("(–: too few of them).")]
+    numbers = re.findall(r'<td class="number">([^<]*)</td>', table)
+    assert [number == "–" for number in numbers] == ["excess" not in one for one in best.classes.values()]
+    assert 0 < numbers.count("–") < len(numbers)
+    assert '<th scope="col" class="number">excess</th>' in table
+
+
 def _embedded(image):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))))
 

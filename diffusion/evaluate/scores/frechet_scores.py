@@ -120,7 +120,11 @@ class RealClasses:
         self._floor = cache(self._make_floor)
 
     def scores(self, sample: FeatureArray, label: int, metric: str) -> dict[str, float] | None:
-        """Return number, distance, floor and excess of a class's samples; None for too few images."""
+        """Return number and distance of a class's samples; None for too few images.
+
+        With as many held-out images of the class, return floor and excess too: an extrapolation from a
+        class's few images is several times off.
+        """
         target = self._target(label)
         if len(sample) < MIN_CLASS_IMAGES or target is None:
             return None
@@ -137,4 +141,4 @@ class RealClasses:
         if heldout is None or labels is None or target is None:
             return None
         unseen = heldout.features[labels == label]
-        return floor_at(num_images, unseen, target) if len(unseen) >= MIN_CLASS_IMAGES else None
+        return floor_at(num_images, unseen, target) if len(unseen) >= num_images else None
