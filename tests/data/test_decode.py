@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from diffusion.data.readers.image_files import conform, cover, decode
-from diffusion.images.pictures import BadImage
+from diffusion.images.pictures import BadImage, to_pil
 from tests.helpers.raw_data import encoded, random_images
 
 
@@ -43,14 +43,26 @@ def test_crops_equal_adm(width, height, size):
     np.testing.assert_array_equal(np.asarray(cover(image, size)), adm_crop(image, size))
 
 
-@given(native=st.sampled_from([1, 3]), channels=st.sampled_from([1, 3]), size=st.sampled_from([8, 12, 20]))
+@given(
+    native=st.sampled_from([1, 2, 3, 4]), channels=st.sampled_from([1, 3]), size=st.sampled_from([8, 12, 20])
+)
 def test_batch_equals_single_images(native, channels, size):
     images = random_images(0, 3, 12, native)
     out = conform(images, (size, size), channels)
     assert out.shape == (3, size, size, channels)
     for image, found in zip(images, out, strict=True):
-        alone = pixels_of(encoded(Image.fromarray(image if native == 3 else image[..., 0])), size, channels)
-        np.testing.assert_array_equal(found, alone)
+        np.testing.assert_array_equal(found, pixels_of(encoded(to_pil(image)), size, channels))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_is_scaled_like_a_colour(channels):
+    images = random_images(0, 3, 12, channels)
+    images[:2, ..., -1] = 255
+    images[2] = [30, 60, 90, 120][:channels]
+    small = conform(images, (8, 8), channels)
+    np.testing.assert_array_equal(small[:2, ..., :-1], conform(images[:2, ..., :-1], (8, 8), channels - 1))
+    assert (small[:2, ..., -1] == 255).all()
+    np.testing.assert_allclose(small[2].astype(int), images[2, :8, :8].astype(int), atol=2)
 
 
 def test_grey_palette_and_cmyk_become_rgb():

@@ -14,7 +14,15 @@ from diffusion.data.holdout import Indices
 from diffusion.data.readers.listing import Paths, as_text
 from diffusion.data.source import Job, Rows
 from diffusion.images.image_size import Size, format_size
-from diffusion.images.pictures import MAX_BYTES, MAX_PIXELS, BadImage, flatten, load_pixels, open_image
+from diffusion.images.pictures import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    BadImage,
+    flatten,
+    load_pixels,
+    open_image,
+    to_pil,
+)
 from diffusion.images.store import Images
 from diffusion.system.files import AnyPath, read_regular
 
@@ -110,14 +118,16 @@ def cover(image: Image.Image, size: Size) -> Image.Image:
 
 
 def conform(images: Images, size: Size, channels: int) -> Images:
-    """Return a batch (N, H, W, C) as images of `size` with `channels`; unchanged if it has that shape."""
+    """Return a batch (N, H, W, C) as images of `size` with `channels`; unchanged if it has that shape.
+
+    The last one of two or four channels is alpha.
+    """
     shape = (*size, channels)
     if images.shape[1:] == shape:
         return images
     out = np.empty((len(images), *shape), dtype=np.uint8)
     for index, image in enumerate(images):
-        picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
-        out[index] = np.asarray(cover(flatten(picture, channels), size)).reshape(shape)
+        out[index] = np.asarray(cover(flatten(to_pil(image), channels), size)).reshape(shape)
     return out
 
 
