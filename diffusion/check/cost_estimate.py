@@ -9,13 +9,12 @@ import torch
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import MODEL_BYTES, STATE_BYTES, weights_finding
 from diffusion.check.timing import TimeRange, matmul_speed, time_extractor, time_sampling, time_steps
-from diffusion.config import Config
 from diffusion.model import counted_passes
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.sample.sampling_steps import count_nfe
+from diffusion.sample.sampling_card import nfe_fields
 from diffusion.show.figure import format_quantity
 from diffusion.system.devices import acquire_device, default_device, device_name
 from diffusion.system.errors import DiffctlError, reason
@@ -47,7 +46,7 @@ def check_cost(project: Project) -> Iterator[Finding]:
     config, plan, (total, _) = project.config, project.plan, step_memory.device_memory(default_device())
     if plan is None or step_memory.exceeds_memory(plan.network, total):
         return
-    evaluations, images = network_evaluations(config), scored_images(project)
+    evaluations, images = network_evaluations(project, plan), scored_images(project)
     flops, step = counted_passes.forward_flops(plan.network), step_flops(plan)
     sizes = _sizes(project, plan)
     cost = {
@@ -85,10 +84,15 @@ def _long_work(work: int, speed: float) -> Iterator[Finding]:
         yield Finding("warning", "cost", message, f"{remedy}; `diffctl check --measure` estimates the hours")
 
 
-def network_evaluations(config: Config) -> int:
-    """Return how many images the network sees in the sweep, over all of its calls."""
+def network_evaluations(project: Project, plan: DenoiserPlan) -> int:
+    """Return how many images the network sees in the sweep, over all of its calls.
+
+    A call of the base of a cascade counts by its share of the FLOPs, if the base is here.
+    """
+    config = project.config
     settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
-    return config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
+    counts = (nfe_fields(one, plan, project.base) for one in settings)
+    return round(config.sample.num_images * sum(one.get("weighted_nfe", one["nfe"]) for one in counts))
 
 
 def passes(network: NetworkSpec, loss: str) -> int:
@@ -191,7 +195,7 @@ def _measure(
             add("classifier", *_time_training("classifier", project, project.classifier_plan, device))
     except DiffctlError as error:
         fail("the classifier's training", error)
-    sweep = time_sampling(plan, config, PART_SECONDS, device).scaled(network_evaluations(config))
+    sweep = time_sampling(plan, config, PART_SECONDS, device).scaled(network_evaluations(project, plan))
     add("sweep", f"{len(grid(config.sample, config.sweep)):,} cells of the sweep", sweep)
     spaces, shape = config.evaluate.spaces, plan.network.shape
     for space in spaces:

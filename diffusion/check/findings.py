@@ -13,8 +13,10 @@ from diffusion.images.image_size import written_size
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import AVERAGES, MODEL, PREPARED
-from diffusion.model.model_file import read_artefact
+from diffusion.model.model_file import Artefact, read_artefact
 from diffusion.model.posthoc_ema import snapshot_path
+from diffusion.sample.base_file import base_file
+from diffusion.sample.network_files import check_base_settings
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from diffusion.train.classifier_config import ClassifierSections
@@ -88,6 +90,19 @@ class Project:
             return False
         wanted = plan_artefact(self.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
         return artefact.model_sha256 == wanted.model_sha256
+
+    @cached_property
+    def base(self) -> Artefact | None:
+        """The base of a cascade with fitting settings; None without one, and if it is not here."""
+        base = self.config.sample.base
+        if base is None:
+            return None
+        try:
+            artefact = read_artefact(base_file(base))
+            check_base_settings(self.config.sample, artefact)
+        except DiffctlError:
+            return None  # `check_base` reports it
+        return artefact
 
     @cached_property
     def plan(self) -> DenoiserPlan | None:

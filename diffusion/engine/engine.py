@@ -27,7 +27,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import base_condition
 from diffusion.sample.generate import guide_denoiser, model_denoiser
 from diffusion.sample.guidance import GuidedRows, guide_rows
-from diffusion.sample.guides import NO_GUIDES, Guides
+from diffusion.sample.guides import NO_GUIDES, OF_BASE, Guides
 from diffusion.sample.sampler import CustomTrajectory, predict
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import in_halves, splitting_helps, two_threads
@@ -72,7 +72,7 @@ class Engine:
         self._exit = ExitStack()
         self._denoiser: Denoiser = model_denoiser(loaded)
         self._guide = guides.model and guide_denoiser(loaded.artefact, guides.model)
-        self._base = None if guides.base is None else Engine(guides.base, device, rows, max_images)
+        self._base = None if guides.base is None else Engine(guides.base, device, rows, max_images, OF_BASE)
         self._turn = 0
         if splitting_helps(device):
             pool = self._exit.enter_context(two_threads())

@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.classifier_guidance import classifier_guidance, without_labels
 from diffusion.sample.conditions import base_condition
 from diffusion.sample.guidance import build_guidance, guided
-from diffusion.sample.guides import NO_GUIDES, Guides, check_fit, check_guides
+from diffusion.sample.guides import NO_GUIDES, OF_BASE, Guides, check_fit, check_guides
 from diffusion.sample.low_res import check_cond_noise, noised_condition
 from diffusion.sample.sampler import (
     CustomTrajectory,
@@ -152,7 +152,7 @@ def with_base_images(
     base, own = guides.base, settings.base_settings
     if loaded.artefact.network.low_res is None or condition.low_res is not None or not base or not own:
         return condition
-    images = generate(base, own, indices, base_condition(base.artefact, condition), device)
+    images = generate(base, own, indices, base_condition(base.artefact, condition), device, guides=OF_BASE)
     return replace(condition, low_res=to_model(images))
 
 

@@ -21,17 +21,19 @@ if TYPE_CHECKING:  # images do not depend on the format of model files
 class Guides(NamedTuple):
     """What a model is sampled with: the `model` of autoguidance, a `classifier`, and what it enlarges.
 
-    It enlarges the images that a `base` model makes, or `real` ones.
+    It enlarges the images that a `base` model makes, or `real` ones. `role` is what messages call the sampled
+    model.
     """
 
     model: "LoadedModel | None" = None
     classifier: "LoadedModel | None" = None
     base: "LoadedModel | None" = None
     real: RealImages | None = None
+    role: str = "model"
 
     def networks(self, loaded: "LoadedModel") -> dict[str, torch.nn.Module]:
         """Return all networks by their names in messages; `loaded` is the guided model."""
-        parts = {"model": loaded, "guide": self.model, "classifier": self.classifier}
+        parts = {self.role: loaded, "guide": self.model, "classifier": self.classifier}
         return {name: part.network for name, part in parts.items() if part is not None}
 
     def labelled(self, loaded: "LoadedModel") -> "ModelDescription":
@@ -51,6 +53,7 @@ def labelled_model(models: "Sequence[ModelDescription]") -> "ModelDescription":
 
 
 NO_GUIDES = Guides()
+OF_BASE = Guides(role="base")
 
 
 def check_guides(artefact: "ModelDescription", settings: SampleSettings, guides: Guides) -> None:

@@ -237,7 +237,8 @@ def check_base_settings(settings: CommonSettings, base: Artefact) -> None:
 def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
     """Load what the model is sampled with."""
     _, *others = zip(files, LOADERS, strict=True)
-    return Guides(*(None if file is None else load(file, device) for file, load in others))
+    loaded: list[Any] = [None if file is None else load(file, device) for file, load in others]
+    return Guides(*loaded)
 
 
 def card_files(

@@ -18,6 +18,7 @@ from diffusion.check.machine_checks import MODEL_BYTES, STATE_BYTES
 from diffusion.check.timing import TimeRange, time_work
 from diffusion.config import parse
 from diffusion.model.counted_passes import count_parameters, forward_flops
+from diffusion.model.model_file import read_artefact
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
 from diffusion.system.errors import UsageError
@@ -25,7 +26,7 @@ from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import TrainPlan
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke
-from tests.helpers.networks import spec_of
+from tests.helpers.networks import small_model, spec_of
 
 CLASSIFIER = {
     "model": {"channels": 8, "channel_mult": [1, 2]},
@@ -79,6 +80,25 @@ def test_cost_is_the_sum_of_its_parts() -> None:
         "samples": 8 * 20 * 64,
         "features": 1797 * 4 * (1280 + 2048),
     }
+
+
+def test_a_call_of_the_base_of_a_cascade_counts_by_its_share_of_the_flops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"file": "base.safetensors", "sampling": {"steps": 7}}
+    sections = {"model": {"low_res": 4}, "sample": {"base": base}, "sweep": {"steps": [2, 3], "eta": [0.0]}}
+    alone = next(check_cost(project_of(**sections))).values
+    small_model(
+        Path("base.safetensors"), image_size=4, attention_resolutions=(), num_classes=0, null_class=False
+    )
+    both = next(check_cost(project_of(**sections))).values
+    assert alone is not None
+    assert both is not None
+    assert alone["evaluations"] == 20 * (2 + 3)
+    flops = forward_flops(read_artefact(Path("base.safetensors")).network)
+    found = both["sweep_flops"] - alone["sweep_flops"]
+    assert found == pytest.approx(20 * 2 * 7 * flops, rel=0.01)
 
 
 def taking(image: float, fixed: float, calls: list[tuple[int, int]]) -> Any:

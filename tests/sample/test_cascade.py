@@ -1,5 +1,7 @@
 """Models that enlarge images: real ones, those of a base model, and the noise on them."""
 
+import copy
+import math
 import re
 from contextlib import closing
 from dataclasses import replace
@@ -30,6 +32,7 @@ from diffusion.sample.generate import full_condition, generate
 from diffusion.sample.guides import Guides, check_base
 from diffusion.sample.low_res import RealImages
 from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles, network_files
+from diffusion.sample.sampler import NonFiniteError
 from diffusion.sample.sampling_card import sampling_card
 from diffusion.system.errors import UsageError
 from tests.conftest import write_params
@@ -161,6 +164,20 @@ def test_the_engine_makes_the_same_cascades_next_to_enlarged_images(rows):
         assert job.error is None
         alone = generate(UPSAMPLER, job.settings, job.indices, condition, CPU, guides=GUIDES)
         assert int((job.images.int() - alone.int()).abs().max()) <= 1
+
+
+def test_a_base_with_nan_is_named():
+    network = copy.deepcopy(SMALL.network)
+    next(network.parameters()).view(-1)[0] = math.nan
+    guides, settings = Guides(base=SMALL._replace(network=network)), SampleSettings(**CASCADE)
+    condition = mixed_condition(UPSAMPLER.artefact, settings, [0])
+    with pytest.raises(NonFiniteError, match=r"so are weights of the base \("):
+        generate(UPSAMPLER, settings, [0], condition, CPU, guides=guides)
+    with closing(Engine(UPSAMPLER, CPU, guides=guides)) as engine:
+        job = engine.add(settings, [0], condition)
+        while engine.jobs:
+            engine.step()
+    assert "so are weights of the base (" in str(job.error)
 
 
 def test_the_card_has_the_base_and_the_nfe_of_both():
