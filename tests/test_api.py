@@ -10,7 +10,7 @@ import torch
 
 import diffctl
 from diffusion import api
-from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
+from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, UNetSpec, build_process, fit, sample
 from diffusion.process.process_registry import EDMConfig, FlowConfig
 from diffusion.system.errors import UsageError
 from diffusion.train.fit import UNUSED
@@ -185,6 +185,73 @@ def test_each_setting_that_fit_accepts_has_an_effect_or_is_refused() -> None:
     ]:
         with pytest.raises(UsageError, match=message):
             fitted(section, **given)
+
+
+SPEC = UNetSpec(
+    channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_channels=8,
+    image_size=8, in_channels=1, out_channels=1, num_classes=3, null_class=True,
+)  # fmt: skip
+IMAGES, LABELS = torch.linspace(-1, 1, 8 * 64).reshape(8, 1, 8, 8), torch.arange(8) % 3
+WHOLE = build_process(ProcessConfig(variance="small", loss="contrastive", prediction="velocity"))
+HYBRID = build_process(ProcessConfig())
+
+
+class Flat(PointNetwork):
+    """A network whose output has no height and width."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x, t, labels).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": IMAGES.numpy()}, r"images are a ndarray: give a tensor \(N, C, H, W\)"),
+        ({"images": IMAGES[:, 0]}, r"images are of shape \(8, 8, 8\)"),
+        ({"images": IMAGES[:0]}, r"images are of shape \(0, 1, 8, 8\)"),
+        ({"images": (127 * IMAGES).long()}, "images are torch.int64: give uint8"),
+        ({"images": 127 * (IMAGES + 1)}, "images have values from 0 to 254: scale them"),
+        ({"images": IMAGES * torch.nan}, "images have values from nan to nan"),
+        ({"images": torch.zeros(8, 1, 16, 16)}, "images of 1×16×16 numbers for a network of 1×8×8"),
+        ({"images": torch.zeros(8, 3, 8, 8)}, "images of 3×8×8 numbers for a network of 1×8×8"),
+        ({"labels": LABELS.repeat(2)}, r"labels are of shape \(16,\) for 8 images"),
+        ({"labels": LABELS.tolist()}, "labels are a list for 8 images"),
+        ({"labels": LABELS.float()}, "labels are torch.float32"),
+        ({"labels": LABELS + 1}, "labels are from 1 to 3: the network's classes are 0 to 2"),
+        ({"labels": LABELS - 1}, "labels are from -1 to 1"),
+        ({"augment": {}}, "augment is a condition of the network"),
+        ({"process": WHOLE, "microbatch": 2}, "process.loss contrastive needs the whole batch"),
+        ({"process": HYBRID}, "returns 1 channels, and the process with loss hybrid needs 2"),
+        ({"network": PointNetwork(width=8), "process": HYBRID, "labels": None,
+          "images": torch.zeros(8, 2, 1, 1)}, "returns 2 channels, and the process with loss hybrid needs 4"),
+        ({"network": Flat(), "labels": None, "images": torch.zeros(8, 2, 1, 1)},
+         r"the network returns shape \(1, 2\) for shape \(1, 2, 1, 1\)"),
+        ({"network": PointNetwork(width=8, classes=3), "p_uncond": 0.5, "images": torch.zeros(8, 2, 1, 1)},
+         r"does not take the label 3 \(index out of range"),
+        ({"network": PointNetwork(width=8), "augment": {}, "labels": None, "images": torch.zeros(8, 2, 1, 1)},
+         "augment is a condition of the network"),
+    ],
+)  # fmt: skip
+def test_fit_refuses_what_does_not_belong_together(given: dict[str, Any], message: str) -> None:
+    usual = {
+        "network": SPEC,
+        "process": PROCESS,
+        "images": IMAGES,
+        "labels": LABELS,
+        "steps": 1,
+        "batch_size": 4,
+    }
+    with pytest.raises(UsageError, match=f"^fit: .*{message}"):
+        fit(**{**usual, **given})
+
+
+def test_images_and_labels_of_other_types_train_alike() -> None:
+    models = [
+        fit(SPEC, PROCESS, images, labels, steps=2, batch_size=4)
+        for images, labels in ((IMAGES, LABELS), (IMAGES.double(), LABELS.to(torch.uint8)))
+    ]
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_model_of_a_script_is_saved_for_the_commands(tmp_path, monkeypatch, invoke, capsys) -> None:

@@ -15,6 +15,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from diffusion.train.batch import TensorLoader
 from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.fit_inputs import check_fits, check_output, checked_tensors
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train as train_steps
 from diffusion.train.observers import Observer
@@ -62,16 +63,19 @@ def fit(
 
     `images` (N, C, H, W) are uint8, or real numbers in about [−1, 1]. `labels` (N,) are class numbers. With
     `p_uncond` a share of them is replaced by the number of classes, for guidance. `callback` is called after
-    each step. UsageError for a setting without an effect here, and for a process that depends on the images.
+    each step. UsageError for a setting without an effect here, for a process that depends on the images, and
+    for images and labels that do not fit the network.
     """
+    images, labels = checked_tensors(images, labels)
     _check_resolved(process, images)
     module = network if isinstance(network, nn.Module) else None
     device = next(module.parameters()).device if module else torch.device("cpu")
     config, spec = _config(train, labels), _spec(network, process, images, labels)
     if config.microbatch == "auto" and isinstance(spec, _OwnSpec):
         config = config.model_copy(update={"microbatch": None})  # its memory cannot be estimated
-    if config.p_uncond and not spec.null_class:
-        raise UsageError("fit: p_uncond has no effect: the network's spec needs null_class")
+    check_fits(config, spec, process, images, labels)
+    if module and isinstance(spec, _OwnSpec):
+        check_output(module, config, spec, process, images[:1])
     plan = DenoiserPlan(
         network=spec,
         process=process.config,

@@ -234,6 +234,17 @@ class TrainConfig(OptimisationConfig):
         return self
 
 
+def check_whole_batch(loss: str, train: TrainConfig) -> None:
+    """Raise ValueError if a loss that needs the whole batch gets parts of it."""
+    if not OBJECTIVES[loss].whole_batch:
+        return
+    whole = f"process.loss {loss} needs the whole batch"
+    if isinstance(train.microbatch, int) and train.microbatch < train.batch_size:
+        raise ValueError(f"{whole}: set train.microbatch to auto")
+    if train.devices not in ("auto", 1):
+        raise ValueError(f"{whole}: set train.devices to 1")
+
+
 class TrainSections(Section):
     """The sections of params.yaml that determine a model."""
 
@@ -246,8 +257,7 @@ class TrainSections(Section):
     def _model_fits(self) -> Self:
         if self.train.p_uncond and not self.model.class_cond:
             raise ValueError("train.p_uncond > 0 drops labels, so it needs model.class_cond: true")
-        if OBJECTIVES[self.process.loss].whole_batch:
-            self._check_whole_batch(self.process.loss)
+        check_whole_batch(self.process.loss, self.train)
         if self.data.image_size is not None:
             size = height_and_width(self.data.image_size)
             try:
@@ -255,10 +265,3 @@ class TrainSections(Section):
             except ValueError as error:
                 raise ValueError(f"model for images of {format_pixels(size)}: {error}") from None
         return self
-
-    def _check_whole_batch(self, loss: str) -> None:
-        whole, train = f"process.loss {loss} needs the whole batch", self.train
-        if isinstance(train.microbatch, int) and train.microbatch < train.batch_size:
-            raise ValueError(f"{whole}: set train.microbatch to auto")
-        if train.devices not in ("auto", 1):
-            raise ValueError(f"{whole}: set train.devices to 1")
