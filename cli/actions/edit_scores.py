@@ -11,7 +11,7 @@ import torch
 import typer
 
 from cli.actions.model_choice import selected_model, selected_run
-from cli.commands.scores import Evaluate
+from cli.commands.scores import WEIGHTS, Evaluate
 from cli.shared.console import print_table, progress
 from cli.shared.process import command_line
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
@@ -21,6 +21,7 @@ from diffusion.edit.pictures import measure, show_edits
 from diffusion.edit.scores import SCORES, interval_scores, mean_and_half, mean_scores, scores_by_picture
 from diffusion.evaluate.adhoc import ScoringInputs, open_inputs, score_images
 from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.images.pictures import sheet
 from diffusion.images.pixels import to_nchw, to_nhwc
 from diffusion.images.store import Images, ImageStore, content_digest
@@ -59,6 +60,7 @@ def score_edits(options: Evaluate) -> None:
     operators = {text: build_operator(text, shape) for text in options.edit or ()}
     originals = _originals(options, loaded)
     inputs = open_inputs(originals.store.path, options.against or PREPARED, options.split)
+    section = _section(options, inputs.sample.images.shape[1:3])
     pictures = list(originals.store.images)
     measured = {text: measure(one, pictures, 0.0, degrade=True) for text, one in operators.items()}
     scored: list[dict[str, Any]] = []
@@ -70,7 +72,7 @@ def score_edits(options: Evaluate) -> None:
             made = editor.results(measurement, originals.condition, originals.results, BATCH, show)
         images = made.reshape(-1, originals.results, *made.shape[1:])
         scores = mean_scores(scores_by_picture(images, to_nchw(originals.store.images), measurement))
-        scores |= _kernel_distance(images, inputs, options)
+        scores |= _kernel_distance(images, inputs, section)
         card = edit_card(edit, settings, measurement, networks)
         cell = {"operator": edit.operator, "method": edit.method, "steps": settings.steps, "nfe": card["nfe"]}
         scored.append({**cell, "scores": scores, "card": card})
@@ -121,14 +123,23 @@ def _sheet(pictures: Sequence[Images], measurement: Measurement, images: torch.T
     return sheet(*show_edits(pictures[:SHOWN], measurement.rows(slice(SHOWN)), made, results.shape[1]))
 
 
-def _kernel_distance(images: torch.Tensor, inputs: ScoringInputs, options: Evaluate) -> dict[str, float]:
+def _section(options: Evaluate, size: tuple[int, ...]) -> EvaluateConfig:
+    """Return the settings of the kernel distance; errors as `space_extractor`, before any work."""
+    names = [one.value for one in options.extractor or []] or [default_extractor(size)]
+    given = options.given(*WEIGHTS, "batch_size", "kid_subset_size")
+    section = validate(EvaluateConfig, {"extractor": names[0], **given}, "diffctl evaluate")
+    space_extractor(section.spaces[0])
+    return section
+
+
+def _kernel_distance(
+    images: torch.Tensor, inputs: ScoringInputs, section: EvaluateConfig
+) -> dict[str, float]:
     """Return the kernel distance of one result of each picture to real images, with its interval."""
     first = to_nhwc(images[:, 0])
     sample = ImageStore(Path("edits"), first, None, {"name": "edits", "digest": content_digest(first, None)})
-    names = [one.value for one in options.extractor or []] or [default_extractor(first.shape[1:3])]
-    section = validate(EvaluateConfig, {"extractor": names[0]}, "diffctl evaluate")
     found = score_images(inputs._replace(sample=sample), section)["scores"]
-    kernel = extractor_spec(names[0]).kernel_distance
+    kernel = extractor_spec(section.extractor).kernel_distance
     return {name: value for name, value in found.items() if name.startswith(kernel)}
 
 

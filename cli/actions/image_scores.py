@@ -10,12 +10,12 @@ import typer
 
 from cli.actions.edit_scores import score_edits
 from cli.actions.score_tables import show_scores
-from cli.commands.scores import Evaluate
+from cli.commands.scores import LIMITS, WEIGHTS, Evaluate
 from cli.shared.console import print_table, progress
 from diffusion.evaluate import adhoc
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import space_extractor
-from diffusion.evaluate.statistics_file import is_statistics, open_statistics
+from diffusion.evaluate.statistics_file import has_array, is_statistics, open_statistics
 from diffusion.layout import SCORES
 from diffusion.papers import paper as papers
 from diffusion.protocol.extractors import default_extractor, extractor_spec
@@ -57,6 +57,9 @@ def _score(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
     extractors = list(dict.fromkeys(one.value for one in options.extractor or []))
     scores: dict[str, Callable[..., dict[str, Any]]]
     if is_statistics(against):
+        options.refuse("on statistics, which have no splits", "split")
+        if not has_array(against, adhoc.IMAGES):
+            options.refuse(f"on statistics without images ({adhoc.IMAGES})", *LIMITS)
         files = [open_statistics(against, name) for name in extractors] or [open_statistics(against)]
         sample = adhoc.open_images(path)
         real = adhoc.images_in_statistics(against, sample)
@@ -84,10 +87,8 @@ def _sections(names: list[str], options: Evaluate) -> list[EvaluateConfig]:
     takes = [name for name in names if extractor_spec(name).weights.url] or names[:1]
     if options.weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
         raise UsageError(f"--weights is a file of one network: score {' and '.join(takes)} one by one")
-    fields = ("batch_size", "prc_images", "prc_samples", "kid_subset_size")
-    shared = {name: value for name in fields if (value := getattr(options, name)) is not None}
-    weights = {"weights": options.weights, "weights_sha256": options.weights_sha256}
-    shared["feature_likelihood"] = options.feature_likelihood
+    shared = options.given("batch_size", *LIMITS, "feature_likelihood")
+    weights = options.given(*WEIGHTS)
     given = ({"extractor": name, **shared, **(weights if name in takes else {})} for name in names)
     return [validate(EvaluateConfig, values, "diffctl evaluate") for values in given]
 

@@ -15,6 +15,10 @@ from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SE
 app = typer.Typer()
 weights_app = group(app, "weights", "Make a file with the weights of a feature extractor.")
 
+WEIGHTS = ("weights", "weights_sha256")
+LIMITS = ("prc_images", "prc_samples", "kid_subset_size")
+SCORING = ("extractor", "split", *WEIGHTS, "batch_size", *LIMITS, "feature_likelihood")  # options of evaluate
+
 
 @command(app, lambda: image_scores.evaluate_images, "reading the images")
 class Evaluate(JsonOptions, ModelSourceOptions):
@@ -34,7 +38,9 @@ class Evaluate(JsonOptions, ModelSourceOptions):
     extractor: list[Extractor] | None = option(
         "Feature extractor; repeatable. [default: by image size; inception for statistics]"
     )
-    split: Literal["train", "test"] = option("The split of prepared data to compare with.", default="train")
+    split: Literal["train", "test"] | None = option(
+        "The split of prepared data to compare with. [default: train]"
+    )
     weights: Path | None = option("The extractor's weights. [default: package or download]")
     weights_sha256: str | None = option("SHA-256 of --weights other than the published ones.")
     batch_size: int | None = option("Images per forward pass. [default: by device]", min=1, max=MAX_BATCH)
@@ -71,12 +77,22 @@ class Evaluate(JsonOptions, ModelSourceOptions):
             raise UsageError("PATH and --against need each other: give both")
         if self.path is None and self.paper is None:
             raise UsageError("nothing to score: give PATH and --against, or --paper for those of the sweep")
-        if self.path is None and self.out is not None:
-            raise UsageError("--out needs PATH: the scores of the sweep are in metrics/scores.json")
+        if self.path is None:
+            self.refuse("without PATH: the scores of the sweep are in metrics/scores.json", *SCORING, "out")
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of these options that were given."""
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    def refuse(self, where: str, *names: str) -> None:
+        """Raise UsageError for the first of these options that was given but has no effect there."""
+        for name in self.given(*names):
+            raise UsageError(f"--{name.replace('_', '-')} has no effect {where}, so leave it out")
 
     def _check_edit(self) -> None:
-        if self.paper is not None or self.feature_likelihood or len(self.extractor or []) > 1:
-            raise UsageError("--edit excludes --paper, --feature-likelihood and a second --extractor")
+        self.refuse("on scores of edits", "paper", "feature_likelihood", "prc_images", "prc_samples")
+        if len(self.extractor or []) > 1:
+            raise UsageError("--edit excludes a second --extractor: leave it out")
         if find_spec("torchmetrics") is None:
             raise UsageError("scores of edits need torchmetrics: pip install 'diffctl[edit]'")
 

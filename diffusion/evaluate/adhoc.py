@@ -54,15 +54,21 @@ class ScoringInputs(NamedTuple):
     split: str
 
 
-def open_inputs(path: Path, against: Path, split: str = "train") -> ScoringInputs:
-    """Open the sample and the real images, perhaps of prepared data; errors as `open_images`."""
-    sample, heldout = open_images(path), None
-    if is_prepared(against):
-        real, heldout = (open_store(against / one, PreparedMeta) for one in (split, OTHER_SPLIT[split]))
+def open_inputs(path: Path, against: Path, split: str | None = None) -> ScoringInputs:
+    """Open the sample and the real images, of prepared data those of the split, by default train.
+
+    UsageError for a split of images without splits; other errors as `open_images`.
+    """
+    has_splits = is_prepared(against)
+    if split is not None and not has_splits:
+        raise UsageError(f"--split has no effect: {printable(against)} has no splits, so leave it out")
+    sample, heldout, chosen = open_images(path), None, split or "train"
+    if has_splits:
+        real, heldout = (open_store(against / one, PreparedMeta) for one in (chosen, OTHER_SPLIT[chosen]))
     else:
         real = open_images(against)
     _check_pair(sample, real, against)
-    return ScoringInputs(sample, real, heldout, against, split)
+    return ScoringInputs(sample, real, heldout, against, chosen)
 
 
 def images_in_statistics(statistics: Path, sample: ImageStore) -> ImageStore | None:

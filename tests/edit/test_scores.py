@@ -97,7 +97,10 @@ def test_command_scores_each_operator_method_and_number_of_steps(project, invoke
     ("arguments", "words"),
     [
         (["real", "--against", "real", "--steps", "5"], "--steps is for the scores of edits"),
-        (["--edit", "blur:1", "--paper", "ddim"], "--edit excludes --paper"),
+        (["--edit", "blur:1", "--paper", "ddim"], "--paper has no effect on scores of edits"),
+        (["--edit", "blur:1", "--prc-samples", "9"], "--prc-samples has no effect on scores of edits"),
+        (["real", "--edit", "blur:1", "--against", "real", "--split", "test"], "real has no splits"),
+        (["real", "--edit", "blur:1", "--against", "real", "--weights", "none"], "has bundled weights"),
         (["real", "--edit", "blur"], "blur:SIGMA is the form of blur"),
         (["real", "--edit", "blur:1", "--method", "sdedit"], "method sdedit takes no operator"),
         (["real", "--edit", "gray", "--against", "real"], "gray needs images with 3 channels"),

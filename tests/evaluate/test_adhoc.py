@@ -34,7 +34,7 @@ def root(tmp_path_factory, real):
     return root
 
 
-def scored(path, against, split="train", progress=None, **options):
+def scored(path, against, split=None, progress=None, **options):
     """Return the scores document."""
     inputs = open_inputs(Path(path), Path(against), split)
     return score_images(inputs, EvaluateConfig(**options), progress)
@@ -172,6 +172,28 @@ def test_unusable_extractors_are_refused_before_any_work(monkeypatch, options):
     assert isinstance(run("cell.npz", "--against", "prepared", *options).exception, UsageError)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["cell.npz", "--against", "folder", "--split", "train"],
+            "--split has no effect: folder has",
+        ),
+        (["cell.npz", "--against", "mean.npz", "--split", "test"], "--split has no effect on statistics"),
+        (["cell.npz", "--against", "mean.npz", "--prc-images", "9"], "--prc-images has no effect on stat"),
+        (["cell.npz", "--against", "mean.npz", "--kid-subset-size", "9"], "without images (arr_0)"),
+        (["--paper", "ddim", "--split", "train"], "--split has no effect without PATH"),
+        (["--paper", "ddim", "--extractor", "effnet-lite0-64"], "--extractor has no effect without PATH"),
+        (["--paper", "ddim", "--out", "x.json"], "--out has no effect without PATH"),
+    ],
+)
+def test_options_without_an_effect_are_refused(arguments, words, root):
+    np.savez(root / "mean.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    refused = run(*arguments).exception
+    assert isinstance(refused, UsageError)
+    assert words in str(refused)
+
+
 def test_command_prints_a_table_and_writes_scores_and_card(tmp_path):
     out = tmp_path / "kept/scores.json"
     printed = run("cell.npz", "--against", "prepared", "--out", out).stdout
@@ -179,5 +201,4 @@ def test_command_prints_a_table_and_writes_scores_and_card(tmp_path):
         assert words in printed
     printed = run("cell.npz", "--against", "prepared", "--json").stdout
     assert json.loads(printed) == json.loads(out.read_text())
-    assert "--out" in str(run("--paper", "ddim", "--out", out).exception)
     assert "is a folder" in str(run("cell.npz", "--against", "prepared", "--out", tmp_path).exception)
