@@ -133,7 +133,7 @@ def _prepare_training(*, fresh: bool, keep: bool) -> None:
 def _discard_shards() -> None:
     """Remove the finished shards of the current model and its EMA profiles."""
     from diffusion.model.model_file import read_artefact
-    from diffusion.sample.network_files import existing_ema_models
+    from diffusion.sample.ema_files import existing_ema_models
     from diffusion.sample.sampling_card import cells_folder
 
     if MODEL.exists():

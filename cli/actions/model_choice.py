@@ -13,7 +13,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
-from diffusion.sample.network_files import NetworkFiles, network_files
+from diffusion.sample.network_files import NetworkFiles, network_files, not_of_the_scores
 from diffusion.system.errors import TemporaryError, UsageError
 from tracking.registry.registered_models import (
     champion_model,
@@ -90,7 +90,7 @@ def selected_files(
     networks = files._replace(real=None).read()
     networks.check(settings)
     if wrong := networks.find_difference(best.card, [kind for kind in same if given.get(kind) is None]):
-        raise UsageError(f"the {wrong} {getattr(files, wrong)} is not the one of the scores")
+        raise not_of_the_scores(wrong, getattr(files, wrong))
     return files if settings.base is None else files._replace(real=None)
 
 

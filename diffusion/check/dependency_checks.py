@@ -18,7 +18,8 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample import guides
 from diffusion.sample.base_file import base_file, base_path
-from diffusion.sample.network_files import check_base_settings, check_networks, matching_snapshots
+from diffusion.sample.ema_files import matching_snapshots
+from diffusion.sample.network_files import check_base_settings, check_networks
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
 

@@ -1,4 +1,4 @@
-"""The files of the networks that sample a cell: its model, what guides it, and averages of its training."""
+"""The files of the networks that sample a cell: its model, what guides it, and its base."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.code_digest import code_digest, module_digests
-from diffusion.layout import AVERAGES, EMA_RUNS, HELD_OUT, MODEL
+from diffusion.layout import HELD_OUT
 from diffusion.model.classifier import ClassifierArtefact, load_classifier
 from diffusion.model.model_file import (
     Artefact,
@@ -17,21 +16,18 @@ from diffusion.model.model_file import (
     load_model,
     read_artefact,
     read_description,
-    read_verified_artefact,
-    save_artefact,
 )
-from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
 from diffusion.protocol.card import NETWORKS
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
 from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.sample.base_file import base_file, base_path, fetched_base
+from diffusion.sample.ema_files import ema_model_file, ema_path, guide_snapshots, matching_snapshots
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guides import Guides, check_base, check_fit, labelled_model
 from diffusion.sample.low_res import RealImages, open_real_images
 from diffusion.sample.sampling_steps import check_learned_times
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.section import fingerprint
 
 
 class NetworkArtefacts(NamedTuple):
@@ -119,61 +115,6 @@ LOADERS: tuple[Callable[..., Any], ...] = (
 """Functions (file, device) → what is sampled with, in the order of NetworkFiles."""
 
 
-def matching_snapshots(model: Path, averages: Path = AVERAGES, *, unverified: bool = False) -> Snapshots:
-    """Return the snapshots of the training of `model`; UsageError if they are of another training.
-
-    With `unverified` only their metadata is read.
-    """
-    snapshots, own = Snapshots.of(averages, unverified=unverified), read_artefact(model)
-    compared = [one.model_dump(exclude=SNAPSHOT_FIELDS - {"step"}) for one in (snapshots.last, own)]
-    if compared[0] != compared[1]:
-        remedy = "restore both by `dvc checkout` or `dvc pull`, or train again"
-        raise UsageError(f"{averages} has snapshots of another training than {model}: {remedy}")
-    return snapshots
-
-
-def guide_snapshots(
-    guide: EmaGuide, model: Path, averages: Path = AVERAGES, *, unverified: bool = False
-) -> Snapshots:
-    """Return the snapshots that a guide is made from, as `matching_snapshots`.
-
-    UsageError if there is none of its step.
-    """
-    snapshots = matching_snapshots(model, averages, unverified=unverified)
-    return snapshots if guide.step is None else snapshots.until(guide.step)
-
-
-def ema_model_file(snapshots: Snapshots, sigma_rel: float) -> Path:
-    """Return the model file of an EMA profile, byte for byte as `diffctl ema` writes it; it is made once."""
-    path = _ema_path(snapshots, sigma_rel)
-    if path.is_file():
-        with suppress(DiffctlError):  # it is damaged, and made again
-            read_verified_artefact(path)
-            return path
-    save_artefact(path, *snapshots.reconstruct(sigma_rel))
-    return path
-
-
-def existing_ema_models(model: Path, sigma_rels: Iterable[float]) -> dict[float | None, Path]:
-    """Return the existing model files of EMA profiles, without reading the snapshots' weights."""
-    try:
-        snapshots = matching_snapshots(model, unverified=True)
-    except DiffctlError:
-        return {}
-    paths = {sigma_rel: _ema_path(snapshots, sigma_rel) for sigma_rel in sigma_rels}
-    return {sigma_rel: path for sigma_rel, path in paths.items() if path.is_file()}
-
-
-def _ema_path(snapshots: Snapshots, sigma_rel: float) -> Path:
-    """Return the path of a profile's model file, named by its inputs and the code."""
-    made_of = {
-        "width": sigma_rel,
-        "snapshots": [artefact.model_dump(mode="json") for artefact in snapshots.artefacts],
-        "code": code_digest(module_digests("diffusion.model.posthoc_ema")),
-    }
-    return EMA_RUNS / fingerprint(made_of) / MODEL.name
-
-
 def network_files(settings: SampleSettings, model: Path, base: Path | None = None) -> NetworkFiles:
     """Return the files for these settings; UsageError if one is missing.
 
@@ -209,7 +150,7 @@ def existing_files(settings: SampleSettings, model: Path) -> NetworkFiles:
     if profile := _guide_profile(settings):
         paths[0] = None
         with suppress(DiffctlError):
-            paths[0] = _ema_path(guide_snapshots(profile, model, unverified=True), profile.sigma_rel)
+            paths[0] = ema_path(guide_snapshots(profile, model, unverified=True), profile.sigma_rel)
     guide, classifier, base = (path if path is not None and path.is_file() else None for path in paths)
     return NetworkFiles(model, guide, classifier, base, real_images(settings, model))
 
@@ -252,8 +193,14 @@ def card_files(
     base = None if settings.base is None else fetched_base(settings.base, str(card.get("base_sha256")))
     files = network_files(settings, own or model, base)._replace(model=model)
     if wrong := files.read().find_difference(card):
-        raise UsageError(f"the {wrong} {getattr(files, wrong)} is not the one of the scores")
+        raise not_of_the_scores(wrong, getattr(files, wrong))
     return files
+
+
+def not_of_the_scores(kind: str, path: Path) -> UsageError:
+    """Return the error for a file of another network than scores are of."""
+    remedy = "restore that file, or make new scores with `diffctl run`"
+    return UsageError(f"the {kind} {path} is not the one of the scores: {remedy}")
 
 
 class CellFiles:

@@ -16,7 +16,8 @@ from diffusion.layout import AVERAGES, CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_
 from diffusion.model.model_file import save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.sample.network_files import NetworkFiles, ema_model_file, matching_snapshots
+from diffusion.sample.ema_files import ema_model_file, matching_snapshots
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampling_card import cells_folder, shards_folder
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import ABOUT, open_search, search_dir

@@ -15,12 +15,12 @@ from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell
+from diffusion.sample.ema_files import existing_ema_models
 from diffusion.sample.network_files import (
     CellFiles,
     NetworkArtefacts,
     NetworkFiles,
     check_networks,
-    existing_ema_models,
     existing_files,
     network_files,
 )

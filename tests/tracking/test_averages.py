@@ -14,7 +14,7 @@ from diffusion.protocol.scores_document import (
     read_scores,
     write_scores_document,
 )
-from diffusion.sample.network_files import ema_model_file, matching_snapshots
+from diffusion.sample.ema_files import ema_model_file, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.scores_document import document
 from tracking import keys

@@ -124,7 +124,8 @@ def register(override: Override = NO_OVERRIDE) -> GateDecision:
 def _best_model(document: ScoresDocument) -> "tuple[NetworkFiles, str, ScoresDocument]":
     """Return the best cell's files, its model's digest and scores; DiffctlError for another model."""
     from diffusion.model.model_file import read_verified_artefact  # torch
-    from diffusion.sample.network_files import card_files, ema_model_file, matching_snapshots
+    from diffusion.sample.ema_files import ema_model_file, matching_snapshots
+    from diffusion.sample.network_files import card_files
 
     best = document.cells[document.best.cell]
     width = best.ema

@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.base_model import BaseConfig
 from diffusion.sample.base_file import base_file, fetched_base, fetched_file, pin_base
+from diffusion.sample.network_files import not_of_the_scores
 from diffusion.system.errors import TemporaryError, UsageError
 from diffusion.system.files import sha256_file
 from tracking.registry.model_versions import cached_model
@@ -45,7 +46,7 @@ def fetch_scored_base(base: BaseConfig, card: Mapping[str, object]) -> Path:
     known = fetched_base(base, digest) or (base.file is None and find_version_model(digest))
     path = known or fetch_base(base)
     if read_artefact(path).model_sha256 != digest:
-        raise UsageError(f"the base {path} is not the one of the scores")
+        raise not_of_the_scores("base", path)
     return path
 
 

@@ -14,7 +14,8 @@ from diffusion.config import Config
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, EMA_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.network_files import NetworkFiles, existing_ema_models, existing_files
+from diffusion.sample.ema_files import existing_ema_models
+from diffusion.sample.network_files import NetworkFiles, existing_files
 from diffusion.sample.sampling_card import cells_folder, shards_folder
 from diffusion.search.search_dir import known_searches
 from diffusion.system.files import disk_usage
