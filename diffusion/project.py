@@ -57,9 +57,10 @@ def version_problem(root: Path) -> tuple[str, str] | None:
         return None
     if not (root / MARK).is_file():
         return f"the project has no {MARK}", "`diffctl upgrade` writes it"
-    from diffusion.system.params import parse_yaml  # every command imports this module
+    from diffusion.system.files import read_text  # every command imports this module
+    from diffusion.system.params import parse_yaml
 
-    version = (parse_yaml((root / MARK).read_text(encoding="utf-8")) or {}).get("version")
+    version = (parse_yaml(read_text(root / MARK)) or {}).get("version")
     if version == VERSION:
         return None
     how = f"`diffctl upgrade`, or `pip install diffctl=={version}`"

@@ -13,6 +13,7 @@ import yaml
 from diffusion.layout import GRAPH, LOCK, PARAMS
 from diffusion.project_code import PACKAGES
 from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.files import read_text
 from diffusion.system.registry import PLUGINS
 from diffusion.system.renamed import rename_keys
 from tracking.store import ARTIFACTS, DATABASE
@@ -29,9 +30,17 @@ def check_clone(clone: Path) -> None:
 
 
 def edited_library_files(clone: Path) -> list[str]:
-    """Return the files of the library that differ from the upstream branch, or from HEAD without one."""
-    base = _git(clone, "merge-base", "HEAD", "@{upstream}") or "HEAD"
-    return _git(clone, "diff", "--name-only", base, "--", *PACKAGES).splitlines()
+    """Return the files of the library that are new or edited since the last commit of a remote branch.
+
+    That branch is the remote's default one, since a branch of the user's own may be pushed with its edits.
+    """
+    refs = _git(clone, "for-each-ref", "--format=%(refname)", "refs/remotes").splitlines()
+    refs.sort(key=lambda ref: (not ref.endswith("/HEAD"), ref != "refs/remotes/origin/HEAD"))
+    bases = (_git(clone, "merge-base", "HEAD", ref) for ref in refs)
+    base = next((base for base in bases if base), "HEAD")
+    edited = _git(clone, "diff", "--name-only", base, "--", *PACKAGES)
+    new = _git(clone, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    return [*edited.splitlines(), *new.splitlines()]
 
 
 def take_over(clone: Path, root: Path) -> list[str]:
@@ -40,7 +49,7 @@ def take_over(clone: Path, root: Path) -> list[str]:
     Return what was taken. Files that DVC and MLflow store by content are linked where the disk allows it.
     """
     root.mkdir(parents=True, exist_ok=True)
-    text = rename_keys((clone / PARAMS).read_text(encoding="utf-8"))
+    text = rename_keys(read_text(clone / PARAMS))
     (root / PARAMS).write_text(text, encoding="utf-8")
     taken = [str(PARAMS)]
     for path in (*COPIED, *LINKED):

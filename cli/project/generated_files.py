@@ -11,8 +11,10 @@ from pydantic import Field
 
 from diffusion.layout import PACKAGE_DATA, PARAMS, PROFILES
 from diffusion.project import MARK
-from diffusion.system.params import edit_yaml, parse_yaml, read_params
-from diffusion.system.section import Section
+from diffusion.system.errors import UsageError
+from diffusion.system.files import read_text
+from diffusion.system.params import YamlRefusal, edit_yaml, parse_yaml, read_params
+from diffusion.system.section import Section, validate
 from diffusion.version import VERSION
 
 BASE = ".diffctl/base"  # the generated files as they were written, by their paths
@@ -105,8 +107,15 @@ def with_own_params(choices: ProjectChoices, params: Path) -> ProjectChoices:
 
 
 def read_choices(root: Path) -> ProjectChoices:
-    """Return the recorded choices of the project in `root`; FileNotFoundError without a record."""
-    return ProjectChoices.model_validate(parse_yaml((root / MARK).read_text(encoding="utf-8")))
+    """Return the recorded choices of the project in `root`.
+
+    FileNotFoundError without a record, DiffctlError for a damaged one.
+    """
+    try:
+        values = parse_yaml(read_text(root / MARK))
+    except YamlRefusal as refusal:
+        raise UsageError(f"{MARK} is not readable as YAML: {refusal}") from None
+    return validate(ProjectChoices, values, str(MARK))
 
 
 def _source() -> str:

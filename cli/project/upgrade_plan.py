@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from cli.project.generated_files import BASE
 from diffusion.layout import PARAMS
 from diffusion.system.errors import DiffctlError
+from diffusion.system.files import read_text
 from diffusion.system.renamed import rename_keys
 
 MAX_CONFLICTS = 127  # git merge-file exits with their number up to this, and with 255 on an error
@@ -30,13 +31,14 @@ class FileChange(NamedTuple):
 def plan_upgrade(root: Path, generated: dict[str, str]) -> list[FileChange]:
     """Return the changes to the project in `root`, given the generated files by path; nothing is written.
 
-    Keys of params.yaml that were renamed get their new names, in the original too.
+    Keys of params.yaml that were renamed get their new names, in the original too. DiffctlError for a file
+    that is not text in UTF-8.
     """
     originals = (file for file in (root / BASE).rglob("*") if file.is_file())
-    bases = {str(file.relative_to(root / BASE)): _read(file) for file in originals}
+    bases = {str(file.relative_to(root / BASE)): read_text(file) for file in originals}
     changes = []
     for path in sorted({str(PARAMS), *generated, *bases}):
-        before = _read(root / path) if (root / path).is_file() else None
+        before = read_text(root / path) if (root / path).is_file() else None
         mine, base = before, bases.get(path)
         if path == str(PARAMS):
             mine, base = mine and rename_keys(mine), base and rename_keys(base)
@@ -81,7 +83,3 @@ def merge_texts(mine: str, base: str, new: str) -> tuple[str, int]:
     if not 0 <= done.returncode <= MAX_CONFLICTS:
         raise DiffctlError(f"`git merge-file` failed: {' '.join(done.stderr.split())}")
     return done.stdout, done.returncode
-
-
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8")

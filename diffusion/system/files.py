@@ -175,12 +175,26 @@ def read_regular(path: AnyPath, max_bytes: int) -> bytes:
 
 def read_regular_text(path: Path, max_bytes: int = MAX_TEXT) -> str:
     """Return UTF-8 text; DiffctlError names the file and the problem."""
+    with _utf8_errors(path):
+        try:
+            return read_regular(path, max_bytes).decode("utf-8-sig")
+        except OSError as error:
+            raise read_error(path, error) from None
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of a project's file, with Unix line ends; DiffctlError for other bytes."""
+    with _utf8_errors(path):
+        return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _utf8_errors(path: Path) -> Iterator[None]:
     try:
-        return read_regular(path, max_bytes).decode("utf-8-sig")
-    except OSError as error:
-        raise read_error(path, error) from None
+        yield
     except UnicodeDecodeError as error:
-        raise DiffctlError(f"{printable(path)} is not text in UTF-8 ({error}): get it again") from None
+        what = f"{printable(path)} is not text in UTF-8 ({error})"
+        raise DiffctlError(f"{what}: save it in UTF-8, or get it again") from None
 
 
 def read_error(path: Path, error: OSError) -> DiffctlError:

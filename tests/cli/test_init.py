@@ -18,6 +18,7 @@ from PIL import Image
 
 from cli.commands.project import Init
 from cli.project import pictures
+from cli.project.clones import edited_library_files
 from cli.project.generated_files import ProjectChoices, generated_files, read_choices
 from cli.shared.options import profile_names
 from diffusion.check.timing import TimeRange
@@ -134,6 +135,31 @@ def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> No
         with pytest.raises(UsageError, match=message):
             Init(folder=tmp_path / "new", **options).run()
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("remote", ["origin", "theirs"])
+def test_edits_of_a_clone_are_found_without_an_upstream_and_in_new_files(tmp_path: Path, remote: str) -> None:
+    upstream, clone = tmp_path / "upstream", tmp_path / "clone"
+    (upstream / "diffusion").mkdir(parents=True)
+    for name in ("x.py", "y.py"):
+        (upstream / "diffusion" / name).write_text("a = 1\n")
+    (upstream / ".gitignore").write_text("__pycache__/\n")
+    git(upstream, "init", "--quiet", "--initial-branch", "main")
+    commit(upstream, "begin")
+    git(tmp_path, "clone", "--quiet", "--origin", remote, str(upstream), str(clone))
+    (clone / "diffusion/__pycache__").mkdir()
+    (clone / "diffusion/__pycache__/x.pyc").write_bytes(b"")
+    (clone / "notes.txt").write_text("mine")
+    assert edited_library_files(clone) == []
+    git(clone, "checkout", "--quiet", "-b", "a-branch")
+    (clone / "diffusion/x.py").write_text("a = 2\n")
+    commit(clone, "edit")
+    (clone / "diffusion/y.py").write_text("a = 2\n")
+    (clone / "diffusion/z.py").write_text("a = 2\n")
+    wanted = ["diffusion/x.py", "diffusion/y.py", "diffusion/z.py"]
+    assert edited_library_files(clone) == wanted
+    git(clone, "push", "--quiet", "--set-upstream", remote, "a-branch")
+    assert edited_library_files(clone) == wanted
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from cli.commands.project import Init
 from cli.project.generated_files import BASE, read_choices
 from cli.project.upgrade_plan import plan_upgrade
 from diffusion.project import MARK
+from diffusion.system.errors import DiffctlError
 from diffusion.version import VERSION
 from tests.conftest import diffctl
 from tests.helpers.invoke import Invoke
@@ -48,6 +49,22 @@ def test_renamed_keys_are_written_where_nothing_else_changed(tmp_path: Path) -> 
     (tmp_path / "params.yaml").write_text("train: {start: null}  # mine\n")
     (change,) = plan_upgrade(tmp_path, {})
     assert (change.action, change.text) == ("merged", "train: {init_from: null}  # mine\n")
+
+
+def test_files_that_are_not_utf8_or_yaml_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes("é".encode("latin-1"))
+    with pytest.raises(DiffctlError, match=r"file is not text in UTF-8 .* save it in UTF-8"):
+        plan_upgrade(tmp_path, {"file": NEW})
+    mark = tmp_path / MARK
+    mark.parent.mkdir()
+    for content, message in (
+        (b"\xe9", "not text in UTF-8"),
+        (b"a: [", "not readable as YAML"),
+        (b"a: 1", "a: "),
+    ):
+        mark.write_bytes(content)
+        with pytest.raises(DiffctlError, match=f"project.yaml.* {message}"):
+            read_choices(tmp_path)
 
 
 def replace(file: Path, old: str, new: str) -> None:
