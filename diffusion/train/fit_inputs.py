@@ -1,5 +1,7 @@
 """What `fit` requires of images, labels and network, as prepared data and params.yaml are checked."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,8 @@ def checked_tensors(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tens
         images = images.float()
         low, high = (float(value) for value in torch.aminmax(images))
         if not (low >= -MAX_VALUE and high <= MAX_VALUE):
-            raise UsageError(f"fit: images have values from {low:g} to {high:g}: scale them to about [−1, 1]")
+            what = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+            raise UsageError(f"fit: images have {what}: give real numbers in about [−1, 1]")
     if labels is not None:
         if not isinstance(labels, Tensor) or labels.shape != images.shape[:1]:
             given = f"{_describe(labels)} for {len(images):,} images"

@@ -120,14 +120,15 @@ def cover(image: Image.Image, size: Size) -> Image.Image:
 def conform(images: Images, size: Size, channels: int) -> Images:
     """Return a batch (N, H, W, C) as images of `size` with `channels`; unchanged if it has that shape.
 
-    The last one of two or four channels is alpha.
+    Each channel is scaled alone: alpha, the last one of two or four, does not weight the others.
     """
     shape = (*size, channels)
     if images.shape[1:] == shape:
         return images
     out = np.empty((len(images), *shape), dtype=np.uint8)
     for index, image in enumerate(images):
-        out[index] = np.asarray(cover(flatten(to_pil(image), channels), size)).reshape(shape)
+        bands = flatten(to_pil(image), channels).split()
+        out[index] = np.stack([np.asarray(cover(band, size)) for band in bands], axis=-1)
     return out
 
 
