@@ -10,8 +10,9 @@ from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, first_line
 
 DocumentKind = Literal["params", "model", "store", "scores", "tags", "metrics"]
 Value = TypeVar("Value")
@@ -69,8 +70,14 @@ def refuse_renamed(values: Any, origin: str) -> None:
 
 
 def rename_keys(text: str) -> str:
-    """Return the YAML of a params file with today's keys; comments and layout stay as they are."""
-    values, lines = YAML().load(text), text.splitlines(keepends=True)
+    """Return the YAML of a params file with today's keys, the rest unchanged; UsageError for no YAML."""
+    try:
+        values, lines = YAML().load(text), text.splitlines(keepends=True)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        why = getattr(error, "problem", None) or first_line(error)
+        raise UsageError(f"params.yaml is not readable as YAML: {place}{why}") from None
     places = []
     for *path, old in _old_keys(values):
         mapping = values

@@ -76,3 +76,12 @@ def test_keys_of_a_params_file_are_renamed_and_nothing_else():
         refuse_renamed(parse_yaml(OLD), "params.yaml")
     assert rename_keys(OLD) == rename_keys(NEW) == NEW
     refuse_renamed(parse_yaml(NEW), "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("a: 1\n<<<<<<< yours\nb: 2\n", "line 3: "), ("a: 1\nb: [", "line 2: "), ("a: \x00", "#x0000")],
+)
+def test_a_file_that_is_no_yaml_is_refused_with_its_line(text, why):
+    with pytest.raises(UsageError, match=f"params.yaml is not readable as YAML: .*{why}"):
+        rename_keys(text)
