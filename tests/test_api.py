@@ -24,6 +24,7 @@ PROCESS = build_process(ProcessConfig(timesteps=50, variance="small", loss="simp
 FLOW = build_process(FlowConfig(schedule="flow"))
 
 
+@pytest.mark.slow
 def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
     labels = torch.arange(400) % 2
     points = torch.where(labels == 1, 0.7, -0.7)[:, None, None, None] + torch.zeros(400, 2, 1, 1)
@@ -44,6 +45,7 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
             sample(model, PROCESS, 1, (2, 1, 1), SampleSettings(**further))
 
 
+@pytest.mark.slow
 def test_continuous_process_is_learned() -> None:
     points = torch.tensor([0.7, -0.7])[:, None, None, None].repeat(200, 2, 1, 1)
     torch.manual_seed(0)
@@ -54,6 +56,7 @@ def test_continuous_process_is_learned() -> None:
     assert 10 < (made[:, 0] > 0).sum() < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -156,6 +159,7 @@ def fitted(section: dict[str, Any], **options: Any) -> list[float]:
     return [*model.layers[-1].bias.tolist(), *made.flatten().tolist()]
 
 
+@pytest.mark.slow
 def test_each_setting_that_fit_accepts_has_an_effect_or_is_refused() -> None:
     sections = [type(process.config) for process in (PROCESS, FLOW, build_process(EDMConfig(schedule="edm")))]
     without_options = {"loss_options"}  # no objective of the library has any
@@ -254,6 +258,7 @@ def test_images_and_labels_of_other_types_train_alike() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_model_of_a_script_is_saved_for_the_commands(tmp_path, monkeypatch, invoke, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     shape = {"image_size": 8, "in_channels": 1, "out_channels": 1, "num_classes": 2, "null_class": True}
@@ -297,6 +302,7 @@ def test_program_in_the_docs_samples_digits_of_their_classes(tmp_path, monkeypat
     assert (found == names["wanted"].numpy()).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_diffctl_has_the_names_of_the_library_and_its_example_runs() -> None:
     assert set(diffctl.__all__) == {*api.__all__, "project"}
     assert all(getattr(diffctl, name) is getattr(api, name) for name in api.__all__)

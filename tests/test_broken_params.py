@@ -241,6 +241,7 @@ def test_check_accepts_every_broken_profile_that_loads(tmp_path: Path, built: li
         assert_checked(config, built)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0, 1], ids=["least", "greatest"])
 def test_check_accepts_each_extreme(built: list[Any], end: int) -> None:
     for path in FIELDS:

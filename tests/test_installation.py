@@ -106,6 +106,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_package_of_another_distribution_is_named(tmp_path, monkeypatch) -> None:
     """In front of diffctl's it is refused with the remedy; behind it `check` reports it."""
     info = tmp_path / "workflows-1.0.dist-info"

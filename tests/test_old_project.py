@@ -106,6 +106,7 @@ def test_old_snapshots_of_ema_profiles_are_read(old):
     assert snapshots.reconstruct(0.07)[1].step == 12
 
 
+@pytest.mark.slow
 def test_old_champion_reproduces_the_images_of_its_cell(old):
     settings = ["--steps", "2", "--guidance", "1", "--guidance-interval", "0.1:10"]
     run("sample", "--champion", "--num", "20", "--out", "new.npz", *settings)
@@ -127,6 +128,7 @@ def test_old_name_of_the_model_file_is_refused_with_the_new_name(old):
         load_model(MODEL_FILE)
 
 
+@pytest.mark.slow
 def test_old_scores_are_read_compared_and_used_for_a_budget(old):
     scores = read_scores(SCORES)
     assert scores.training.setting == SETTING
@@ -135,6 +137,7 @@ def test_old_scores_are_read_compared_and_used_for_a_budget(old):
     run("sample", "--champion", "--budget", "4", "--num", "2", "--out", "x.npz")
 
 
+@pytest.mark.slow
 def test_old_champion_is_used_and_restored_with_old_params(old):
     shutil.copy(OLD / "params.yaml", "params.yaml")
     run("sample", "--champion", "--num", "1", "--out", "one.png")
@@ -181,6 +184,7 @@ def test_undelivered_spool_of_an_old_training_is_delivered(old):
     assert weights.file_size == stored.stat().st_size
 
 
+@pytest.mark.slow
 def test_model_and_champion_of_59a3ea9c_sample_the_images_of_their_cell(previous):
     assert "champion is version 1" in run("history")
     for options, out in (([], "model.npz"), (["--champion"], "champion.npz")):

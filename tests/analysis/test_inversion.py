@@ -109,6 +109,7 @@ def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.int() - b.int()).abs().float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [(0, 1), (1, 0), (2, 2)])
 def test_interpolation_follows_arc_between_images(gaussian, labels):
     """Compare each frame with the exact flow from its point on the arc, for the class of the nearer end."""

@@ -120,6 +120,7 @@ def learned(project: Path, invoke) -> Path:
     return GRIDS
 
 
+@pytest.mark.slow
 def test_the_file_of_a_model_is_used_by_commands_and_cells(learned, project, invoke):
     grids = read_learned_grids(learned)
     assert grids.model_sha256 == read_artefact(MODEL).model_sha256

@@ -29,6 +29,7 @@ def optimal() -> LoadedModel:
     return LoadedModel(OptimalNetwork(PROCESS, STD), artefact_of(spec, process=PROCESS))
 
 
+@pytest.mark.slow
 def test_bits_of_optimal_model_equal_data_entropy():
     images = pixels()
     bits = bits_per_dimension(optimal(), images, Condition(len(images)))
@@ -56,6 +57,7 @@ def bits_of(loaded: LoadedModel, count: int = 5, first: int = 0, **options: Any)
     return bits_per_dimension(loaded, IMAGES[:count], condition, **{"steps": 4, **options})
 
 
+@pytest.mark.slow
 def test_image_depends_on_its_seed_index_and_label_alone(model):
     full = bits_of(model)
     for other in (bits_of(model, batch_size=1), bits_of(model, batch_size=2), bits_of(model, count=2)):
@@ -138,6 +140,7 @@ def test_bits_of_independent_pixels_equal_their_density_and_entropy(schedule):
     assert float(bits.total.mean()) == pytest.approx(entropy, abs=4 * float(bits.total.std()) / 50**0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["edm", "flow"])
 def test_random_signs_have_no_bias_for_correlated_pixels(schedule):
     covariance = torch.tensor([[0.09, 0.07], [0.07, 0.08]], dtype=torch.float64)

@@ -57,6 +57,7 @@ def prepared_as(images, labels, classes, **meta):
         write_store(PREPARED / split, images, labels, {**values, "split": split})
 
 
+@pytest.mark.slow
 def test_command_prints_findings_and_sets_the_exit_code(project, invoke):
     good = invoke("check")
     assert (good.code, "0 errors, 0 warnings" in good.out) == (0, True)
@@ -199,6 +200,7 @@ def test_bad_raw_files_follow_on_bad(tmp_path):
         assert "1 empty class (empty)" in found["raw data"].message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick", [0, 10**12])
 def test_saved_bytes_equal_those_of_autograd(quick, monkeypatch):
     """Compare fake and real forward passes with the tensors that autograd saves for six images."""
@@ -234,6 +236,7 @@ def test_weights_of_each_space_are_checked(tmp_path, monkeypatch):
     assert str(wrong) in about[2].message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_is_valid(name, tmp_path):
     config = load(ROOT / f"profiles/{name}.yaml")

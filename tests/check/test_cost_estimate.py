@@ -44,6 +44,7 @@ def project_of(**changes: dict[str, Any]) -> Project:
     return Project(parse(params(**changes), "params"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "less"), [(False, 0.03), (True, 0.11)])
 def test_training_step_is_three_or_four_passes(checkpointing: bool, less: float) -> None:
     """Compare with torch's count of a real backward pass, which omits the image's gradient."""
@@ -186,6 +187,7 @@ def test_estimate_on_a_busy_machine_is_called_an_upper_bound(timed, monkeypatch,
     assert any(f"{others:.0%} of the processors: the times are upper bounds" in one for one in found) == upper
 
 
+@pytest.mark.slow
 def test_command_measures_and_prints_json(project: Path, invoke: Invoke) -> None:
     sampling = {"sample": {"spacing": "ddim-uniform"}, "sweep": {"steps": [5], "eta": [0.0]}}
     write_params(project, classifier=CLASSIFIER, process={"timesteps": 50}, **sampling)

@@ -166,6 +166,7 @@ def needed_for_samples(config: Config) -> int:
     return int(found(config, "disk").message.partition("samples ")[2].partition(" B")[0])
 
 
+@pytest.mark.slow
 def test_finished_samples_reduce_the_needed_space(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy_data(project)
     monkeypatch.setattr(machine_checks, "format_bytes", lambda size: f"{size} B")

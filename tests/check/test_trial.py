@@ -72,6 +72,7 @@ for text in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_broken_entries_are_named_with_file_and_line(project: Path) -> None:
     """Also before a training: the preflight refuses them."""
     for name, code in PLUGINS.items():

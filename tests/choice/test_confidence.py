@@ -106,6 +106,7 @@ def test_gap_of_two_groups_matches_welchs_interval(a, b):
     assert found.half == pytest.approx((interval.high - interval.low) / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_mean_interval_uses_the_student_quantile(values):
     low, high = mean_interval(cells(values), KD)

@@ -28,6 +28,7 @@ def binomial(probability: float) -> float:
     return 3 * math.sqrt(probability * (1 - probability) / SEQUENCES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [(3, 12), (2, 5), (6, 6), (4, 20)])
 def test_looking_after_every_pair_keeps_the_error(pairs: tuple[int, int]) -> None:
     share = share_decided(PairedTest(*pairs), gaussian(1, last=pairs[1]))

@@ -48,6 +48,7 @@ def results(path: str = "x.npz") -> np.ndarray:
     return images
 
 
+@pytest.mark.slow
 def test_masks_of_each_kind_keep_the_same_pixels(edit) -> None:
     for mask in ("mask.png", "5,0,8,8"):
         edit("a.png", "--mask", mask, "--num", "2", "--out", "x.npz")
@@ -71,6 +72,7 @@ def test_picture_shows_input_measurement_results_and_spread(edit) -> None:
     assert np.abs(deviation.clip(0, 255) - cells[5]).max() <= 0.5
 
 
+@pytest.mark.slow
 def test_folder_and_store_give_labels_and_results_by_number(edit) -> None:
     made = json.loads(
         edit("store", "--upscale", "2", "--degrade", "--num", "2", "--out", "new", "--json").out

@@ -37,6 +37,7 @@ SOURCES["mine"] = SourceEntry("plugins.data.mine:build")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entries", "arguments", "status", "message"),
     [
@@ -74,6 +75,7 @@ cli.main.main()
 """
 
 
+@pytest.mark.slow
 def test_library_warnings_are_not_printed(tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME"), "/proc/nowhere")
     done = run_python(tmp_path, "-c", QUIET, env=nowhere)
@@ -102,6 +104,7 @@ def test_cpp_leak_reports_are_hidden_and_python_exit_handlers_are_not(tmp_path: 
     assert run_python(tmp_path, "-c", LEAKING + REGISTERING, "--help").stderr == "at the end\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("compare", "s.json", "s.json")])
 def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> None:
     write_scores_document(project / "s.json", document())
@@ -113,6 +116,7 @@ def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> N
 SCHEMA = ("schema", "-o", "schema.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "closed"),
     [(("runs",), ">&- 2>&-"), (("show", "steps"), ">&-"), (SCHEMA, ">&-"), (SCHEMA, "2>&-")],

@@ -57,6 +57,7 @@ def folder_of_pictures(
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "seconds", "values"),
     [

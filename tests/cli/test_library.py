@@ -44,6 +44,7 @@ def run(tmp_path, monkeypatch, invoke):
     return run
 
 
+@pytest.mark.slow
 def test_encode_writes_codes_reconstructions_and_a_picture(run, tmp_path):
     made = run("encode", "0", "4", "--out", "codes.npz", "--steps", "20", "--json")
     arrays = np.load(tmp_path / "codes.npz")
@@ -69,6 +70,7 @@ def test_encode_labels_files_by_the_class_option(run, tmp_path):
         assert bool((arrays["images"] == 200).all())
 
 
+@pytest.mark.slow
 def test_interpolate_writes_a_strip_or_an_animation(run, tmp_path):
     out = run("interpolate", "0", "3", "--out", "strip.png", "--frames", "5", "--steps", "30")
     assert out == "5 images from 0 to 3: strip.png\n"
@@ -78,6 +80,7 @@ def test_interpolate_writes_a_strip_or_an_animation(run, tmp_path):
     assert Image.open(tmp_path / "a.gif").n_frames == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "estimate"), [("cosine", "vlb"), ("edm", "ode"), ("flow", "ode")])
 def test_nll_returns_bits_and_writes_the_terms(run, tmp_path, schedule, estimate):
     spec = spec_of(out_channels=2 if estimate == "vlb" else 1)

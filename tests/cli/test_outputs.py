@@ -76,6 +76,7 @@ KINDS = {".png": b"\x89PNG\r\n", ".gif": b"GIF89a", ".npz": b"PK\3\4", ".svg": b
 KINDS |= {".html": b"<!doctype html>\n", ".safetensors": bytes(8) + b"{"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [name for name in OUTPUTS if OUTPUTS[name][0]])
 def test_no_output_replaces_a_file_that_is_read_or_of_another_kind(command: str, run, invoke) -> None:
     suffix = OUTPUTS[command][0]

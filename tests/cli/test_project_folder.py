@@ -34,6 +34,7 @@ def repository(project: Path) -> Path:
     return project
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -54,6 +55,7 @@ def test_check_and_run_name_what_dvc_cannot_work_with(repository, invoke: Invoke
     assert_refused(invoke("run"), words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "code"),
     [
@@ -108,6 +110,7 @@ def test_project_is_the_nearest_folder_with_a_mark_or_our_stages(tmp_path: Path,
     assert found == (root and (tmp_path / root).resolve())
 
 
+@pytest.mark.slow
 def test_code_of_a_folder_that_is_no_project_is_not_run(tmp_path: Path) -> None:
     write_files(tmp_path, FOREIGN)
     assert run_python(tmp_path, "-P", "-c", "import diffusion.api").returncode == 0
@@ -125,6 +128,7 @@ SAMPLERS["mine"] = SamplerEntry("plugins.sample.mine:build")
 """
 
 
+@pytest.mark.slow
 def test_commands_and_notebooks_work_in_a_subfolder(project: Path) -> None:
     """Paths of the user are relative to where the user is; defaults and plugins are those of the project."""
     folder = write_files(project, {"plugins/__init__.py": PLUGIN, "notebooks/.keep": ""}) / "notebooks"

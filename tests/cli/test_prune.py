@@ -82,6 +82,7 @@ def gone(plan, *keep: str) -> set[Path]:
     return {leftover.path for leftover in find_leftovers(load(), [plan], keep)}
 
 
+@pytest.mark.slow
 def test_trainings_of_other_settings_go_unless_needed(plan) -> None:
     make_training(training_fingerprint(plan), "own")
     other, named = make_training("other", "other"), make_training("named", "named")
@@ -161,6 +162,7 @@ def save_guided_model(plan, ema: list) -> None:
         save_artefact(snapshot_path(AVERAGES, sigma_rel, step), weights, one)
 
 
+@pytest.mark.slow
 def test_listing_makes_no_guide_and_keeps_those_of_the_grid(plan) -> None:
     save_guided_model(plan, ema=[0.07])
     assert gone(plan) == set()

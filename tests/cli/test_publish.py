@@ -35,6 +35,7 @@ def files_of(folder):
     }
 
 
+@pytest.mark.slow
 def test_publication_is_one_commit_and_equal_content_none(hub, project, invoke):
     scored_model(project)
     dry = invoke("publish", "hub", "me/model", "--license", "mit", "--dry-run", "content")

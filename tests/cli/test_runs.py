@@ -149,6 +149,7 @@ def test_list_without_mlflow(invoke, monkeypatch):
     assert_refused(listed, "runs/", code=75)
 
 
+@pytest.mark.slow
 @given(
     jumps=st.lists(st.integers(-10_000 * HOUR, 10_000 * HOUR), min_size=4, max_size=8),
     end=st.sampled_from([None, "FINISHED", "KILLED"]),

@@ -78,6 +78,7 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
     assert invoke("status").code == 0
 
 
+@pytest.mark.slow
 def test_servers_named_by_the_environment_are_used(project, invoke, monkeypatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")

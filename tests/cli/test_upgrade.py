@@ -109,6 +109,7 @@ def test_project_of_an_older_version_is_upgraded_with_its_edits(tmp_path: Path) 
     assert diffctl(tmp_path, "upgrade").stdout == f"the project is up to date with diffctl {VERSION}\n"
 
 
+@pytest.mark.slow
 def test_project_without_a_mark_keeps_its_own_params(project: Path, invoke: Invoke) -> None:
     (project / MARK).unlink()
     (project / "dvc.yaml").write_text("stages: {}\n")

@@ -109,6 +109,7 @@ def found(invoke: Invoke) -> dict[str, dict[str, str]]:
     return {one["subject"]: one for one in json.loads(invoke("check", "--json").out)}
 
 
+@pytest.mark.slow
 def test_model_is_stored_pinned_and_checked(project: Path, invoke: Invoke) -> None:
     model = model_file(project / "mine.safetensors")
     sha256 = read_artefact(model).model_sha256
@@ -128,6 +129,7 @@ def test_model_is_stored_pinned_and_checked(project: Path, invoke: Invoke) -> No
     assert "start" not in found(invoke)
 
 
+@pytest.mark.slow
 def test_check_reports_a_model_of_another_shape_or_of_grey_images(project: Path, invoke: Invoke) -> None:
     model_file(project / "mine.safetensors", channels=16)
     assert invoke("use", "--init-from", "mine.safetensors").code == 0
@@ -185,6 +187,7 @@ def left_in(output: str) -> set[str]:
     return {line.partition(":")[0].strip() for line in lines.splitlines()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("profile", ["digits", "imagenet64-adm"])
 def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
@@ -224,6 +227,7 @@ def test_published_statistics_are_set_once_downloaded(capsys):
     assert mismatches("adm", values(load())) == []
 
 
+@pytest.mark.slow
 def test_edm_sets_process_sampler_and_spacing(capsys):
     shutil.copy(ROOT / "profiles/cifar10.yaml", PARAMS)
     Use(protocol="edm").run()

@@ -84,6 +84,7 @@ def use() -> tuple[int, int]:
     return load_section("train", Train).seed, load_reference("plugins.data.cube:SIDE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [

@@ -34,6 +34,7 @@ def preview(path: Path, state: TrainState) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+@pytest.mark.slow
 def test_preview_depends_on_the_weights_alone_and_changes_nothing(store, tmp_path: Path) -> None:
     watched, alone = (new_state(plan_of(store, **DROPOUT), CPU) for _ in range(2))
     for state in (watched, alone):
@@ -55,6 +56,7 @@ def test_preview_depends_on_the_weights_alone_and_changes_nothing(store, tmp_pat
     assert_same(watched, alone)
 
 
+@pytest.mark.slow
 def test_full_disk_for_previews_does_not_stop_training(store, tmp_path, monkeypatch) -> None:
     fsync = os.fsync
 
@@ -110,6 +112,7 @@ def failing(plan: DenoiserPlan, saved: list[int]) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_failing_observer_does_not_stop_training(store) -> None:
     """Also with dropout, which a preview disables while it samples."""
     saved: list[int] = []

@@ -35,6 +35,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(value=VALUES, protocol=st.sampled_from([2, 3, 4, 5]))
 def test_plain_values_and_arrays_round_trip(tmp_path_factory, value, protocol):
     path = tmp_path_factory.mktemp("pickle") / "value"

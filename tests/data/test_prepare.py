@@ -53,6 +53,7 @@ def with_bad_images(raw):
     return raw
 
 
+@pytest.mark.slow
 def test_equal_raw_files_give_equal_bytes(tmp_path, monkeypatch):
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     write_numbered(here / "raw", random_images(0, 600, 8), "abc")
@@ -145,6 +146,7 @@ def test_killed_preparation_resumes_and_leaves_no_process(tmp_path, many_images,
     assert tree(tmp_path / "out") == uninterrupted
 
 
+@pytest.mark.slow
 def test_killed_worker_is_one_sentence(tmp_path, many_images):
     config = folder_config(many_images, image_size=48)
 

@@ -80,6 +80,7 @@ def test_any_partial_file_gives_the_right_result(folder, have, honest):
         assert fetch(remote(server.url("file.bin")), folder).read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_download_resumes_after_sigkill(folder):
     with serving({"file.bin": CONTENT}, "cut", "hang") as server:
         wanted = remote(server.url("file.bin"))

@@ -33,6 +33,7 @@ def model_of(seed: int, **changes: object) -> LoadedModel:
     return LoadedModel(network_of(spec, seed), artefact_of(spec))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [{}, FREE], ids=["conditional", "unconditional"])
 @pytest.mark.parametrize("rows", [5, 64])
 def test_requests_with_different_guides_share_passes_and_match_separate_runs(classes, rows):

@@ -55,6 +55,7 @@ def project(root, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cell.npz", "folder"])
 def test_folder_and_npz_score_like_a_store(root, cell, name):
     document = scored(root / name, root / "prepared")
@@ -63,6 +64,7 @@ def test_folder_and_npz_score_like_a_store(root, cell, name):
     assert document["images"]["count"] == 60
 
 
+@pytest.mark.slow
 def test_cell_scores_equal_those_of_the_sweep(root, cell):
     swept = score_sweep(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
     assert cell["scores"] == swept.cells["steps50-eta0"].scores
@@ -70,6 +72,7 @@ def test_cell_scores_equal_those_of_the_sweep(root, cell):
     assert cell["reference"] == document_values(swept)["reference"]
 
 
+@pytest.mark.slow
 def test_stored_reference_is_used_unless_stale(root, tmp_path, cell):
     seen = []
     scored("cell.npz", root / "prepared", progress=lambda *numbers: seen.append(numbers))
@@ -84,6 +87,7 @@ def test_stored_reference_is_used_unless_stale(root, tmp_path, cell):
     assert document["reference"]["reference_digest"] != cell["reference"]["reference_digest"]
 
 
+@pytest.mark.slow
 def test_reference_without_held_out_images_has_no_floor():
     document = scored("folder", "folder")
     assert "floor" not in document["scores"]
@@ -194,6 +198,7 @@ def test_options_without_an_effect_are_refused(arguments, words, root):
     assert words in str(refused)
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_scores_and_card(tmp_path):
     out = tmp_path / "kept/scores.json"
     printed = run("cell.npz", "--against", "prepared", "--out", out).stdout

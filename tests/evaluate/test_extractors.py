@@ -70,6 +70,7 @@ def test_features_are_independent_of_the_batch_size(extractor, size):
     np.testing.assert_allclose(other.logits, one.logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_inception_loads_from_a_path_with_the_right_hash(random_inception):
     path, sha256 = random_inception
     extractor = load_extractor("inception-v3-compat", path, sha256=sha256)
@@ -116,12 +117,14 @@ def test_inception_without_class_layer_gives_all_scores_but_the_inception_score(
         assert scores == {name: value for name, value in expected.items() if name not in ("is", "is_std")}
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_refused_when_they_are_loaded(changed_inception):
     name = "Mixed_6b.branch1x1.conv.weight"
     with pytest.raises(DiffctlError, match=rf"damaged: {name} has NaN"):
         space_extractor(Space(**changed_inception(**{name: torch.full((192, 768, 1, 1), torch.nan)})))
 
 
+@pytest.mark.slow
 def test_folded_inception_equals_torch_fidelitys_network(random_inception):
     path, sha256 = random_inception
     plain = FeatureExtractorInceptionV3("plain", ["2048", "logits_unbiased"], str(path))
@@ -154,6 +157,7 @@ def test_weights_of_another_shape_are_refused_and_pickled_code_is_never_run(tmp_
         load_extractor("inception-v3-compat", path, sha256=sha256_file(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fits", [True, False])
 def test_only_the_right_download_is_kept(tmp_path, monkeypatch, random_inception, fits):
     path, sha256 = random_inception
@@ -189,6 +193,7 @@ def spatial(random_inception):
     return load_extractor(INCEPTION_SPATIAL.name, random_inception[0], sha256=random_inception[1])
 
 
+@pytest.mark.slow
 def test_spatial_features_equal_the_map_of_the_full_network(random_inception, spatial):
     """`mixed_6/conv:0` is NHWC after ReLU; OpenAI's evaluator takes [..., :7]."""
     images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)

@@ -153,6 +153,7 @@ def test_least_recently_used_features_are_evicted(extractor, images, cache, tmp_
     assert seen(extractor, other)[1][0] == (0, 11)
 
 
+@pytest.mark.slow
 def test_scoring_holds_one_float64_copy_at_a_time(monkeypatch):
     """Scoring adds 12 bytes for each number of a set: 8, and 4 of a shuffled copy."""
     for module in (moments, kernel_distance):

@@ -77,6 +77,7 @@ def test_reference_holds_both_splits_and_their_metadata(real, extractor):
     }
 
 
+@pytest.mark.slow
 def test_reference_is_reproduced_to_the_byte(real, tmp_path):
     prepared, folder = real / "prepared", real / "reference"
     make_reference(make_config().evaluate, prepared, tmp_path / "again")

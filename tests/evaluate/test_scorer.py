@@ -81,6 +81,7 @@ class Images(list, torch.utils.data.Dataset):
     """Tensors (3, H, W) as torch-fidelity expects them."""
 
 
+@pytest.mark.slow
 def test_scores_equal_torch_fidelity(tmp_path):
     from torch_fidelity import calculate_metrics
 

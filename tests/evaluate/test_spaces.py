@@ -73,6 +73,7 @@ def test_each_space_scores_as_it_would_alone(documents):
     assert list(all_spaces(documents["first"])) == [documents["first"]]
 
 
+@pytest.mark.slow
 def test_each_extractor_sees_each_image_once(made, monkeypatch):
     seen = Counter()
 
@@ -148,6 +149,7 @@ DISTANCE = "fd_effnet_lite0_64"
 PUBLISHED = f"{DISTANCE}_published"
 
 
+@pytest.mark.slow
 def test_statistics_of_the_reference_give_its_distance_and_leave_all_other_scores(made):
     features, path = np.load(made / "first/features.npy").astype(np.float64), made / "statistics.npz"
     np.savez(path, mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))

@@ -134,6 +134,7 @@ def document(root):
     return score_against_statistics(sample, open_statistics(root / "train.npz", NAME), None, EvaluateConfig())
 
 
+@pytest.mark.slow
 def test_distance_equals_that_to_the_images(root, real, document):
     of_images = score_images(open_inputs(root / "cell", real / "prepared/train"), EvaluateConfig())["scores"]
     assert document["scores"] == pytest.approx(
@@ -152,6 +153,7 @@ def openai(root, real):
     return path
 
 
+@pytest.mark.slow
 def test_images_in_the_file_add_scores_and_leave_the_distance(root, document, openai):
     sample, statistics = open_images(root / "cell"), open_statistics(openai, NAME)
     images = images_in_statistics(openai, sample)
@@ -170,6 +172,7 @@ def test_malformed_images_in_the_file_are_refused(root, tmp_path, images):
         images_in_statistics(path, open_images(root / "cell"))
 
 
+@pytest.mark.slow
 def test_command_uses_the_images_in_the_file(root, openai, monkeypatch):
     monkeypatch.chdir(root)
     command = ["evaluate", "cell", "--against", openai.name, "--extractor", NAME]

@@ -56,6 +56,7 @@ def own(root, tmp_path):
     return shutil.copytree(root, tmp_path / "sweep")
 
 
+@pytest.mark.slow
 def test_every_cell_has_scores_with_intervals_and_a_card(document):
     assert list(document.cells) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
     assert set(differing_fields([cell.card for cell in document.cells.values()])) == {"steps", "eta", "nfe"}
@@ -98,6 +99,7 @@ def test_class_scores_equal_those_of_the_class_alone(root, document, extractor):
     assert classes["3"][FD] == pytest.approx(want, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_are_reproduced_to_the_byte(root, document):
     again = scored(root, make_config(sweep={"steps": [10, 50], "eta": [0.0]}))
     cells = {name: document_values(document)["cells"][name] for name in again.cells}
@@ -117,6 +119,7 @@ def test_csv_is_in_long_format(document, tmp_path):
     assert not any(row["metric"].endswith(("_std", "_low", "_high")) for row in rows)
 
 
+@pytest.mark.slow
 def test_cells_may_have_samplers_and_spacings_with_options(real, tmp_path):
     sweep = {"steps": [5], "eta": [0.0], "sampler": ["ddim", "heun"], "spacing": ["uniform", "karras"]}
     config = make_config(sweep=sweep)

@@ -41,6 +41,7 @@ def failing(stage: str, *, force: bool = False) -> DiffctlError | Interrupted:
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_stage_relays_its_output_and_writes_its_out(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asyncio.run(reproduce("data"))
     assert (toy / "prepared").read_text() == "data"
@@ -51,6 +52,7 @@ def test_a_stage_relays_its_output_and_writes_its_out(toy: Path, capsys: pytest.
     assert capsys.readouterr().out == "==> data: up to date\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "exit_code", "retry", "message"),
     [
@@ -94,6 +96,7 @@ def test_an_error_of_dvc_itself_is_reported(toy: Path) -> None:
     assert "prepared" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_signal_lets_the_stage_save_and_leaves_no_process(toy, number, whole_group) -> None:
     be(toy, "data", "train()")
@@ -106,6 +109,7 @@ def test_a_signal_lets_the_stage_save_and_leaves_no_process(toy, number, whole_g
     assert "stopping data" in running.communicate()[0]
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_does_not_end_the_stage(toy: Path) -> None:
     be(toy, "data", "for i in range(5000): print('line', i)")
     running = script(toy, reproducing("data"))
@@ -191,6 +195,7 @@ def test_a_clone_pulls_outputs_and_the_initial_weights(toy, tmp_path_factory, mo
         assert start.read_text() == content
 
 
+@pytest.mark.slow
 def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(toy: Path) -> None:
     be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
     manual = 'import subprocess, sys\nsys.exit(subprocess.call(["dvc", "repro", "--single-item", "data"]))'

@@ -41,6 +41,7 @@ def test_stages_are_in_an_order_that_dvc_yaml_allows() -> None:
         }
 
 
+@pytest.mark.slow
 def test_each_step_runs_once_in_order() -> None:
     tried: list[tuple[str, bool]] = []
 

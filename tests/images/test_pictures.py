@@ -41,6 +41,7 @@ def outcome(content, size, channels):
         return str(error)
 
 
+@pytest.mark.slow
 @given(
     narrow=st.integers(1, 4),
     long=st.integers(1, 20_000),

@@ -81,6 +81,7 @@ def test_condition_reaches_the_output_and_reduced_precision_is_close():
         network(x, t)
 
 
+@pytest.mark.slow
 def test_training_keeps_weights_at_magnitude_one_and_resumes_bitwise(store, tmp_path):
     plan = plan_of(
         store, model=MODEL, process={"variance": "small", "loss": "simple"}, train={"save_every": 3}

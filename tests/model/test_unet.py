@@ -68,6 +68,7 @@ def unet_specs(draw: st.DrawFn):
     )
 
 
+@pytest.mark.slow
 @given(unet_specs() | dit_specs)
 def test_every_option_gives_output_shape_and_all_gradients(spec):
     network, augmentation = build_network(spec), randn(2, 9) if spec.augmented else None

@@ -77,6 +77,7 @@ def test_discretized_log_likelihood_matches_ddpm_eq_13_in_both_tails(dtype):
             assert bool((found[~unclipped] >= math.log(1e-12) - 1e-3).all())
 
 
+@pytest.mark.slow
 def test_total_vlb_of_optimal_model_equals_data_entropy():
     std, grid = 0.3, grid_of("linear", 1000)
     data = papers.GaussianData(0.0, std)

@@ -32,6 +32,7 @@ def page(written):
     return Page(written.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_report_is_one_page_and_three_pictures_reproducible_to_the_byte(sweep, written, tmp_path):
     pictures = ("curve.png", "montage.png", "loss.png")
     assert {file.name for file in written.parent.iterdir()} == {"index.html", *pictures}
@@ -125,6 +126,7 @@ def _embedded(image):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))))
 
 
+@pytest.mark.slow
 def test_report_with_validation_losses_and_without_labels_floor_or_intervals(own, tmp_path):
     config, root = own
     for folder in [*(root / SAMPLES).iterdir(), root / PREPARED / "train", root / PREPARED / "test"]:
@@ -149,6 +151,7 @@ def test_report_with_validation_losses_and_without_labels_floor_or_intervals(own
     assert [words for words in ("confidence interval", "±", 'class="best"') if words in text] == []
 
 
+@pytest.mark.slow
 def test_page_with_other_seeds_is_otherwise_the_same(written, with_seeds):
     text, plain = with_seeds.read_text(encoding="utf-8"), written.read_text(encoding="utf-8")
     page = Page(text)
@@ -174,6 +177,7 @@ def test_scores_of_other_samples_are_refused(own, tmp_path):
         report((config, root), tmp_path / "report")
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_old_report(sweep, mount, tmp_path):
     disk = mount(tmp_path / "disk", "128k")
     out = disk / "report"

@@ -25,6 +25,7 @@ PROCESS = build_process(ProcessConfig(schedule="cosine", timesteps=1000))
 STD, WORSE_STD = 0.1, 0.2  # of the points of a model, and of its guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "weight"), [("ddim", 1.0), ("dpm-solver++", 0.5)])
 def test_guided_gaussian_has_the_width_of_the_closed_form(sampler, weight):
     """The slope is x·σ·((1+w)/(s₁²+σ²) − w/(s₀²+σ²)), so a Gaussian ends with the width s₁·(s₁/s₀)^w."""
@@ -46,6 +47,7 @@ def images(settings: SampleSettings, indices=range(3), model=MODEL, guide=GUIDE)
     return generate(model, settings, indices, condition, CPU, guides=Guides(guide))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "interval"), [*((name, None) for name in SAMPLERS), ("ddim", (0.3, 2.0))]
 )

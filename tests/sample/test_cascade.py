@@ -272,6 +272,7 @@ def test_networks_of_other_classes_are_refused_also_without_classes_of_the_model
         generate(loaded, guided, [15], Condition(1, torch.tensor([15])), CPU, guides=guides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [

@@ -34,6 +34,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 5])
 def test_parallel_halves_give_the_same_images(two_threads, count):
     """A callback needs all images of a step, so the batch is not split."""

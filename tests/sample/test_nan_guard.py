@@ -57,6 +57,7 @@ def images(model: LoadedModel, chosen: SampleSettings) -> torch.Tensor:
     return generate(model, chosen, range(2), mixed_condition(model.artefact, chosen, range(2)), CPU)
 
 
+@pytest.mark.slow
 @given(damaged_models(), chosen_settings())
 def test_nonfinite_weights_raise_an_error_or_have_no_effect(model, chosen) -> None:
     """An unused entry, such as the embedding of another label, leaves the intact model's image."""

@@ -159,6 +159,7 @@ def guided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_artefact(Path(CLASSIFIER), classifier.network.state_dict(), classifier.artefact)
 
 
+@pytest.mark.slow
 def test_a_cell_states_its_guide_and_classifier_and_has_the_labels_of_the_classifier(guided: None) -> None:
     sample = SampleConfig(num_images=12, guidance=0.5, guide=GUIDE, classifier=CLASSIFIER)
     cells = grid(sample, SweepConfig(steps=[2], eta=[0.0], classifier_scale=[0.0, 2.0]))
@@ -179,6 +180,7 @@ def test_a_cell_states_its_guide_and_classifier_and_has_the_labels_of_the_classi
     assert (made.images[:10] != plain.images[:10]).any()
 
 
+@pytest.mark.slow
 def test_another_guide_of_the_same_name_changes_card_and_key(guided: None) -> None:
     """A finished cell is reused until then."""
     sample, cell = SampleConfig(num_images=4), cell_of(2, guidance=1.0, guide=GUIDE)

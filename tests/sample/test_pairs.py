@@ -63,6 +63,7 @@ def optimal_network(process: NoiseProcess) -> Network:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "prediction", "sampler"), TRIPLES)
 def test_gaussian_data_keep_mean_and_variance(schedule: str, prediction: str, sampler: str) -> None:
     process, steps = process_with(schedule, prediction), 300 if sampler in FIRST_ORDER else 40

@@ -108,6 +108,7 @@ def test_learned_noise_is_finite_at_a_repeated_time(v):
     assert bool(sample(network, grid, Draws(2, 1, 3, 3), eta=1.0, noise="learned").isfinite().all())
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(grids(2), st.floats(1e-3, 2))
 def test_error_for_too_large_eta_contains_the_maximum(grid, above):

@@ -50,6 +50,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "body"), CASES)
 def test_results_equal_those_of_diffctl_edit(client, model, tmp_path, monkeypatch, invoke, options, body):
     monkeypatch.chdir(tmp_path)

@@ -54,6 +54,7 @@ FIGURES: dict[str, Callable[[], FigureData]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_files_are_reproducible_and_follow_the_colour_scheme_and_text_fits(name: str) -> None:
     first, second = FIGURES[name](), FIGURES[name]()
@@ -127,6 +128,7 @@ def closed_form(spec: UNetSpec) -> int:
     return sum(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", SHAPES, ids=lambda changes: ",".join(changes) or "usual")
 def test_totals_equal_the_network(changes: dict[str, Any]) -> None:
     spec = spec_of(**changes)
@@ -135,6 +137,7 @@ def test_totals_equal_the_network(changes: dict[str, Any]) -> None:
     assert shown.flops == closed_form(spec)
 
 
+@pytest.mark.slow
 def test_published_network_is_counted_without_memory() -> None:
     preset = PRESETS["adm-64"]
     shape = UNetSpec(**preset.model, image_size=64, in_channels=3, out_channels=6, num_classes=1000)
@@ -163,6 +166,7 @@ def folder(project: Path, digits_store: Path) -> Path:
     return project
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["steps", "reverse --steps 3 --index 2", "model", "samplers --steps 3"])
 def test_figure_as_text_json_and_files(folder, invoke, line) -> None:
     command = ("show", *line.split())
@@ -175,6 +179,7 @@ def test_figure_as_text_json_and_files(folder, invoke, line) -> None:
         picture.load()
 
 
+@pytest.mark.slow
 def test_params_profile_and_model_give_different_figures(folder, invoke) -> None:
     short = yaml.safe_load((folder / "params.yaml").read_text())
     short["process"]["timesteps"] = 77

@@ -81,6 +81,7 @@ def test_last_prediction_is_the_image(loaded: LoadedModel, sampler: str, steps: 
     assert len(shown.x) == len(shown.x0_hat) == len(shown.times) == min(steps, 8)
 
 
+@pytest.mark.slow
 def test_every_sampler_starts_from_the_same_noise() -> None:
     shown = samplers(LONG, 6, count=40)
     assert {name.split(",")[0] for name in shown.paths_by_sampler} == {*SAMPLERS} - {"consistency"}
@@ -93,6 +94,7 @@ def test_every_sampler_starts_from_the_same_noise() -> None:
         assert all(np.abs(line.get_xydata()).max() < axes.get_xlim()[1] for line in axes.lines)
 
 
+@pytest.mark.slow
 def test_deterministic_samplers_converge_to_the_exact_flow() -> None:
     few, many = samplers(LONG, 5, count=60), samplers(LONG, 80, count=60)
     for name in ("ddim, η = 0", "dpm-solver++"):
@@ -100,6 +102,7 @@ def test_deterministic_samplers_converge_to_the_exact_flow() -> None:
     assert np.array_equal(few.exact, many.exact)
 
 
+@pytest.mark.slow
 def test_exact_flow_ends_in_the_mixture() -> None:
     """Distances from a centre are Rayleigh: √(π/2) standard deviations on average."""
     shown = samplers(LONG, 2, count=400)

@@ -82,6 +82,7 @@ def test_best_profile_is_registered_with_its_own_cells(make_swept):
     assert register().version == 1
 
 
+@pytest.mark.slow
 def test_profiles_and_plain_models_compete_for_one_champion(make_swept):
     make_swept(1, {None: 0.2, 0.07: 0.3})
     first = register()

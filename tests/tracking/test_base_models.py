@@ -119,6 +119,7 @@ def base_of_trial(verdict: Path, monkeypatch) -> bytes:
     return scored[0].read_bytes()
 
 
+@pytest.mark.slow
 def test_the_base_of_scores_and_of_a_verdict_stays_when_its_champion_changes(make_model, monkeypatch):
     write_params(Path.cwd())
     first = register_base(1)

@@ -178,6 +178,7 @@ class KilledClient:
         return getattr(self._client, name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::diffusion.system.errors.DiffctlWarning")
 def test_move_killed_before_any_call_is_complete_or_absent(client):
     holders = []

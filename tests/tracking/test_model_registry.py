@@ -51,6 +51,7 @@ CPU = torch.device("cpu")
 NAME = "diffctl-digits"
 
 
+@pytest.mark.slow
 def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
     def registered(seed: int, kernel: dict, **card):
         make_model(seed, kernel, **card)
@@ -74,6 +75,7 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
     assert fourth == MODEL.read_bytes() != second
 
 
+@pytest.mark.slow
 def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_path):
     make_model(1)
     artifacts = mount(tmp_path / "mlartifacts", "300k")
@@ -86,6 +88,7 @@ def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_pat
     assert fetch_version_files(NAME).files.model.read_bytes() == MODEL.read_bytes()
 
 
+@pytest.mark.slow
 def test_model_under_a_new_protocol_replaces_its_own_old_version(make_model):
     make_model(1, {(10, 0.0): 0.2})
     register()
@@ -142,6 +145,7 @@ def set_tag(name: str, value: str) -> str:
     return run_id
 
 
+@pytest.mark.slow
 def test_hostile_card_and_sha256_are_refused_before_any_request(registered, monkeypatch):
     from mlflow.tracking import MlflowClient
 
@@ -183,6 +187,7 @@ def make_cascade(make_model) -> None:
     make_model(1, {(2, 0.0): 0.1}, model=model, base_sha256=digest, **card)
 
 
+@pytest.mark.slow
 def test_a_registered_cascade_carries_its_base_and_a_base_may_be_a_champion(make_model, here):
     make_cascade(make_model)
     original = BASE.read_bytes()
@@ -208,6 +213,7 @@ def test_registered_cascade_makes_the_same_images(make_model, here):
     assert "cond_noise 0.6: the model was trained up to 0.5" in refused
 
 
+@pytest.mark.slow
 def test_registered_model_carries_the_guide_of_its_scores(make_model, here):
     make_guided_model(make_model)
     original = GUIDE.read_bytes()

@@ -36,6 +36,7 @@ def take(here, make_model):
     return take_images
 
 
+@pytest.mark.slow
 def test_champion_of_other_images_is_refused_and_that_of_an_earlier_state_is_not(take, here):
     pool = random_images(0, 120, 8)
     take("pictures/cats", pool[:20], 0.3)
@@ -61,6 +62,7 @@ def test_champion_of_other_images_is_refused_and_that_of_an_earlier_state_is_not
     assert champion_model(force=False) == "diffctl-cats", "without prepared data every champion is sampled"
 
 
+@pytest.mark.slow
 def test_champion_under_an_earlier_name_is_found_by_the_path_of_its_training(take):
     take("cats", random_images(0, 20, 8), 0.3)
     client = connect()

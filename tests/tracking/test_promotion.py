@@ -88,6 +88,7 @@ def test_promote_and_rollback_commands_return_their_exit_codes(make_model):
     assert str(run("rollback").exception).startswith(f"{NAME} cannot be rolled back: version 1 is its first")
 
 
+@pytest.mark.slow
 def test_rollback_pins_the_version_until_it_is_forced(make_model, register_all):
     register_all(0.2)
     make_model(2, {(2, 0.0): 0.1})
@@ -107,6 +108,7 @@ def test_rollback_pins_the_version_until_it_is_forced(make_model, register_all):
     assert history().pinned == {}
 
 
+@pytest.mark.slow
 def test_rollback_to_a_damaged_model_or_one_with_nan_is_refused(make_model, here):
     make_model(1, {(2, 0.0): 0.2}, add=float("nan"))
     register()
@@ -123,6 +125,7 @@ def test_rollback_to_a_damaged_model_or_one_with_nan_is_refused(make_model, here
     assert history().holder == 2
 
 
+@pytest.mark.slow
 def test_rollback_accepts_only_an_earlier_champion_and_needs_only_the_data_name(register_all, here):
     register_all(0.2)
     assert str(run("rollback").exception).endswith("rolled back: version 1 is its first champion")
@@ -134,6 +137,7 @@ def test_rollback_accepts_only_an_earlier_champion_and_needs_only_the_data_name(
     assert "champion is version 1" in run("history").stdout
 
 
+@pytest.mark.slow
 def test_sample_of_the_champion_uses_the_best_cell_as_serve_does(register_all):
     register_all(0.2)
     for more, steps in ([], 2), (["--steps", "3"], 3):
@@ -141,6 +145,7 @@ def test_sample_of_the_champion_uses_the_best_cell_as_serve_does(register_all):
         assert json.loads(done.stdout)["steps"] == steps
 
 
+@pytest.mark.slow
 def test_history_and_version_keep_each_decision_with_time_person_commit_and_reason(register_all, here):
     git(here, "init", "--quiet")
     commit(here, "begin")
@@ -174,6 +179,7 @@ def write_samples(sha256: str) -> None:
     write_store(SAMPLES / BEST, np.zeros((10, 8, 8, 1), np.uint8), None, meta)
 
 
+@pytest.mark.slow
 def test_version_describes_its_model_scores_and_samples(make_model, here):
     git(here, "init", "--quiet")
     commit(here, "begin")
@@ -218,6 +224,7 @@ def test_registry_works_on_a_server(make_model, here, monkeypatch):
         server.kill()
 
 
+@pytest.mark.slow
 def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(register_all):
     register_all(0.20)
     assert "no scores of other seeds" in run("seeds").stdout
@@ -243,6 +250,7 @@ def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(regi
     }
 
 
+@pytest.mark.slow
 def test_gate_reports_the_spread_of_one_setting_without_unreadable_scores(register_all, here, uri):
     assert "setting" not in register_all(0.20)
     assert "setting" not in register_all(0.20, add=0.02), "each seed counts once"

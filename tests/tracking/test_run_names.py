@@ -28,6 +28,7 @@ def test_unchanged_profile_gives_its_own_name(profile):
     assert training_name(load(PROFILES / f"{profile}.yaml"), PROFILES) == profile
 
 
+@pytest.mark.slow
 def test_name_lists_the_fields_that_differ_from_the_nearest_profile():
     assert title("digits", train__lr=RATE, model__channels=64) == "channels64-lr0.001-digits"
     assert title("digits", model__channel_mult=[1, 2, 2]) == "channel_mult1.2.2-digits"

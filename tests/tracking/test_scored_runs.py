@@ -45,6 +45,7 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in connect().get_metric_history(run_id, metric)]
 
 
+@pytest.mark.slow
 def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_training_once():
     write_training()
     run_id = log_scores(document())  # which delivers the spool first
@@ -112,6 +113,7 @@ def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     assert connect().get_run(run_id).data.tags[NOTE] == "the one with the odd threes", "a person wrote it"
 
 
+@pytest.mark.slow
 def test_pictures_of_cells_are_logged_once():
     write_training()
     scores = document()

@@ -149,6 +149,7 @@ def files(folder):
     return {path.relative_to(folder) for path in (folder / "mlartifacts").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_moved_project_finds_its_artifacts(registered, tmp_path, monkeypatch):
     moved = tmp_path / "a 100%_b"
     moved.mkdir()
@@ -160,6 +161,7 @@ def test_moved_project_finds_its_artifacts(registered, tmp_path, monkeypatch):
     assert not (tmp_path / "mlartifacts").exists()
 
 
+@pytest.mark.slow
 def test_copied_project_writes_into_its_own_artifacts(registered, tmp_path_factory, make_model, monkeypatch):
     copy = shutil.copytree(registered, tmp_path_factory.mktemp("copies") / "copy")
     before = files(registered)

@@ -76,6 +76,7 @@ def test_a_map_is_the_inverse_of_the_transform(kind):
     assert torch.allclose(a.maps(8, 16)[:, :, 2], -torch.stack((2 * a.right, a.down), 1))
 
 
+@pytest.mark.slow
 def test_the_network_learns_the_condition(store):
     plan = plan_of(store, train=OFTEN)
     state = new_state(plan, CPU)

@@ -39,6 +39,7 @@ def test_dispersion_is_that_of_all_pairs():
     assert dispersion(z[:1], 0.5).item() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "name"), [("contrastive", "other"), ("dispersive", "dispersion")])
 def test_a_training_has_the_term(store, loss, name):
     process = {"loss": loss, "variance": "small"}

@@ -85,6 +85,7 @@ def test_algorithm_2_with_the_exact_classifier_is_bayes_rule(t):
     assert torch.allclose(alpha * output.x0 + sigma * output.eps, x, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_guided_samples_of_a_mixture_have_the_requested_class():
     """With algorithm 1, in noisy steps."""
     grid = grid_of("linear", 1000)

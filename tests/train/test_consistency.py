@@ -123,6 +123,7 @@ def test_weight_and_huber_distance_are_those_of_the_authors_code():
     assert torch.allclose(losses_at(weighted, levels, gains, 0)[0], expected)
 
 
+@pytest.mark.slow
 def test_a_step_takes_the_flops_of_one_more_forward_pass(store):
     for loss in ("simple", "consistency"):
         state = new_state(plan_of(store, process={**TUNING, "loss": loss}), CPU)
@@ -146,6 +147,7 @@ def test_both_passes_of_a_step_have_the_same_dropout_masks(store):
     assert all(torch.equal(one, two) for (_, one), (_, two) in zip(student, teacher, strict=True))
 
 
+@pytest.mark.slow
 def test_resume_is_bitwise_in_another_stage(store, tmp_path):
     process = {**TUNING, "loss_options": {"q": 4, "stage_steps": 4}}
     plan = plan_of(store, process=process, train={"save_every": 3, "optimizer": "radam"})

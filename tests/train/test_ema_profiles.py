@@ -80,6 +80,7 @@ def test_averages_are_sums_of_the_weights_and_any_other_width_follows_from_two(s
     assert artefact.model_sha256 != snapshots.last.model_sha256
 
 
+@pytest.mark.slow
 def test_averages_do_not_change_the_model_and_make_another_training(store, tmp_path):
     without, plan = plan_of(store, None), plan_of(store)
     _, plain, _ = run_in(store, without, tmp_path / "runs")
@@ -91,6 +92,7 @@ def test_averages_do_not_change_the_model_and_make_another_training(store, tmp_p
     assert published(folder, without, plain, tmp_path / "none") == {}
 
 
+@pytest.mark.slow
 def test_a_training_resumes_without_its_averages(store, tmp_path):
     run_in(store, plan_of(store), tmp_path / "runs", 14, Killed())
     without = plan_of(store, None)

@@ -158,6 +158,7 @@ def test_the_gradient_is_clipped_to_the_bound_and_its_norm_before_is_reported(st
     assert norms_of_a_step(store, grad_clip=reported * 3) == pytest.approx((reported,) * 2, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_a_step_moves_nothing_to_the_host(store, name, monkeypatch):
     """Meta tensors cannot be copied to another device."""

@@ -19,6 +19,7 @@ from tests.train.test_gradients import passes_of
 FP32 = {"precision": "fp32", "batch_size": 8}
 
 
+@pytest.mark.slow
 def test_resume_is_bitwise_with_parameters_and_their_average(store, tmp_path, monkeypatch):
     register(monkeypatch)
     plan = plan_of(store, **LEARNED, train={"save_every": 3, "optimizer": "muon"})

@@ -73,6 +73,7 @@ def test_fingerprint_depends_on_the_start_and_is_unchanged_without_one(store, st
     assert len({training_fingerprint(plan) for plan in plans}) == 4
 
 
+@pytest.mark.slow
 def test_the_model_file_lists_all_its_ancestors(store, start, tmp_path):
     second = kept(trained(plan_of(store, {"sha256": start}), store), tmp_path)
     third = trained(plan_of(store, {"sha256": second}), store)

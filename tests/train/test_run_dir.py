@@ -133,6 +133,7 @@ def assert_as_from_scratch(store: ImageStore, plan: DenoiserPlan, state: TrainSt
     assert_same(state, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [{}, {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}],
@@ -151,6 +152,7 @@ def test_a_longer_training_resumes_and_is_bitwise_equal(store, tmp_path, section
     assert newest_step(short.folder) == 8, "the other training keeps its states"
 
 
+@pytest.mark.slow
 def test_a_shorter_training_resumes_from_a_state_before_its_end(store, tmp_path):
     run_in(store, plan_of(store, 12), tmp_path / "runs")  # keeps the states of steps 9 and 12
     _, state, begun = run_in(store, plan_of(store, 10), tmp_path / "runs")
@@ -174,6 +176,7 @@ def test_a_training_that_ends_at_a_state_of_a_longer_one_equals_one_from_scratch
     assert same.history == state.history
 
 
+@pytest.mark.slow
 def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, tmp_path):
     root = tmp_path / "runs"
     first, _, _ = run_in(store, plan_of(store, 8), root)

@@ -66,6 +66,7 @@ def train_in(
     return run_in(store, plan_of(store, train=TRAIN), root, stop_at, **options)
 
 
+@pytest.mark.slow
 def test_another_machine_resumes_bitwise_with_all_snapshots(store, tmp_path, url):
     first, _, _ = train_in(store, tmp_path / "one", stop_at=7)
     folder, state, begun = train_in(store, tmp_path / "two")

@@ -41,6 +41,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke) -> None:
     copy_data(project)
     for change, words in REFUSED.items():
@@ -159,6 +160,7 @@ def test_each_arm_is_sampled_as_its_own_cell_says(tmp_path: Path) -> None:
     assert seen[0] == seen[1]
 
 
+@pytest.mark.slow
 def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
