@@ -119,7 +119,7 @@ def read_choices(root: Path) -> ProjectChoices:
 
 
 def _source() -> str:
-    """Return what a requirement says after `diffctl`: the version, or the installed Git commit (PEP 610)."""
+    """Return the end of a requirement of diffctl: its version, or the installed Git commit (PEP 610)."""
     recorded = json.loads(distribution("diffctl").read_text("direct_url.json") or "{}")
     if vcs := recorded.get("vcs_info"):
         return f" @ {vcs['vcs']}+{recorded['url']}@{vcs['commit_id']}"
