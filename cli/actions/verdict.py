@@ -102,7 +102,7 @@ def _judge_trainings(
     control = arms[0]
     for arm in arms:
         preflight(arm.config, "train")
-    cell, images = control.cell(options.cell), control.config.sample.num_images
+    images = control.config.sample.num_images
     if options.metric == "loss":
         images = min(control.config.train.val_images, len(open_store(PREPARED / "test", PreparedMeta)))
     trials = VerdictTrials(folder, arms, options.cell, images, options.metric)
@@ -118,7 +118,7 @@ def _judge_trainings(
         judge = Judge(trials, test, options.seconds, runner)
         outcomes = judge.decide()
     values = {
-        "cell": None if options.metric == "loss" else cell.name,
+        "cell": None if options.metric == "loss" else trials.cells[0].name,
         "images": trials.images,
         "metric": outcomes[0].metrics[0],
         "pairs": list(options.looks),

@@ -64,7 +64,7 @@ def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -
     for point in sorted(points, key=lambda point: point.step, reverse=True):
         try:
             state = read_state(point.path)
-        except FileNotFoundError:  # its training goes on, and has newer ones
+        except FileNotFoundError:  # its training continues, and has newer ones
             continue
         except READ_ERRORS as error:
             warnings.warn(f"{point.path} is damaged ({error}): it is not used", DiffctlWarning, stacklevel=2)

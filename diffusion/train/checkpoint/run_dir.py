@@ -167,7 +167,7 @@ def _copy_start(folder: Path, config: JsonObject, code: ModuleDigests) -> Resume
             break
         except FileNotFoundError:
             if start.path.exists():
-                raise  # else the other training goes on, and has a newer one
+                raise  # else the other training continues, and has a newer one
     return start
 
 
