@@ -61,16 +61,16 @@ def judge_changes(options: Verdict) -> None:
     subject = common_subject(arms[0], arms[1:], options.cell)
     check_options(options, arms, subject)
     arms, ratios = count_equal_work(options, arms)
-    folder, about = identify(arms, options, subject)
+    bases = {} if options.metric == "loss" else fix_bases(arm.config.sample.base for arm in arms)
+    folder, about = identify(arms, options, subject, bases)
     if options.metric != "loss":
         check_reference(arms[0].config)
     busy = f"this verdict is running ({folder}): wait for it or stop it"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
-        bases = [arm.config.sample.base for arm in arms if options.metric != "loss"]
-        about = search_dir.open_about(folder, about, partial(fix_bases, bases))
+        about = search_dir.open_about(folder, about, lambda: bases)
         arms, ratios = time_equal_work(options, folder, arms, ratios)
         test = PairedTest(*options.looks, ERROR / len(arms[1:]))
-        judge = _judge_trainings if subject == "training" else partial(_judge_samples, bases=about.bases)
+        judge = _judge_trainings if subject == "training" else partial(_judge_samples, bases=bases)
         values, outcomes = judge(options, folder, arms, test)
         values = {"folder": str(folder), "subject": subject, "control": arms[0].name, **values, **origin()}
         values["changes"] = [one.as_json() for one in outcomes]

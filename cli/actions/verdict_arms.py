@@ -1,6 +1,6 @@
 """The arms of a verdict from its options: read, with equal work, and identified."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -128,8 +128,13 @@ def origin() -> dict[str, str | None]:
     }
 
 
-def identify(arms: Sequence[Arm], options: Verdict, subject: str) -> tuple[Path, About]:
-    """Return the folder of the verdict, by what decides its result but the budget, and its settings."""
+def identify(
+    arms: Sequence[Arm], options: Verdict, subject: str, bases: Mapping[str, str]
+) -> tuple[Path, About]:
+    """Return the folder of the verdict, by what decides its result but the budget, and its settings.
+
+    `bases` are the SHA-256 of the files of base models by name, which may mean another model tomorrow.
+    """
     control, cell = arms[0], arms[0].cell(options.cell)
     seed = control.config.train.seed
     models = [arm.fingerprint(seed) for arm in arms] if subject == "training" else [_model_sha256()]
@@ -142,6 +147,8 @@ def identify(arms: Sequence[Arm], options: Verdict, subject: str) -> tuple[Path,
     }
     if subject == "training" and options.metric != "loss":
         settings["scoring"] = [_scoring(arm, options.cell) for arm in arms]
+    if bases:
+        settings["bases"] = dict(bases)
     if options.equal == "time":
         settings["equal"] = {"time": device_name(default_device())}  # another machine has other steps
     digest = control.plan.data.digest

@@ -168,8 +168,8 @@ def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
     write_params(project, sample={"guidance": 1.0, "guide": "guide.safetensors"})
     options = Verdict(changes=["train.batch_size=4"])
 
-    def key() -> str:
-        return identify(read_arms(options), options, "training")[1].key
+    def key(**bases: str) -> str:
+        return identify(read_arms(options), options, "training", bases)[1].key
 
     small_model(Path("guide.safetensors"))
     keys = [key(), key()]
@@ -178,6 +178,6 @@ def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
     monkeypatch.setattr("diffusion.protocol.extractors.EVALUATION_VERSION", 99)
     keys.append(key())
     monkeypatch.setattr("cli.actions.verdict_arms.torch_version", lambda: "0.1")
-    keys.append(key())
+    keys += [key(), key(base="0" * 64), key(base="1" * 64)]
     assert keys[0] == keys[1]
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 6
