@@ -180,7 +180,10 @@ def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @figure_style()
 def montage(tiles: Mapping[tuple[int, str], Images]) -> Figure:
-    """Show one picture (H, W, C) for each (steps, line): a row per line, a column per number of steps."""
+    """Show pictures (H, W, C) by (steps, line): a row per line, a column per number of steps.
+
+    A place without a picture is empty, such as η = 1 at one step, where η has no effect.
+    """
     steps, lines = sorted({steps for steps, _ in tiles}), list(dict.fromkeys(line for _, line in tiles))
     height, width = next(iter(tiles.values())).shape[:2]
     layout = ConstrainedLayoutEngine(h_pad=0.03, w_pad=0.03, hspace=0.0, wspace=0.0)
@@ -189,7 +192,10 @@ def montage(tiles: Mapping[tuple[int, str], Images]) -> Figure:
     grid = figure.subplots(len(lines), len(steps), squeeze=False)
     for row, line in zip(grid, lines, strict=True):
         for axes, count in zip(row, steps, strict=True):
-            image_axes(axes, tiles[count, line])
+            if (tile := tiles.get((count, line))) is None:
+                axes.set(xticks=[], yticks=[], frame_on=False)
+            else:
+                image_axes(axes, tile)
         row[0].set_ylabel(line.replace(", ", "\n"))
     for axes, count in zip(grid[0], steps, strict=True):
         axes.set_title(f"{count} step{'s' if count > 1 else ''}", fontsize=10)

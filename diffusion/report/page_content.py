@@ -176,10 +176,10 @@ def _class_scores(inputs: ReportInputs) -> dict[str, Any] | None:
 
 
 def _montage(inputs: ReportInputs) -> dict[str, Any]:
-    """Return the rows of the montage, one per line of the curves, with picture, description and distance."""
+    """Return the montage: a row per line of the curves, with an entry or None for each number of steps."""
     spec, scores = inputs.document.spec, inputs.document.cells
     places = score_tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
     for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):
         entry = {
             "image": sample_pictures.data_uri(png_bytes(sample_pictures.tile(store))),
@@ -187,13 +187,14 @@ def _montage(inputs: ReportInputs) -> dict[str, Any]:
             "distance": score_tables.number(scores[cell.name].scores[spec.distance], places),
             "best": cell.name == inputs.document.best.cell,
         }
-        rows.setdefault(describe_line(cell.axes), []).append(entry)
+        rows.setdefault(describe_line(cell.axes), {})[cell.steps] = entry
+    steps = sorted({cell.steps for cell in inputs.cells})
     labels = None if inputs.best.labels is None else inputs.best.labels.tolist()
     real = sample_pictures.real_images(inputs.test, labels, sample_pictures.TILE)
     return {
         "real": sample_pictures.data_uri(png_bytes(sheet(real, sample_pictures.TILE_COLUMNS))),
-        "steps": sorted({cell.steps for cell in inputs.cells}),
-        "rows": [{"line": line, "cells": cells} for line, cells in rows.items()],
+        "steps": steps,
+        "rows": [{"line": line, "cells": [row.get(one) for one in steps]} for line, row in rows.items()],
     }
 
 

@@ -11,6 +11,7 @@ from diffusion.report.figures import (
     CurvePoint,
     TrainingCurve,
     loss_curve,
+    montage,
     moving_average,
     read_curve,
     score_curve,
@@ -70,6 +71,15 @@ def test_names_of_lines_are_within_the_figure():
     assert legend is not None
     box = legend.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_montage_leaves_the_place_of_a_missing_cell_empty():
+    """At one step η has no effect, so the grid has no cell for it."""
+    tiles = {(1, "η = 0"): 1, (5, "η = 0"): 2, (5, "η = 1"): 3}
+    figure = montage({place: np.full((8, 8, 1), value, np.uint8) for place, value in tiles.items()})
+    shown = [int(axes.images[0].get_array()[0, 0]) if axes.images else None for axes in figure.axes]
+    assert shown == [1, 2, None, 3]
+    assert figure.axes[2].get_ylabel() == "η = 1"
 
 
 @pytest.mark.parametrize(("least", "scale"), [(0.48, "linear"), (0.01, "log")])

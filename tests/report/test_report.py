@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import read_scores
 from diffusion.report.sample_pictures import class_rows
 from diffusion.report.score_tables import score_table
+from diffusion.report.write import page_with_seeds
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_sweep
 from tests.helpers.disks import make_room
-from tests.helpers.report_page import Page, report, write_validation_losses
+from tests.helpers.report_page import Page, inputs_of, report, write_validation_losses
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,16 @@ def test_montage_shows_the_same_indices_of_every_cell(page, sweep):
     assert len(cells) == 6
     sampled = open_store(root / SAMPLES / "steps5-eta0")
     np.testing.assert_array_equal(_embedded(cells[0])[:64:8, :64:8], sampled.images[0, :, :, 0])
+
+
+def test_row_of_the_montage_without_a_cell_keeps_its_columns(sweep):
+    """A grid has no cell of η = 1 at one step, where η has no effect."""
+    inputs = inputs_of(*sweep)
+    cells = {cell: store for cell, store in inputs.cells.items() if cell.name != "steps5-eta1"}
+    text = page_with_seeds(replace(inputs, cells=cells), ())
+    row = text[text.index('<th scope="row">η = 1</th>\n<td>') :]
+    shown = re.findall(r"<td></td>|Images 0 to 9 sampled in \d+", row[: row.index("</tr>")])
+    assert shown == ["<td></td>", *(f"Images 0 to 9 sampled in {steps}" for steps in (10, 50))]
 
 
 def test_real_images_next_to_samples_have_their_classes(page, sweep):
