@@ -14,7 +14,7 @@ from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument
 from diffusion.protocol.settings import ALL_OPTIONS, AXES
 
-FAR_RECALL = 0.2  # of the recall of real images: samples with less leave out most of the data
+FAR_RECALL = 0.2  # of the recall of real images, or of 1: samples with less leave out most of the data
 PROTOCOL = {
     "Samples": " ".join(("num_images", "model_sha256", *ALL_OPTIONS, "precision")),
     "Reference": (
@@ -103,9 +103,9 @@ def best_cell(document: ScoresDocument) -> dict[str, Any]:
 def is_far(cell: CellScores, real: Mapping[str, float]) -> bool:
     """Return whether the samples are far from the data: an excess above the floor, and hardly any recall."""
     scores, recall = cell.scores, cell.spec.named("recall")
-    if "excess" not in scores or recall not in scores or recall not in real:
+    if "excess" not in scores or recall not in scores:
         return False
-    return scores["excess"] > scores["floor"] and scores[recall] < FAR_RECALL * real[recall]
+    return scores["excess"] > scores["floor"] and scores[recall] < FAR_RECALL * real.get(recall, 1.0)
 
 
 def short_names(spec: ExtractorSpec) -> dict[str, str]:

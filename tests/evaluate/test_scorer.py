@@ -11,10 +11,11 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.frechet import Target
-from diffusion.evaluate.scores.frechet_scores import floor_at, limit_and_errors
+from diffusion.evaluate.scores.frechet_scores import PublishedStatistics, floor_at, limit_and_errors
+from diffusion.evaluate.scores.moments import Statistics
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
-from diffusion.protocol.card import subset_size
+from diffusion.protocol.card import SHARES, subset_size
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import effnet, normal, real_digits
@@ -71,10 +72,23 @@ def test_extraction_and_scoring_disable_tf32_and_restore_it(tf32):
 
 def test_real_images_score_like_a_sample_and_caching_changes_no_score():
     scorer_of_real, heldout = scorer(made_up(40, seed=1)), made_up(40, seed=1)
-    real, same = scorer_of_real.real(100), scorer_of_real.scores(heldout)
+    real, same = scorer_of_real.real(40), scorer_of_real.scores(heldout)
     assert real["precision_effnet_lite0_64"] == same["precision_effnet_lite0_64"]
-    assert real[FD] == scorer_of_real.floor(100)
+    assert real[FD] == scorer_of_real.floor(40)
     assert same == scorer(heldout).scores(heldout)
+
+
+@pytest.mark.parametrize(("prc_samples", "has_shares"), [(None, False), (150, True)])
+def test_real_images_have_no_score_that_is_worse_for_being_of_fewer_images(prc_samples, has_shares):
+    """Otherwise samples of the real distribution itself look better than held-out real images."""
+    spec, section = EXTRACTORS["effnet-lite0-64"], EvaluateConfig(prc_samples=prc_samples)
+    published = PublishedStatistics(spec, Statistics(np.zeros(16), np.eye(16)), np.eye(16), {})
+    reference = Reference(META, normal(0, 1000), made_up(200, seed=1))
+    scorer_of_few = Scorer(reference, section, published=published)
+    real, few = scorer_of_few.real(1000), scorer_of_few.real(200)
+    shares = {spec.named(share) for share in SHARES}
+    assert few.keys() - real.keys() == {spec.limit, *(() if has_shares else shares)}
+    assert all(real[name] < 0.6 * few[name] for name in (spec.distance, spec.published))
 
 
 class Images(list, torch.utils.data.Dataset):

@@ -26,7 +26,15 @@ from diffusion.evaluate.scores.jackknife import grouped, image_errors
 from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, inception_score, statistics
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.images.store import Labels
-from diffusion.protocol.card import SUBSETS, Card, Limits, protocol_card, statistics_fields, subset_size
+from diffusion.protocol.card import (
+    SHARES,
+    SUBSETS,
+    Card,
+    Limits,
+    protocol_card,
+    statistics_fields,
+    subset_size,
+)
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
 
 Scores = dict[str, float]
@@ -125,10 +133,11 @@ class Scorer:
 
     @exact_float32()
     def real(self, num_images: int) -> dict[str, Any] | None:
-        """Return `num_images`, `extrapolated` and the scores of as many held-out real images, or of all.
+        """Return `num_images`, `extrapolated` and the scores of as many held-out real images.
 
-        None without any. The distance is the floor at `num_images`. The Inception score, which has no such
-        bias, is of all images.
+        None without any. The distance is the floor at `num_images`. The Inception score is of all images. If
+        there are fewer images, a distance to published statistics is extrapolated too, and scores that depend
+        on the number of images are left out.
         """
         floor, heldout = self.floor(num_images), self.reference.heldout
         if floor is None or heldout is None:
@@ -136,12 +145,20 @@ class Scorer:
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         limit, _ = limit_and_errors(sample.features, self.target, False)
         manifold = Manifold(sample.features, self.limits.samples, self.device)
-        scores: dict[str, Any] = {"num_images": num_images, "extrapolated": num_images > len(heldout)}
+        is_extrapolated = num_images > len(heldout)
+        scores: dict[str, Any] = {"num_images": num_images, "extrapolated": is_extrapolated}
         scores |= {self.spec.distance: floor, self.spec.limit: limit}
         scores |= self._compared(sample, manifold, has_errors=False)[0]
-        if self.published is not None:
-            scores[self.spec.published] = self.published.distance(sample.features)
-        return scores
+        if (published := self.published) is not None:
+            scores[self.spec.published] = (
+                floor_at(num_images, heldout.features, published)
+                if is_extrapolated
+                else published.distance(sample.features)
+            )
+        of_fewer = {self.spec.limit, self.spec.gaussian_distance} if is_extrapolated else set()
+        if len(manifold) < min(num_images, self.limits.samples):
+            of_fewer |= {self.spec.named(share) for share in SHARES}
+        return {name: value for name, value in scores.items() if name not in of_fewer}
 
     def _has_errors(self, num_images: int) -> bool:
         return self.intervals and num_images >= MIN_FOR_INTERVAL
