@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -26,7 +27,7 @@ from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import base_condition
 from diffusion.sample.generate import guide_denoiser, model_denoiser
-from diffusion.sample.guidance import GuidedRows, guide_rows
+from diffusion.sample.guidance import Guidance, GuidedRows, guide_rows
 from diffusion.sample.guides import NO_GUIDES, OF_BASE, Guides
 from diffusion.sample.sampler import CustomTrajectory, predict
 from diffusion.system.errors import TemporaryError
@@ -139,7 +140,7 @@ class Engine:
             self._remove(job)
 
     def step(self) -> ForwardPass:
-        """Run one forward pass, if there are jobs; an exception ends only the jobs that it belongs to."""
+        """Run one forward pass, if there are jobs; an exception ends only the job that it belongs to."""
         made = ForwardPass()
         if self._base is not None and self._base.jobs and self._is_turn_of_base():
             return self._step_base(self._base)
@@ -147,8 +148,13 @@ class Engine:
             waiting = (chunk for job in self._jobs.values() for chunk in job.chunks if chunk.x_0 is None)
             started = [one for one in select_chunks(waiting, self.rows) if self._starts(one, made)]
             chunks = [chunk for chunk in started if not chunk.job.ended]  # by a failure of another chunk
-        if not chunks:
-            return made
+        if chunks:
+            self._run_pass(chunks, made)
+        return made
+
+    def _run_pass(self, chunks: Sequence[Chunk], made: ForwardPass) -> None:
+        """Run a pass of these chunks; if it fails, repeat it for each job alone, so that the others go on."""
+        rules = [copy(chunk.guidance) for chunk in chunks]
         try:
             prediction = batched_forward(self._denoiser, chunks, self._guide)
             ends = list(itertools.accumulate(map(len, chunks)))
@@ -158,17 +164,28 @@ class Engine:
             ]
             numbers = (tensor for part in parts for tensor in part if tensor is not None)
             needs_check = self.device.type != "cpu" or not all(bool(one.isfinite().all()) for one in numbers)
-        except Exception as error:  # of the network: memory, a broken device
-            with self._lock:
-                for chunk in chunks:
-                    self._fail(chunk.job, error, made)
-            return made
-        made.rows = sum(chunk.rows for chunk in chunks)
+        except Exception as error:  # of the network, such as memory, or of the call of a job
+            self._repeat(chunks, rules, error, made)
+            return
+        made.rows += sum(chunk.rows for chunk in chunks)
         with self._lock:
             for chunk, part in zip(chunks, parts, strict=True):
                 if not chunk.job.ended:
                     self._advance(chunk, part, needs_check, made)
-        return made
+
+    def _repeat(
+        self, chunks: Sequence[Chunk], rules: Sequence[Guidance], error: Exception, made: ForwardPass
+    ) -> None:
+        """Repeat a failed pass for each job alone, with the `rules` before it; end the job that was alone."""
+        jobs = dict.fromkeys(chunk.job for chunk in chunks)
+        if len(jobs) == 1:
+            with self._lock:
+                self._fail(chunks[0].job, error, made)
+            return
+        for chunk, rule in zip(chunks, rules, strict=True):
+            chunk.guidance = rule
+        for job in jobs:
+            self._run_pass([chunk for chunk in chunks if chunk.job is job], made)
 
     def _is_turn_of_base(self) -> bool:
         """Return whether the base model has the next pass: every other one, or all if no job can start."""
@@ -183,11 +200,14 @@ class Engine:
             for job in list(self._jobs.values()):
                 if job.base is None or job.base not in done.ended:
                     continue
-                if job.base.images is not None:
+                if job.base.images is None:
+                    self._fail(job, job.base.error or RuntimeError("the base images were cancelled"), made)
+                    continue
+                try:
                     job.enlarge(job.base.images)
                     self._split(job)
-                else:
-                    self._fail(job, job.base.error or RuntimeError("the base images were cancelled"), made)
+                except Exception as error:  # such as memory
+                    self._fail(job, error, made)
         return made
 
     def _starts(self, chunk: Chunk, made: ForwardPass) -> bool:
@@ -207,13 +227,14 @@ class Engine:
             if needs_check:
                 chunk.check(prediction)
             steps = chunk.advance(prediction)
+            images = [chunk.x_0 for chunk in job.chunks if chunk.x_0 is not None]
+            if len(images) == len(job.chunks):
+                job.images = torch.cat(images)
         except Exception as error:  # as above
             self._fail(job, error, made)
             return
         made.steps += [ChunkStep(job, chunk.images, step) for step in steps]
-        images = [chunk.x_0 for chunk in job.chunks if chunk.x_0 is not None]
-        if len(images) == len(job.chunks):
-            job.images = torch.cat(images)
+        if job.images is not None:
             self._remove(job)
             made.ended.append(job)
 

@@ -39,7 +39,8 @@ class Guidance:
     """A rule of guidance for the images of one trajectory: what is worse, and how to combine the two.
 
     A new rule is a subclass. Its objects may keep state from call to call, such as the last difference, since
-    no two trajectories share one. UsageError if the rule does not fit the process.
+    no two trajectories share one. They replace it, not change it in place: a failed call may be repeated from
+    a copy. UsageError if the rule does not fit the process.
     """
 
     def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:

@@ -220,6 +220,37 @@ def test_failing_sampler_fails_only_its_own_request(monkeypatch):
     assert_matches_separate_run(MODEL, intact)
 
 
+def failing_calls(shape: bool):
+    """Return a sampler whose second call has x of another shape, or a loss that raises an error."""
+
+    def raise_error(x0_hat: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError("a fault")
+
+    def trajectory(grid, x, noise):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
+            is_bad = done == 2
+            x_call = x[:, :, 1:] if is_bad and shape else x
+            prediction = yield DenoiserCall(x_call, step.t, raise_error if is_bad and not shape else None)
+            yield Step(done, len(grid), prediction.x0, prediction.x0)
+
+    return trajectory
+
+
+@pytest.mark.parametrize("shape", [True, False])
+def test_a_pass_with_a_failing_call_is_repeated_for_the_other_requests(shape):
+    """Also the state of APG, the difference before, advances once a call."""
+    custom = CustomTrajectory(lambda rows: failing_calls(shape))
+    with closing(Engine(MODEL, CPU)) as engine:
+        intact = [engine.add(*request_args(steps=4, guidance=2.0, guidance_rule="apg", klass=1))]
+        broken = engine.add(*request_args(steps=4), custom)
+        intact += [engine.add(*request_args(steps=4, eta=1.0, seed=2))]
+        ended = run_until_empty(engine)
+    assert ended[0] is broken
+    assert isinstance(broken.error, (ZeroDivisionError, RuntimeError))
+    for job in intact:
+        assert_matches_separate_run(MODEL, job)
+
+
 def test_failing_network_fails_only_the_requests_of_its_forward_pass():
     def broken(x, t, labels):
         raise MemoryError("no room")

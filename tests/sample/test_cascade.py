@@ -180,6 +180,18 @@ def test_a_base_with_nan_is_named():
     assert "so are weights of the base (" in str(job.error)
 
 
+def test_a_failure_between_both_models_ends_its_cascade_only(monkeypatch):
+    settings = SampleSettings(**CASCADE)
+    condition = mixed_condition(UPSAMPLER.artefact, settings, [0])
+    with closing(Engine(UPSAMPLER, CPU, guides=GUIDES)) as engine:
+        broken, intact = (engine.add(settings, [0], condition) for _ in range(2))
+        monkeypatch.setattr(broken, "enlarge", lambda images: 1 / 0)
+        while engine.jobs:
+            engine.step()
+    assert isinstance(broken.error, ZeroDivisionError)
+    assert intact.images is not None
+
+
 def test_the_card_has_the_base_and_the_nfe_of_both():
     settings = SampleSettings(**{**CASCADE, "guidance": 1.0})
     card = sampling_card(settings, NetworkArtefacts(UPSAMPLER.artefact, base=SMALL.artefact))
