@@ -93,13 +93,15 @@ def decode_picture(content: bytes, name: str, size: Size | None, channels: int) 
     """Decode a file's content, as `read_picture`; messages use `name`."""
     try:
         with open_image(content) as image:
-            found = image.height, image.width
+            picture: Image.Image = image
+            if size is None or sorted(image.size) == sorted(size):  # another size is not worth decoding
+                picture = load_pixels(image, channels)  # which may turn it
+            found = picture.height, picture.width
             if size is not None and found != size:
                 raise UsageError(f"{name} has {format_pixels(found)}: the model takes {format_size(size)}")
-            picture = load_pixels(image, channels)
     except BadImage as error:
         raise _unreadable(name, error) from None
-    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
+    return np.asarray(picture, dtype=np.uint8).reshape(*found, channels)
 
 
 def _unreadable(name: str, why: object) -> UsageError:

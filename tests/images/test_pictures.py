@@ -25,6 +25,7 @@ from diffusion.images.pictures import (
 )
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import write_store
+from diffusion.system.errors import UsageError
 from tests.conftest import ROOT, run_python
 from tests.helpers.damaged_bytes import bounded, png
 from tests.helpers.networks import artefact_of, spec_of
@@ -104,6 +105,17 @@ def test_picture_keeps_the_models_channels(tmp_path, channels):
     pixels = random_images(0, 1, 8, channels)[0]
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "x.png", (8, 8), channels), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_upright_picture(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("L", (8, 4)).save(tmp_path / "x.png", exif=exif)
+    upright, other = ((4, 8), (8, 4)) if orientation < 5 else ((8, 4), (4, 8))
+    assert read_picture(tmp_path / "x.png", upright, 1).shape == (*upright, 1)
+    with pytest.raises(UsageError, match=f"{upright[0]}×{upright[1]} pixels"):
+        read_picture(tmp_path / "x.png", other, 1)
 
 
 def test_picture_of_other_size_is_refused_before_decoding(tmp_path):
