@@ -50,6 +50,9 @@ class PictureRoute(APIRoute):
 async def as_json(request: Request) -> Request:
     """Return the request with a picture as the equivalent one with JSON."""
     values = {name: query_value(text) for name, text in request.query_params.items()}
+    klass = request.query_params.get("class")
+    if klass is not None and not isinstance(values["class"], str):
+        values["class"] = klass  # a text, so that a class may be named 3, true or null
     values["image"] = base64.b64encode(await request.body()).decode()
     pending: list[Message] = [
         {"type": "http.request", "body": json.dumps(values).encode(), "more_body": False}

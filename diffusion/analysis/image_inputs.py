@@ -66,7 +66,7 @@ def known_labels(store: ImageStore, artefact: Artefact, indices: Sequence[int]) 
 
 
 def input_condition(
-    artefact: Artefact, found: Sequence[int | None], klass: str | None, images: Images | None = None
+    artefact: Artefact, found: Sequence[int | None], klass: str | int | None, images: Images | None = None
 ) -> Condition:
     """Return the condition of images: the given class, else each image's own, else "no label".
 
@@ -82,7 +82,7 @@ def input_condition(
     return noised_condition(spec, SampleSettings(), range(len(found)), condition)
 
 
-def _input_labels(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
+def _input_labels(artefact: Artefact, found: Sequence[int | None], klass: str | int | None) -> Condition:
     spec = artefact.network
     if klass is not None:
         return class_condition(artefact, klass, len(found))
@@ -95,7 +95,7 @@ def _input_labels(artefact: Artefact, found: Sequence[int | None], klass: str | 
 
 
 def end_condition(
-    artefact: Artefact, found: Sequence[int | None], klass: str | None, images: Images | None = None
+    artefact: Artefact, found: Sequence[int | None], klass: str | int | None, images: Images | None = None
 ) -> Condition:
     """Return that of an interpolation's two ends: "no label" if they differ and the model has it."""
     if klass is None and artefact.network.null_class and found[0] != found[1]:

@@ -45,16 +45,18 @@ def mixed_condition(
     return labels_condition(artefact, labels, len(indices))
 
 
-def class_condition(artefact: "ModelDescription", wanted: str, count: int) -> Condition:
-    """Return the condition of images of one class, by name or number; UsageError lists the classes."""
+def class_condition(artefact: "ModelDescription", wanted: str | int, count: int) -> Condition:
+    """Return the condition of images of one class; UsageError lists the classes.
+
+    An integer is the label. A text is a name, or the label if no class has this name.
+    """
     names = artefact.data.classes
     if not names:
         raise UsageError("this model is unconditional: it takes no class")
-    if wanted in names:
-        label = names.index(wanted)
-    elif wanted.isdecimal() and len(wanted) < 10 and int(wanted) < len(names):
+    label = names.index(wanted) if wanted in names else -1
+    if isinstance(wanted, int) or (label < 0 and wanted.isdecimal() and len(wanted) < 10):
         label = int(wanted)
-    else:
+    if not 0 <= label < len(names):
         shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
         raise UsageError(f"there is no class {brief(wanted)}: give 0 to {len(names) - 1}, or one of {shown}")
     return labels_condition(artefact, torch.full((count,), label), count)
@@ -66,7 +68,7 @@ def chosen_condition(
     """Return the condition of images of one class, or, without one, as `mixed_condition`."""
     if wanted is None:
         return mixed_condition(artefact, settings, indices)
-    return class_condition(artefact, str(wanted), len(indices))
+    return class_condition(artefact, wanted, len(indices))
 
 
 def image_condition(
@@ -86,7 +88,7 @@ def image_condition(
     real.check(loaded.artefact, labelled)
     label = None
     if wanted is not None:
-        label = int(class_condition(labelled, str(wanted), 1).labels[0])  # type: ignore[index]
+        label = int(class_condition(labelled, wanted, 1).labels[0])  # type: ignore[index]
     rows = real.rows(indices, label)
     labels = real.labels(rows) if labelled.network.num_classes else None
     condition = labels_condition(labelled, labels, len(rows))

@@ -199,9 +199,8 @@ class Interpolation:
         ddim = {"sampler": "ddim", "sampler_options": {}, "guidance": 0.0, "clip": False}
         self.settings = settings.guided_everywhere().model_copy(update=ddim)
         given = [_given(image, store, model.artefact, i) for i, image in enumerate(request.images)]
-        klass = None if request.class_name is None else str(request.class_name)
         pixels, labels = np.stack([one.pixels for one in given]), [one.label for one in given]
-        self._condition = end_condition(model.artefact, labels, klass, pixels)
+        self._condition = end_condition(model.artefact, labels, request.class_name, pixels)
         self._ends = to_model(to_nchw(pixels))
 
     def encode(self) -> PendingImages:

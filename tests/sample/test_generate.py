@@ -142,9 +142,15 @@ def test_unconditional_model_has_no_labels_and_rejects_a_class():
 
 def test_a_class_is_a_name_or_a_number():
     named_by_digits = artefact_of(SPEC, data=DataCard(name="d", classes=tuple("9876543210"), digest="0"))
-    for artefact, wanted, label in ((ARTEFACT, "class7", 7), (ARTEFACT, "7", 7), (named_by_digits, "9", 0)):
+    for artefact, wanted, label in (
+        (ARTEFACT, "class7", 7),
+        (ARTEFACT, "7", 7),
+        (ARTEFACT, 7, 7),
+        (named_by_digits, "9", 0),
+        (named_by_digits, 9, 9),
+    ):
         assert class_condition(artefact, wanted, 2).labels.tolist() == [label, label]
-    for value in ("10", "-1", "class10", "²", ""):
+    for value in ("10", "-1", "class10", "²", "", 10, -1):
         with pytest.raises(UsageError, match=r"give 0 to 9, or one of class0, .*class9$"):
             class_condition(ARTEFACT, value, 1)
 
