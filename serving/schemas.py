@@ -40,6 +40,11 @@ class ServeConfig(Section):
     poll: Annotated[float, Field(ge=0.1, le=86400), NotBool] = 10.0
     drain: Annotated[float, Field(ge=0, le=3600), NotBool] = 60.0
 
+    @property
+    def most_images(self) -> int:
+        """The most images of a request: more than the queue takes would never fit."""
+        return min(self.images, self.queue)
+
 
 class StrictRequest(Section):
     """A request whose values are of the declared types, such as no text for a number."""
@@ -81,7 +86,7 @@ class SettingsRequest(_OptionFields):  # type: ignore[misc]
     indices: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_IMAGES)
     seed: Seed = 0
     class_name: Annotated[str, Field(max_length=MAX_NAME)] | Index | None = Field(
-        default=None, alias="class", description="By name or number; without it all in turn."
+        default=None, alias="class", description="A name or, as an integer, a number; without it all in turn."
     )
 
     @property
@@ -163,7 +168,7 @@ class EditRequest(SettingsRequest):
     method_options: dict[str, Any] = Field(default_factory=dict, max_length=MAX_SAMPLER_OPTIONS)
     num: int = Field(default=8, ge=1, le=MAX_IMAGES)
     class_name: Annotated[str, Field(max_length=MAX_NAME)] | Index | None = Field(
-        default=None, alias="class", description="By name or number; without it no class."
+        default=None, alias="class", description="A name or, as an integer, a number; without it no class."
     )
 
     @model_validator(mode="after")
@@ -189,8 +194,8 @@ class EditEventsRequest(EditRequest):
 
 def check_count(count: int, config: ServeConfig) -> None:
     """Raise UsageError for more images than a request may have."""
-    if count > config.images:
-        raise UsageError(f"{count} images are too many at once: ask for {config.images} at most")
+    if count > config.most_images:
+        raise UsageError(f"{count} images are too many at once: ask for {config.most_images} at most")
 
 
 class ModelRef(BaseModel):

@@ -40,6 +40,8 @@ def test_a_full_queue_is_429_with_retry_after(model):
             refused = client.post("/v1/images", json={"num": 2})
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "5"
+            never = client.post("/v1/images", json={"num": 4})
+            assert (never.status_code, "ask for 3 at most" in never.json()["detail"]) == (422, True)
         assert answers[0].status_code == 200
         assert client.post("/v1/images", json={"num": 2}).status_code == 200
 
