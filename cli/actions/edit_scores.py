@@ -15,7 +15,7 @@ from cli.commands.scores import WEIGHTS, Evaluate
 from cli.shared.console import print_table, progress
 from cli.shared.process import command_line
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
-from diffusion.edit.edits import Editor, edit_card
+from diffusion.edit.edits import Editor, edit_card, edit_protocol
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.pictures import measure, show_edits
 from diffusion.edit.scores import SCORES, interval_scores, mean_and_half, mean_scores, scores_by_picture
@@ -72,10 +72,11 @@ def score_edits(options: Evaluate) -> None:
             made = editor.results(measurement, originals.condition, originals.results, BATCH, show)
         images = made.reshape(-1, originals.results, *made.shape[1:])
         scores = mean_scores(scores_by_picture(images, to_nchw(originals.store.images), measurement))
-        scores |= _kernel_distance(images, inputs, section)
-        card = edit_card(edit, settings, measurement, networks)
+        card = edit_card(edit, settings, measurement, originals.condition, originals.results, networks)
+        distance, card = _kernel_distance(images, card, inputs, section)
         cell = {"operator": edit.operator, "method": edit.method, "steps": settings.steps, "nfe": card["nfe"]}
-        scored.append({**cell, "scores": scores, "card": card})
+        cell |= {"protocol": edit_protocol(card)}
+        scored.append({**cell, "scores": scores | distance, "card": card})
         sheets.append(_sheet(pictures, measurement, images))
     store = originals.store
     about = {"path": str(store.path), "count": len(store), "results": originals.results}
@@ -133,14 +134,15 @@ def _section(options: Evaluate, size: tuple[int, ...]) -> EvaluateConfig:
 
 
 def _kernel_distance(
-    images: torch.Tensor, inputs: ScoringInputs, section: EvaluateConfig
-) -> dict[str, float]:
-    """Return the kernel distance of one result of each picture to real images, with its interval."""
+    images: torch.Tensor, card: dict[str, Any], inputs: ScoringInputs, section: EvaluateConfig
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the kernel distance of one result of each picture to real images, and the complete card."""
     first = to_nhwc(images[:, 0])
-    sample = ImageStore(Path("edits"), first, None, {"name": "edits", "digest": content_digest(first, None)})
-    found = score_images(inputs._replace(sample=sample), section)["scores"]
+    meta = {"name": "edits", "digest": content_digest(first, None), "card": card}
+    found = score_images(inputs._replace(sample=ImageStore(Path("edits"), first, None, meta)), section)
     kernel = extractor_spec(section.extractor).kernel_distance
-    return {name: value for name, value in found.items() if name.startswith(kernel)}
+    scores = {name: value for name, value in found["scores"].items() if name.startswith(kernel)}
+    return scores, found["card"]
 
 
 def _show(document: dict[str, Any], run_id: str | None) -> None:

@@ -1,6 +1,6 @@
 """Edits of images by a model: the trajectories, the images, and the NFE of an image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from diffusion.sample.sampler import CustomTrajectory, SamplerDriver
 from diffusion.sample.sampling_card import sampling_card
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError
+from diffusion.system.section import fingerprint
 
 
 def edit_trajectory(
@@ -144,23 +145,39 @@ def count_edit_nfe(
 
 
 def edit_card(
-    edit: EditSettings, settings: SampleSettings, measurement: Measurement, networks: NetworkArtefacts
+    edit: EditSettings,
+    settings: SampleSettings,
+    measurement: Measurement,
+    condition: Condition,
+    results: int,
+    networks: NetworkArtefacts,
 ) -> dict[str, Any]:
     """Return the protocol card of edited images: that of sampling with the edit's own fields.
 
-    The operator's text names a mask that is a picture by its digest.
+    Measurement and condition have a row for each picture, of which there are `results` images. The operator's
+    text names a mask that is a picture by its digest.
     """
     process = build_process(networks.model.process)
     entries: list[Chosen] = [(METHODS, edit.method)]
     if edit.operator is not None:
         entries += [(OPERATORS, name) for name, _ in parse_operator(edit.operator)]
+    sampling, labels = sampling_card(settings, networks), condition.labels
+    del sampling["classes"]  # the labels are those of the condition
     return {
-        **sampling_card(settings, networks),
+        **sampling,
         "method": edit.method,
         **{f"method_{name}": value for name, value in edit.options.model_dump(mode="json").items()},
         "operator": None if measurement.operator is None else measurement.operator.text,
         "sigma_y": edit.sigma_y,
         "inputs_sha256": array_digest(measurement.y.cpu().numpy()),
+        "labels_sha256": None if labels is None else array_digest(labels.cpu().numpy()),
+        "pictures": len(measurement),
+        "results": results,
         "nfe": count_edit_nfe(edit, settings, measurement, process),
         **plugin_card("edit_plugins", code_of([__name__], entries)),
     }
+
+
+def edit_protocol(card: Mapping[str, Any]) -> str:
+    """Return a digest of a card without the number of steps: equal for the points of a curve over NFE."""
+    return fingerprint({key: value for key, value in card.items() if key not in ("steps", "nfe")})[:8]

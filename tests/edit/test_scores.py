@@ -16,7 +16,7 @@ from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.scores import mean_scores, scores_by_picture
 from diffusion.images.pictures import DISPLAY_SIZE, GAP
 from diffusion.images.pixels import to_model
-from diffusion.images.store import write_store
+from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL
 from tests.helpers.invoke import assert_refused
 from tests.helpers.networks import small_model
@@ -75,11 +75,17 @@ def test_command_scores_each_operator_method_and_number_of_steps(project, invoke
         for method, nfes in (("ddnm", (2, 3)), ("dps", (4, 6)))
         for nfe in nfes
     ]
+    protocols = {(one["operator"], one["method"]): one["protocol"] for one in cells}
+    assert len(set(protocols.values())) == len(protocols)
     for one in cells:
+        assert one["protocol"] == protocols[one["operator"], one["method"]]
         low, value, high = (one["scores"][f"kd_effnet_lite0_64{end}"] for end in ("_low", "", "_high"))
         assert low <= value <= high
         assert one["card"]["operator"] == one["operator"]
         assert len(one["card"]["inputs_sha256"]) == 64
+        assert one["card"]["extractor"] == "effnet-lite0-64"
+        assert one["card"]["reference_digest"] == open_store(Path("real")).digest
+        assert (one["card"]["pictures"], one["card"]["results"]) == (4, 2)
     assert cells[0]["scores"]["measured_error"] == 0
     page = Path("x.html").read_text()
     for one in cells:  # each score with its interval, and a picture of the most steps

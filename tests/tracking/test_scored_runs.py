@@ -74,23 +74,21 @@ def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_trainin
     assert len(children(run_id)) == 8
 
 
-def test_scores_of_edits_become_metrics_by_nfe_once():
+def test_scores_of_edits_become_metrics_by_nfe_once_a_protocol():
     write_training()
     run_id = log_scores(document())
-    cells = [
-        {
-            "operator": "mask:0,0,4,8",
-            "method": "ddnm",
-            "nfe": nfe,
-            "scores": {"psnr": psnr, "psnr_low": psnr - 1},
-        }
-        for nfe, psnr in ((10, 20.0), (50, 22.0))
-    ]
-    for _ in range(2):
-        log_edit_scores(run_id, {"cells": cells})
-    assert sorted(history(run_id, "edit/mask_0_0_4_8/ddnm/psnr")) == [(10, 20.0), (50, 22.0)]
+
+    def cells(protocol: str, first: float) -> list[dict[str, object]]:
+        same = {"operator": "mask:0,0,4,8", "method": "ddnm", "protocol": protocol}
+        scores = ({"psnr": psnr, "psnr_low": psnr - 1} for psnr in (first, 22.0))
+        return [same | {"nfe": nfe, "scores": one} for nfe, one in zip((10, 50), scores, strict=True)]
+
+    for one in (cells("1a", 20.0), cells("1a", 20.0), cells("2b", 21.0)):
+        log_edit_scores(run_id, {"cells": one})
+    assert sorted(history(run_id, "edit/mask_0_0_4_8/ddnm/1a/psnr")) == [(10, 20.0), (50, 22.0)]
+    assert sorted(history(run_id, "edit/mask_0_0_4_8/ddnm/2b/psnr")) == [(10, 21.0), (50, 22.0)]
     files = connect().list_artifacts(run_id, f"{keys.EVALUATION_FOLDER}/edits")
-    assert len(files) == 1
+    assert len(files) == 2
 
 
 def test_best_cell_becomes_metrics_and_pages_get_descriptions():

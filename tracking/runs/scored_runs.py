@@ -76,9 +76,10 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
 
 
 def log_edit_scores(run_id: str, document: Mapping[str, Any]) -> None:
-    """Log the scores of a model's edits to its run: `edit/<operator>/<method>/<score>` by NFE, and as JSON.
+    """Log the scores of a model's edits to its run, by NFE, and as JSON.
 
-    Logging the same again changes nothing.
+    The key is `edit/<operator>/<method>/<protocol>/<score>`, with the protocol of the JSON's cells. Logging
+    the same again changes nothing.
     """
     from mlflow.entities import Metric
 
@@ -86,7 +87,7 @@ def log_edit_scores(run_id: str, document: Mapping[str, Any]) -> None:
         time = client.get_run(run_id).info.start_time  # MLflow ignores a point that it has already
         points = [
             Metric(
-                f"edit/{NOT_IN_KEYS.sub('_', cell['operator'])}/{cell['method']}/{name}",
+                f"edit/{NOT_IN_KEYS.sub('_', cell['operator'])}/{cell['method']}/{cell['protocol']}/{name}",
                 value,
                 time,
                 cell["nfe"],
