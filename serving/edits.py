@@ -9,7 +9,7 @@ from diffusion.analysis.image_inputs import input_condition
 from diffusion.edit.edits import edit_trajectory
 from diffusion.edit.measurement import build_operator
 from diffusion.edit.operator import LinearOperator, Shape
-from diffusion.edit.pictures import fit, masked_operator, measure, picture_shape
+from diffusion.edit.pictures import fit_input, masked_operator, measure, picture_shape
 from diffusion.images.image_size import format_pixels, format_size
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import build_process
@@ -63,13 +63,12 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     picture = decode_base64(request.image, "the image", channels)
     measurement = measure(
         operator,
-        [fit(picture, (height, width))],
+        [fit_input(picture, (height, width), operator, degrade=request.degrade)],
         edit.sigma_y,
         degrade=request.degrade,
         seed=request.seed,
     ).rows(torch.zeros(count, dtype=torch.int64))
-    klass = None if request.class_name is None else str(request.class_name)
-    condition = input_condition(model.artefact, [None] * count, klass)
+    condition = input_condition(model.artefact, [None] * count, request.class_name)
     process, most = build_process(model.artefact.process), CALLS_PER_STEP * model.config.steps
     trajectory = edit_trajectory(edit, settings, measurement, process, model.device, most)
     about = {
@@ -82,7 +81,7 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
         if picture.shape[:2] == (height, width)
         else f"the middle of {format_pixels(picture.shape[:2])} at {format_size((height, width))}",
     }
-    if klass is None:
+    if request.class_name is None:
         about["labels"] = None
     return PreparedEdit(settings, condition, trajectory, about)
 

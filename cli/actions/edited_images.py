@@ -15,7 +15,7 @@ from diffusion.edit.input_files import InputPicture, read_pictures
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.edit.pictures import (
-    fit,
+    fit_input,
     masked_operator,
     measure,
     picture_shape,
@@ -51,7 +51,7 @@ def edit(options: Edit) -> None:
     count, labels = options.num, [one.label for one in inputs.pictures]
     condition = input_condition(loaded.artefact, labels, options.klass)
     repeated = condition.rows(torch.arange(len(labels)).repeat_interleave(count))
-    card = edit_card(edit_settings, settings, inputs.measurement, files.read())
+    card = edit_card(edit_settings, settings, inputs.measurement, condition, count, files.read())
     editor = Editor(loaded, settings, edit_settings, device, load_guides(files, device))
     with progress("edit") as show:
         images = to_nhwc(editor.results(inputs.measurement, condition, count, options.batch_size, show))
@@ -108,7 +108,10 @@ def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact,
         operator = _operator(options, edit_settings.operator, image_shape)
     channels, height, width = picture_shape(operator, image_shape, degrade=options.degrade)
     pictures = read_pictures(options.source, channels, artefact, options.first)
-    fitted = [one._replace(pixels=fit(one.pixels, (height, width))) for one in pictures]
+    fitted = [
+        one._replace(pixels=fit_input(one.pixels, (height, width), operator, degrade=options.degrade))
+        for one in pictures
+    ]
     resized = [
         f"{one.name}: the middle of {format_pixels(one.pixels.shape[:2])} at {format_size((height, width))}"
         for one in pictures

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.operator import LinearOperator, Shape
+from diffusion.images.image_size import Size
 from diffusion.images.pictures import MODES, flatten, to_pil
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
@@ -17,15 +19,44 @@ from diffusion.protocol.edits import PRODUCT
 from diffusion.system.errors import UsageError
 
 HIDDEN = 128  # the level of a mask from which a pixel is to be filled
+MIN_SHARE = 0.1  # of a resized pixel's weights; with less it is that of the whole picture
 SPREAD = 4  # the factor of deviations in a picture: 64 levels are white
 
 
-def fit(pixels: Images, size: tuple[int, int]) -> Images:
+def fit(pixels: Images, size: Size) -> Images:
     """Return the middle of a picture (H, W, C), resized to another height and width."""
     if pixels.shape[:2] == size:
         return pixels
     fitted = ImageOps.fit(to_pil(pixels).convert(MODES[pixels.shape[2]]), size[::-1])
     return np.asarray(fitted, dtype=np.uint8).reshape(*size, pixels.shape[2])
+
+
+def fit_input(pixels: Images, size: Size, operator: LinearOperator | None, *, degrade: bool) -> Images:
+    """Return `fit` of a picture for `measure`; what a mask hides has no weight in the other pixels."""
+    fitted = fit(pixels, size)
+    if operator is None or degrade or fitted is pixels:
+        return fitted
+    ones = torch.ones(1, *operator.shape)
+    is_known = (operator.apply(operator.pseudo_inverse(ones))[0].amin(0) > 0.5).numpy()
+    weights = is_known[_cells(pixels.shape[:2], size)].astype(np.float32)
+
+    def resized(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(ImageOps.fit(Image.fromarray(values), size[::-1]))[:, :, None]
+
+    share = resized(weights)
+    means = [resized(weights * channel) for channel in np.moveaxis(pixels, 2, 0)]
+    known = np.concatenate(means, 2) / np.maximum(share, MIN_SHARE)
+    return np.where(share > MIN_SHARE, known.round().clip(0, 255).astype(np.uint8), fitted)
+
+
+def _cells(shape: Size, size: Size) -> tuple[NDArray[np.intp], ...]:
+    """Return the index of the pixel of the fitted picture that has the centre of each pixel of a picture."""
+    scale = min(length / side for length, side in zip(shape, size, strict=True))
+    places = (
+        ((np.arange(length) + 0.5 - (length - side * scale) / 2) / scale).astype(int).clip(0, side - 1)
+        for length, side in zip(shape, size, strict=True)
+    )
+    return np.ix_(*places)
 
 
 def in_channels(pixels: Images, channels: int) -> Images:
@@ -35,9 +66,10 @@ def in_channels(pixels: Images, channels: int) -> Images:
     return np.asarray(flatten(to_pil(pixels), channels), dtype=np.uint8).reshape(*pixels.shape[:2], channels)
 
 
-def kept_pixels(mask: Images) -> Tensor:
-    """Return where a mask (H, W, 1) keeps a pixel, (H, W): where it is darker than mid-grey."""
-    return torch.from_numpy(mask[:, :, 0] < HIDDEN)
+def kept_pixels(mask: Images, size: Size) -> Tensor:
+    """Return which pixels of a fitted picture a mask (H, W, 1) keeps: those without any that it hides."""
+    hidden = Image.fromarray((mask[:, :, 0] >= HIDDEN).astype(np.float32))
+    return torch.from_numpy(np.asarray(ImageOps.fit(hidden, size[::-1], Image.Resampling.BOX)) == 0)
 
 
 def masked_operator(text: str, image_shape: Shape, mask: Images) -> LinearOperator:
@@ -51,7 +83,7 @@ def masked_operator(text: str, image_shape: Shape, mask: Images) -> LinearOperat
             f"operator {text:.120} takes no mask: end it with {PRODUCT}mask, or leave out the mask"
         )
     measured = build_operator(PRODUCT.join(before), image_shape).shape if before else image_shape
-    return build_operator(text, image_shape, kept_pixels(fit(mask, measured[1:])))
+    return build_operator(text, image_shape, kept_pixels(mask, measured[1:]))
 
 
 def measure(

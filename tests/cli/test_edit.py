@@ -92,6 +92,25 @@ def test_folder_and_store_give_labels_and_results_by_number(edit) -> None:
     assert len(results("y.npz")) == 1
 
 
+def test_larger_pictures_keep_nothing_of_what_a_mask_hides(edit) -> None:
+    hidden = np.zeros((70, 70), np.uint8)
+    hidden[:31] = 255
+    Image.fromarray(hidden).save("part.png")
+    Image.fromarray(200 - hidden // 255 * 200).save("photo.png")
+    edit("photo.png", "--mask", "part.png", "--num", "1", "--out", "x.npz")
+    assert (results()[0, 4:] == 200).all()
+
+
+def test_cards_differ_where_classes_or_numbers_of_results_do(edit) -> None:
+    def card(*options: str) -> str:
+        done = edit("a.png", "--strength", "0.4", "--out", "x.npz", "--json", *options)
+        return json.dumps(json.loads(done.out)["card"], sort_keys=True)
+
+    options = [["--class", "3"], ["--class", "4"], [], ["--class", "3", "--num", "2"]]
+    assert len({card("--num", "1", *one) for one in options}) == len(options)
+    assert card("--num", "1", "--class", "class3") == card("--num", "1", "--class", "3")
+
+
 def test_other_sizes_are_resized_and_said_or_tiled(edit) -> None:
     done = edit("wide.png", "--deblur", "0.6", "--degrade", "--num", "1", "--out", "x.npz")
     assert "wide.png: the middle of 20×30 pixels (height × width) at 8×8" in done.out

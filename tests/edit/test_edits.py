@@ -3,14 +3,17 @@
 import itertools
 from contextlib import closing
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from diffusion.edit.edits import Editor, edit_trajectory
 from diffusion.edit.measurement import Measurement, build_operator
+from diffusion.edit.operators.mask import Mask
+from diffusion.edit.pictures import fit_input, masked_operator, measure
 from diffusion.engine.engine import Engine
-from diffusion.images.pixels import to_model
+from diffusion.images.pixels import to_model, to_uint8
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import EditSettings
@@ -136,6 +139,27 @@ def test_larger_images_are_edited_in_tiles() -> None:
     images = Editor(MODEL, SampleSettings(steps=3), edit, CPU).images(measurement, [0], condition)
     assert images.shape == (1, 1, 12, 16)
     assert float((operator.apply(to_model(images)) - measurement.y).abs().max()) <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("size", [(80, 80), (81, 100), (8, 8)])
+@pytest.mark.parametrize("mask_size", [(80, 80), (81, 100), (8, 8), (333, 300)])
+def test_a_mask_of_another_size_hides_what_it_touches(
+    size: tuple[int, int], mask_size: tuple[int, int]
+) -> None:
+    picture, mask = np.full((*size, 1), 200, np.uint8), np.zeros((*mask_size, 1), np.uint8)
+    for pixels, value in ((picture, 0), (mask, 255)):
+        height, width = pixels.shape[:2]
+        pixels[: height // 4, width // 2 : width // 2 + width // 4] = value
+        if min(height, width) > 8:
+            pixels[:, width // 3 : width // 3 + 1] = value  # a line, thinner than a pixel of the model
+    operator = masked_operator("mask", (1, 8, 8), mask)
+    y = measure(operator, [fit_input(picture, (8, 8), operator, degrade=False)], 0.0, degrade=False).y
+    assert isinstance(operator, Mask)
+    assert not operator.kept[:2, 4:6].any()
+    if size == mask_size:
+        assert (to_uint8(y)[0, 0][operator.kept] == 200).all()
+    if min(mask_size) > 8:
+        assert not operator.kept[:, 2].any()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from diffusion.images.pictures import png_bytes
+from diffusion.model.model_file import DataCard, save_artefact
 from diffusion.protocol.settings import SampleSettings
 from serving.app import create_app
 from serving.schemas import MAX_EDIT_BODY
+from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.raw_data import random_images
 from tests.helpers.served_images import HERE, Greys, assert_offline, events_of, pixels
 from tests.helpers.server_process import gated, published, service_of
@@ -82,6 +84,13 @@ def test_transparent_pixels_are_filled_and_others_kept(client):
     assert np.array_equal(found, pixels(edited(client, mask=encoded(MASK))))
 
 
+def test_larger_pictures_keep_nothing_of_what_a_mask_hides(client):
+    photo = np.full((70, 70, 2), 200, np.uint8)
+    photo[:31] = 0
+    photo[31:, :, 1] = 255
+    assert (pixels(edited(client, image=encoded(photo), mask="alpha"))[:, 4:] == 200).all()
+
+
 def test_a_body_may_be_the_picture_with_the_other_keys_in_the_query(client):
     keys = {"operator": "mask:5,0,8,8", "class": 3, "num": 2, "steps": 3, "method_options": '{"eta": 0.5}'}
     headers = {"Content-Type": "image/png"}
@@ -95,6 +104,23 @@ def test_a_body_may_be_the_picture_with_the_other_keys_in_the_query(client):
     ):
         answer = client.post("/v1/edits", params=query, content=png_bytes(PICTURE), headers=headers)
         assert (answer.status_code, words in answer.json()["detail"]) == (422, True)
+
+
+def test_an_integer_is_a_label_and_a_text_a_name(tmp_path):
+    classes = ("1", "2", "null")
+    spec, data = spec_of(num_classes=3), DataCard(name="d", classes=classes, counts=(1, 1, 1), digest="0")
+    model = tmp_path / "m.safetensors"
+    save_artefact(model, network_of(spec).state_dict(), artefact_of(spec, data=data))
+    picture = {"Content-Type": "image/png"}
+    with TestClient(create_app(service_of(published(model, scored=False))), HERE) as client:
+        for label, name in enumerate(classes):
+            by_label, by_name = (edited(client, strength=1, num=1, **{"class": one}) for one in (label, name))
+            assert by_label["labels"] == by_name["labels"] == [label]
+            sampled = client.post("/v1/images", json={"class": label, "steps": 1}).json()
+            assert sampled["labels"] == [label]
+            query = {"class": name, "strength": 1, "num": 1, "steps": 3}
+            in_query = client.post("/v1/edits", params=query, content=png_bytes(PICTURE), headers=picture)
+            assert in_query.json() == by_name
 
 
 def test_events_end_with_the_response(client):
