@@ -7,8 +7,8 @@ import typer
 
 from cli.commands.scores import Compare, Seeds
 from cli.shared.console import print_table
+from cli.stages.context import preflight
 from diffusion.choice.confidence import describe_comparison
-from diffusion.config import load
 from diffusion.layout import SCORES
 from diffusion.protocol.card import describe_difference
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
@@ -103,7 +103,7 @@ def show_seeds(options: Seeds) -> None:
     others = other_seeds(document)
     found, aside = compare_seeds(document, others), excluded_seeds(document, others)
     if options.html is not None:
-        write_output_text(options.html, page_with_seeds(read_inputs(load()), others))
+        write_output_text(options.html, page_with_seeds(read_inputs(preflight("report")), others))
     values = {
         "cell": document.best.cell,
         "seed": document.training.seed if document.training else None,

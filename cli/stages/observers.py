@@ -13,7 +13,7 @@ from cli.stages.preview import write_preview
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.store import ImageStore
 from diffusion.model.counted_passes import count_parameters
-from diffusion.model.model_file import Artefact
+from diffusion.model.model_file import Artefact, read_artefact
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import Interrupted
@@ -116,6 +116,7 @@ class TrackedTraining(ConsoleTraining):
         self.on_validation: Callable[[int, float], None] | None = None  # of the step and the EMA's loss
         self.real: ImageStore | None = None  # below previews
         self._began, self._first_step = time.monotonic(), 0
+        self._model_sha256: str | None = None
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
         """As the base class; a score that a stop interrupted is repeated now."""
@@ -131,6 +132,7 @@ class TrackedTraining(ConsoleTraining):
 
     def finished(self, model: Path) -> None:
         """Add the model file to the spool and print its path."""
+        self._model_sha256 = read_artefact(model).model_sha256
         self.spool.artifact(model, folder=MODEL_FOLDER)
         super().finished(model)
 
@@ -152,7 +154,12 @@ class TrackedTraining(ConsoleTraining):
                 commit=commit and commit[:SHORT_COMMIT] + "+" * (git[GIT_DIRTY] == "true"),
             )
             write_json(self.run.folder / FACTS, add_checksum(facts.model_dump(mode="json")))
-        identity = TrainingIdentity(key=self.run.key, fingerprint=self.run.folder.name, facts=facts)
+        identity = TrainingIdentity(
+            key=self.run.key,
+            fingerprint=self.run.folder.name,
+            model_sha256=self._model_sha256,
+            facts=facts,
+        )
         return identity.model_dump(mode="json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -204,10 +211,11 @@ class TrackedTraining(ConsoleTraining):
                     scores = scorer.scores(ema, artefact, watch)
             except Interrupted:
                 return
-            path, gone = checkpoints.add(step, scores, ema, artefact)
+            path, gone = checkpoints.save(step, scores, ema, artefact)
             self.spool.checkpoint(step, path, {f"validation/{name}": value for name, value in scores.items()})
             for old in gone:
                 self.spool.dropped(old)
+            checkpoints.record(step, scores, gone)  # the last, so that a killed training repeats the step
 
     def catch_up(self, step: int, ema: nn.Module) -> None:
         """Compute the score that is due after `step` steps, if it is missing."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from diffusion.config import load
+from cli.stages.context import preflight
 from diffusion.layout import REPORT
 from diffusion.report.write import read_inputs, write_report
 from tracking.runs.scored_runs import log_report
@@ -10,6 +10,6 @@ from tracking.runs.scored_runs import log_report
 
 def run_stage(_: object) -> None:
     """Write the report and log it."""
-    page = write_report(read_inputs(load()), REPORT)
+    page = write_report(read_inputs(preflight("report")), REPORT)
     log_report()
     typer.echo(f"report: {page}")

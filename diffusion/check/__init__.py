@@ -5,7 +5,13 @@ from pathlib import Path
 
 from diffusion.check.cost_estimate import check_cost
 from diffusion.check.data_checks import check_fit, check_prepared, check_raw
-from diffusion.check.dependency_checks import check_base, check_guides, check_plugins, check_samples
+from diffusion.check.dependency_checks import (
+    check_base,
+    check_guides,
+    check_model,
+    check_plugins,
+    check_samples,
+)
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_disk, check_memory, check_states, check_weights
 from diffusion.check.trial import check_trial
@@ -152,6 +158,7 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
     "train": (check_prepared, check_fit, check_spacing, check_base, check_trial, check_memory, check_states),
     "sample": (check_spacing, check_base, check_guides),
     "evaluate": (check_weights, check_samples),
+    "report": (check_model, check_samples),
 }  # other stages check their inputs themselves, immediately
 
 

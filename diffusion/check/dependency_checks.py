@@ -11,7 +11,7 @@ from diffusion.code_digest import module_digests
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, GRAPH, MODEL, SAMPLES, dvc_stages
-from diffusion.model.model_file import read_artefact, warn_of_edited_plugins
+from diffusion.model.model_file import Artefact, read_artefact, warn_of_edited_plugins
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
@@ -21,7 +21,9 @@ from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.ema_files import matching_snapshots
 from diffusion.sample.network_files import check_base_settings, check_networks
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.fields import changed_fields
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
+from diffusion.train.plan import plan_artefact
 
 REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 
@@ -90,6 +92,24 @@ def check_base(project: Project) -> Iterator[Finding]:
         check_base_settings(settings, artefact)
     except DiffctlError as error:
         yield Finding("error", "sampling", str(error))
+
+
+def check_model(project: Project) -> Iterator[Finding]:
+    """Check that the model in models/ is of the configuration, by any code and in any precision."""
+    if not MODEL.is_file() or not project.is_ready or project.plan is None:
+        return
+    made, wanted = map(_settings, (read_artefact(MODEL), plan_artefact(project.plan)))
+    known = made.keys() & wanted.keys()  # older models have fewer
+    if changed := changed_fields(*({name: one[name] for name in known} for one in (made, wanted))):
+        message = f"{MODEL} was trained with other settings ({', '.join(changed[:3])})"
+        yield Finding("error", "model", message, "make it and what follows from it again with `diffctl run`")
+
+
+def _settings(artefact: Artefact) -> dict[str, Any]:
+    """Return the settings that a model was trained with, by their names in params.yaml, and its data."""
+    values = artefact.model_dump(mode="json")
+    sections = {"model": values["network"], **{name: values[name] for name in ("process", "train", "data")}}
+    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
 
 
 def check_samples(project: Project) -> Iterator[Finding]:

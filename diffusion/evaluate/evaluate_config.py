@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from diffusion.protocol.card import SUBSET_SIZE
+from diffusion.protocol.card import SUBSET_SIZE, Limits
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.limits import MAX_COUNT, MAX_NEIGHBOURS
@@ -79,6 +79,11 @@ class EvaluateConfig(Section):
     prc_images: Neighbours = 10_000
     prc_samples: Neighbours | None = None
     kid_subset_size: Annotated[int, Field(ge=2, le=MAX_NEIGHBOURS), NotBool] = SUBSET_SIZE
+
+    @property
+    def limits(self) -> Limits:
+        """The largest numbers of images that are compared pairwise."""
+        return Limits(self.prc_samples or self.prc_images, self.prc_images, self.kid_subset_size)
 
     @property
     def spaces(self) -> tuple[Space, ...]:

@@ -1,6 +1,7 @@
 """Scores during training: N images of the EMA network against the reference, every K steps."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,21 +109,22 @@ class ScoredCheckpoints:
     def __init__(self, folder: Path, keep: str | int, ranked_by: str, card: Card) -> None:
         self.folder, self.keep, self.ranked_by, self.card = folder, keep, ranked_by, card
 
-    def add(
+    def save(
         self, step: int, scores: Scores, network: nn.Module, artefact: Artefact
     ) -> tuple[Path | None, list[int]]:
-        """Store the scores; return the step's file if it is kept, and the steps that were removed."""
-        known = self.scores() | {step: scores}
-        steps = {str(key): value for key, value in known.items()}
-        write_json(self.folder / "scores.json", {"card": self.card, "steps": steps})
-        present = {int(file.stem) for file in self.folder.glob("*.safetensors")}
-        kept, path = self._kept(known, present), self._path(step)
+        """Save the network if it is kept; return its file, and the steps that `record` will remove."""
+        present = self._present()
+        kept, path = self._kept(self.scores() | {step: scores}, present | {step}), self._path(step)
         if step in kept:
             save_artefact(path, network.state_dict(), artefact.model_copy(update={"step": step}))
-        removed = sorted(present - kept)
+        return path if step in kept else None, sorted(present - kept)
+
+    def record(self, step: int, scores: Scores, removed: Iterable[int]) -> None:
+        """Store the scores of a saved step, which is repeated without them, and remove other steps."""
+        known = {str(key): value for key, value in (self.scores() | {step: scores}).items()}
+        write_json(self.folder / "scores.json", {"card": self.card, "steps": known})
         for old in removed:
             self._path(old).unlink()
-        return path if step in kept else None, removed
 
     def scores(self) -> dict[int, Scores]:
         """Return the stored scores by step."""
@@ -135,11 +137,16 @@ class ScoredCheckpoints:
         return {step: scores for step, scores in known.steps.items() if self.ranked_by in scores}
 
     def _kept(self, known: dict[int, Scores], present: set[int]) -> set[int]:
+        """Return the steps to keep of those whose files are `present`."""
         if isinstance(self.keep, int):  # whatever the protocol of their scores
-            return {step for step in known.keys() | present if step % self.keep == 0}
+            return {step for step in present if step % self.keep == 0}
+        ranked = known.keys() & present
         if self.keep == "last":
-            return {max(known)}
-        return {min(known, key=lambda step: (known[step][self.ranked_by], step))}
+            return {max(ranked)}
+        return {min(ranked, key=lambda step: (known[step][self.ranked_by], step))}
+
+    def _present(self) -> set[int]:
+        return {int(file.stem) for file in self.folder.glob("*.safetensors")}
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:09d}.safetensors"

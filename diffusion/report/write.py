@@ -1,13 +1,15 @@
 """The stage `report`: one self-contained page, and its figures as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusion.config import Config
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import LOSS_CURVE, PREPARED, RUN, SAMPLES, SCORES
-from diffusion.protocol.card import differing_fields
+from diffusion.protocol.card import differing_fields, neighbour_card
 from diffusion.protocol.grid import open_cells
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.figure_base import as_png
@@ -15,9 +17,10 @@ from diffusion.report.figures import read_curve
 from diffusion.report.page_content import ReportInputs, draw, page_content
 from diffusion.report.theme import render
 from diffusion.system.checksums import read_checksummed_json
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.fields import changed_fields
 from diffusion.system.files import atomic_folder
-from diffusion.train.checkpoint.run_record import TrainingIdentity
+from diffusion.train.checkpoint.run_record import TrainingFacts, TrainingIdentity
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PICTURES = ("curve", "montage", "loss")
@@ -40,7 +43,11 @@ def page_with_seeds(inputs: ReportInputs, others: Sequence[ScoresDocument]) -> s
 
 
 def read_inputs(config: Config) -> ReportInputs:
-    """Read a report's inputs; DiffctlError for a missing cell or file, and for scores of other samples."""
+    """Read a report's inputs.
+
+    DiffctlError for a missing cell or file, for scores of other samples or settings, and for facts of another
+    training.
+    """
     document = read_scores(SCORES)
     cells = open_cells(config.sample, config.sweep, SAMPLES)
     again = "score them with `diffctl stage evaluate`"
@@ -50,6 +57,34 @@ def read_inputs(config: Config) -> ReportInputs:
         card, sampled = document.cells[cell.name].card, store.meta["card"]
         if changed := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
             raise DiffctlError(f"{cell.name} has scores of other samples ({', '.join(changed)}): {again}")
-    facts = read_checksummed_json(RUN, TrainingIdentity).facts if RUN.exists() else None
     train, test = (open_store(PREPARED / split, PreparedMeta) for split in ("train", "test"))
+    real = train if config.evaluate.reference == "train" else test
+    if others := _other_settings(config.evaluate, document, len(real)):
+        raise UsageError(f"{SCORES} has scores of other settings ({', '.join(others[:3])}): {again}")
+    facts = _training_facts(next(iter(cells.values())).meta)
     return ReportInputs(config, document, cells, train, test, read_curve(LOSS_CURVE), facts)
+
+
+def _other_settings(section: EvaluateConfig, document: ScoresDocument, count: int) -> list[str]:
+    """Return the settings of the scores that differ from the section; `count` is that of the real images."""
+    one, real = next(iter(document.cells.values())), min(count, section.reference_images or count)
+    wanted: dict[str, Any] = {"reference_split": section.reference, "reference_count": real}
+    wanted |= neighbour_card(one.num_images, real, section.limits)
+    known = {name: one.card.get(name, value) for name, value in wanted.items()}  # old cards have fewer fields
+    wanted["extractor"] = ", ".join(space.extractor for space in section.spaces)
+    known["extractor"] = ", ".join((document.extractor, *document.spaces))
+    return changed_fields(known, wanted)
+
+
+def _training_facts(sampled: Mapping[str, Any]) -> TrainingFacts | None:
+    """Return the facts of the training; UsageError if it is not the one of a cell with this `meta`."""
+    if not RUN.exists():
+        return None
+    identity = read_checksummed_json(RUN, TrainingIdentity)
+    trained = sampled.get("average_of") or sampled["card"].get("model_sha256")
+    if identity.model_sha256 not in (None, trained):
+        raise UsageError(
+            f"{RUN} is of the model {identity.model_sha256[:16]}, and {SAMPLES} of {str(trained)[:16]}: "
+            "make both with `diffctl run`"
+        )
+    return identity.facts

@@ -298,6 +298,18 @@ def test_model_without_the_configured_snapshots_will_be_trained_again(project):
     assert with_level(check(with_profile), "error") == {}
 
 
+def test_report_of_a_model_of_other_settings_is_refused(project):
+    copy_data(project)
+    config = configuration()
+    plan = Project(config).plan
+    other = "bf16" if plan.precision == "fp32" else "fp32"  # trained on another machine
+    made = plan_artefact(plan).model_copy(update={"precision": other})
+    save_artefact(project / MODEL, build_network(plan.network).state_dict(), made)
+    assert preflight(config, "report") == []
+    with pytest.raises(UsageError, match=r"other settings \(train\.steps 12 → 7\)"):
+        preflight(configuration(train={"steps": 7}), "report")
+
+
 def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeypatch):
     monkeypatch.setattr(Project, "is_trained", True)
     small_model(project / MODEL)

@@ -1,5 +1,6 @@
 """Scores during a training: their card, which checkpoints are kept, what MLflow receives, resume and stop."""
 
+import errno
 import json
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from cli.stages.training import scored_images
 from diffusion.config import parse
+from diffusion.evaluate import training_scores
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features
 from diffusion.evaluate.features.reference_features import Reference
@@ -43,9 +45,15 @@ def state(digits_store: Path) -> TrainState:
 
 
 def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]:
-    """Add every step and return the steps that each call dropped."""
-    checkpoints, artefact = ScoredCheckpoints(folder, keep, "kd", CARD), plan_artefact(state.plan)
-    return [checkpoints.add(step, {"kd": value}, state.ema, artefact)[1] for step, value in SCORES.items()]
+    """Add every step and return the steps that each one removed."""
+    checkpoints = ScoredCheckpoints(folder, keep, "kd", CARD)
+    return [add(checkpoints, step, value, state) for step, value in SCORES.items()]
+
+
+def add(checkpoints: ScoredCheckpoints, step: int, value: float, state: TrainState) -> list[int]:
+    _, removed = checkpoints.save(step, {"kd": value}, state.ema, plan_artefact(state.plan))
+    checkpoints.record(step, {"kd": value}, removed)
+    return removed
 
 
 def kept(folder: Path) -> list[int]:
@@ -82,8 +90,29 @@ def test_scores_of_another_protocol_are_ignored(
     add_all(tmp_path, keep, state)
     other = ScoredCheckpoints(tmp_path, keep, "kd", {"num_images": 40})
     assert other.scores() == {}
-    assert other.add(60, {"kd": 9.0}, state.ema, plan_artefact(state.plan))[1] == gone
+    assert add(other, 60, 9.0, state) == gone
     assert kept(tmp_path) == stay
+
+
+def test_best_checkpoint_stays_if_a_better_one_is_not_saved(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = ScoredCheckpoints(tmp_path, "best", "kd", CARD)
+    add(checkpoints, 10, 2.0, state)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_scores, "save_artefact", fail)
+        with pytest.raises(OSError, match="No space"):
+            add(checkpoints, 20, 1.0, state)
+    assert (kept(tmp_path), checkpoints.scores().keys()) == ([10], {10})  # step 20 is repeated after a stop
+    assert add(checkpoints, 30, 3.0, state) == []
+    assert add(checkpoints, 40, 1.5, state) == [10]
+    (tmp_path / f"{40:09d}.safetensors").unlink()
+    add(checkpoints, 50, 2.5, state)
+    assert kept(tmp_path) == [50]
 
 
 def test_mlflow_receives_kept_checkpoints_once(tmp_path: Path) -> None:

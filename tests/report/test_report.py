@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,18 +16,20 @@ from PIL import Image
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
-from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, SAMPLES, SCORE_CURVES, SCORES
+from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import read_scores
 from diffusion.report.sample_pictures import class_rows
 from diffusion.report.score_tables import score_table
 from diffusion.report.write import page_with_seeds
-from diffusion.system.errors import DiffctlError
+from diffusion.system.checksums import add_checksum
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_sweep
 from tests.helpers.disks import make_room
 from tests.helpers.report_page import Page, inputs_of, report, write_validation_losses
+from tests.report.conftest import FACTS
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +190,28 @@ def test_scores_of_other_samples_are_refused(own, tmp_path):
             write_cell(root / SAMPLES / cell.name, config, cell, model_sha256="b" * 64)
     with pytest.raises(DiffctlError, match=r"other samples \(model_sha256"):
         report((config, root), tmp_path / "report")
+
+
+@pytest.mark.parametrize(
+    ("section", "found"),
+    [
+        ({"extractor": "effnet-lite0-96"}, "extractor effnet-lite0-64 → effnet-lite0-96"),
+        ({"reference": "test"}, "reference_split train → test"),
+        ({"prc_images": 50}, "prc_images 60 → 50"),
+    ],
+)
+def test_scores_of_other_settings_are_refused(sweep, section, found):
+    with pytest.raises(UsageError, match=found):
+        inputs_of(make_config(evaluate=section), sweep[1])
+
+
+def test_facts_of_another_training_are_refused(own):
+    config, root = own
+    for digest, refused in (("a" * 64, False), ("b" * 64, True)):
+        identity = {"key": "k", "fingerprint": "f", "model_sha256": digest, "facts": FACTS}
+        write_json(root / RUN, add_checksum(identity))
+        with pytest.raises(UsageError, match=r"of the model b{16}, and") if refused else nullcontext():
+            assert inputs_of(config, root).facts is not None
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ from diffusion.protocol.card import (
     SHARES,
     SUBSETS,
     Card,
-    Limits,
     protocol_card,
     statistics_fields,
     subset_size,
@@ -61,8 +60,7 @@ class Scorer:
     ) -> None:
         self.reference, self.intervals = reference, section.confidence_intervals
         self.has_likelihood = section.feature_likelihood
-        samples = section.prc_samples or section.prc_images
-        self.limits = Limits(samples, section.prc_images, section.kid_subset_size)
+        self.limits = section.limits
         self.device = torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
         self.published = published

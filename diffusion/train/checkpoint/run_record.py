@@ -43,10 +43,14 @@ class TrainingFacts(Section):
 
 
 class TrainingIdentity(Section):
-    """The content of models/run.json: key and fingerprint of the training that made the model."""
+    """The content of models/run.json: key and fingerprint of the training that made the model.
+
+    `model_sha256` is the model's identity, None in older files.
+    """
 
     key: Annotated[str, Field(min_length=1, max_length=200)]
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+    model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     facts: TrainingFacts | None = None
 
 
