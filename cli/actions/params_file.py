@@ -16,7 +16,7 @@ from cli.shared.options import profile_names
 from diffusion.config import load, parse
 from diffusion.layout import PARAMS, PROFILES
 from diffusion.system.errors import UsageError, printable
-from diffusion.system.files import read_regular, write_atomic, write_text
+from diffusion.system.files import read_regular, write_text
 from diffusion.system.params import MAX_BYTES, YamlRefusal, edit_yaml, parse_yaml, read_params
 from diffusion.system.section import brief
 
@@ -24,27 +24,42 @@ UNSET = object()  # the value of a key that params.yaml does not have
 
 
 def use(options: Use) -> None:
+    text, lines = (_own_text() if options.profile is None else _profile_text(options)), list[str]()
     if options.profile is not None:
-        source = find_profile(options.profile)
-        load(source)
-        text = source.read_bytes()
-        if not options.force and _has_unsaved_edits(text):
-            raise UsageError(f"{PARAMS} has edits without a commit: commit them, or give --force")
-        write_atomic(PARAMS, lambda file: file.write(text))
-        typer.echo(f"{PARAMS} is now the profile {options.profile}; `diffctl run` trains it")
-    if options.protocol is None and options.init_from is None:
-        return
-    begin("loading the model or the protocol")
+        lines.append(f"{PARAMS} is now the profile {options.profile}; `diffctl run` trains it")
+    if options.protocol is not None or options.init_from is not None:
+        begin("loading the model or the protocol")
     if options.protocol is not None:
-        params_edits.use_protocol(options.protocol)
+        text, further = params_edits.with_protocol(text, options.protocol)
+        lines += further
     if options.init_from is not None:
-        params_edits.use_pretrained(options.init_from)
+        text, further = params_edits.with_pretrained(text, options.init_from)
+        lines += further
+    write_text(PARAMS, text)  # nothing was refused
+    typer.echo("\n".join(lines))
+
+
+def _own_text() -> str:
+    """Return the text of params.yaml; UsageError if it is missing or no YAML."""
+    read_params()
+    return PARAMS.read_text(encoding="utf-8")
+
+
+def _profile_text(options: Use) -> str:
+    """Return the text of the profile; UsageError if params.yaml has edits that would be lost."""
+    assert options.profile is not None, "it is given"
+    source = find_profile(options.profile)
+    load(source)
+    text = source.read_bytes()
+    if not options.force and _has_unsaved_edits(text):
+        raise UsageError(f"{PARAMS} has edits without a commit: commit them, or give --force")
+    return text.decode()
 
 
 def set_values(options: Set) -> None:
     values = parse_assignments(options.assignments, "set")
     before = read_params()
-    text = replace_values({tuple(key.split(".")): value for key, value in values.items()})
+    text = replace_values(_own_text(), {tuple(key.split(".")): value for key, value in values.items()})
     parse(parse_yaml(text), f"{PARAMS} with these values")  # validated before the file is written
     write_text(PARAMS, text)
     for key, value in values.items():
@@ -74,9 +89,8 @@ def parse_assignments(texts: Iterable[str], source: str) -> dict[str, Any]:
     return values
 
 
-def replace_values(values: Mapping[tuple[str, ...], Any]) -> str:
+def replace_values(text: str, values: Mapping[tuple[str, ...], Any]) -> str:
     """Return the text of params.yaml with these values; UsageError if one cannot be replaced."""
-    text = PARAMS.read_text(encoding="utf-8")
     for path, value in values.items():
         try:
             text = edit_yaml(text, path, value)

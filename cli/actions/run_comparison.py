@@ -46,7 +46,7 @@ def compare_runs(options: Compare) -> None:
         typer.echo(f"MLflow: {link}", err=options.as_json)
         typer.launch(link)
     if not result.rows:
-        raise DiffctlError(f"these scores cannot be compared: {_differences(result) or 'no cell in common'}")
+        raise UsageError(f"these scores cannot be compared: {_differences(result) or 'no cell in common'}")
 
 
 def _mlflow_link(scored: Sequence[ScoredRun]) -> str:
@@ -61,21 +61,22 @@ def _mlflow_link(scored: Sequence[ScoredRun]) -> str:
 
 def _show_comparison(result: Comparison) -> None:
     """Print the table with the best number of each row marked, then the omissions and their reasons."""
-    if result.rows:
-        rows = ((row.cell, row.metric, *_numbers(row)) for row in result.rows)
-        print_table(("CELL", "SCORE", *result.labels), rows)
-        for label, members in result.seed_groups.items():
-            typer.echo(f"{label}: mean ± standard deviation of {', '.join(members)}, of other seeds")
-        if any(row.best is not None for row in result.rows):
-            typer.echo("< the best of its row")
-        if any(any(row.tied) for row in result.rows):
-            typer.echo("≈ not significantly worse: the gap is within its confidence interval")
-        if how := describe_comparison(gap for row in result.rows for gap in row.gaps):
-            typer.echo(f"gaps to the best are {how}")
-        if any(row.ranks and row.best is None for row in result.rows):
-            typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
-        if any(any(row.few_images) for row in result.rows):
-            typer.echo("* of fewer images than there are features: a limit that is not to be trusted")
+    if not result.rows:
+        return  # an error has the reasons
+    rows = ((row.cell, row.metric, *_numbers(row)) for row in result.rows)
+    print_table(("CELL", "SCORE", *result.labels), rows)
+    for label, members in result.seed_groups.items():
+        typer.echo(f"{label}: mean ± standard deviation of {', '.join(members)}, of other seeds")
+    if any(row.best is not None for row in result.rows):
+        typer.echo("< the best of its row")
+    if any(any(row.tied) for row in result.rows):
+        typer.echo("≈ not significantly worse: the gap is within its confidence interval")
+    if how := describe_comparison(gap for row in result.rows for gap in row.gaps):
+        typer.echo(f"gaps to the best are {how}")
+    if any(row.ranks and row.best is None for row in result.rows):
+        typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
+    if any(any(row.few_images) for row in result.rows):
+        typer.echo("* of fewer images than there are features: a limit that is not to be trusted")
     if result.differences:
         typer.echo(f"left out: {_differences(result)}")
 

@@ -29,6 +29,7 @@ from diffusion.sample.generate import check_settings, generate, should_compile, 
 from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.sample.sampler import Step
+from diffusion.sample.sampling_card import nfe_fields
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
@@ -67,8 +68,11 @@ def sample_images(options: Sample) -> None:
         text = f"{cell}, the best of its sweep for {options.budget} NFE\n{text}"
     elif usual:
         text = f"{cell}: settings without an option are those of the best cell\n{text}"
-    made = {"out": options.out, "indices": list(options.indices), **settings.model_dump(mode="json")}
-    options.answer(made, text)
+    labels = None if condition.labels is None else condition.labels.tolist()
+    made = {"out": options.out, "indices": list(options.indices), "labels": labels}
+    artefact, base = loaded.artefact, guides.base and guides.base.artefact
+    made |= {"model_sha256": artefact.model_sha256, **nfe_fields(settings, artefact, base)}
+    options.answer({**made, **settings.model_dump(mode="json")}, text)
 
 
 def _sample_frames(

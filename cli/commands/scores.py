@@ -74,7 +74,7 @@ class Evaluate(JsonOptions, ModelSourceOptions):
         if idle := [name for name, value in zip(names, given, strict=True) if value is not None]:
             raise UsageError(f"{idle[0]} is for the scores of edits: add --edit, or leave it out")
         if (self.path is None) != (self.against is None):
-            raise UsageError("PATH and --against need each other: give both")
+            raise UsageError("PATH and --against need each other: give the images and the real ones")
         if self.path is None and self.paper is None:
             raise UsageError("nothing to score: give PATH and --against, or --paper for those of the sweep")
         if self.path is None:

@@ -120,7 +120,7 @@ def choose_settings(folder: Path, path: str, choices: ProjectChoices) -> tuple[P
     ]
     if pictures.bad:
         values["data.on_bad"] = "skip"
-        reasons.append(f"data.on_bad: skip, since at least {pictures.bad} files cannot be used")
+        reasons.append(f"data.on_bad: skip, since at least {pictures.bad} file(s) cannot be used")
     if pictures.classes and min(pictures.classes.values()) >= MIN_PER_CLASS:
         values |= {"model.class_cond": True, "train.p_uncond": 0.1}
         reasons.append(f"model.class_cond: true, for images by class: {_listed(pictures.classes)}")
@@ -148,7 +148,8 @@ def _size(side: int, sizes: Sequence[Size]) -> tuple[int | list[int], str]:
         return side, "; squares, since the pictures have several shapes: their middle is taken"
     height, width = fitted.pop()
     if height == width or max(height, width) > MAX_RATIO * side:
-        return side, ""
+        is_cropped = any(one != other for one, other in sizes)
+        return side, "; squares: the middle of each picture is taken" if is_cropped else ""
     return [height, width], "; [height, width], since all pictures have about this shape"
 
 

@@ -77,7 +77,9 @@ def _temporary_server() -> Iterator[str]:
                 while not is_healthy(url, timeout=1):
                     check_signals()
                     if server.poll() is not None or time.monotonic() > deadline:
-                        raise DiffctlError("the temporary Prefect server did not start")
+                        how = "it ended" if server.poll() is not None else f"in {START_SECONDS} s"
+                        problem = f"the temporary Prefect server did not start ({how})"
+                        raise DiffctlError(f"{problem}: try again, or start one with `diffctl up`")
                     time.sleep(0.05)
                 yield url
         finally:

@@ -49,6 +49,7 @@ def sample(project, invoke):
 def test_budget_selects_the_best_affordable_cell(sample):
     made = json.loads(sample("--budget", "20", "--json").out)
     assert (made["steps"], made["eta"], made["noise"], made["seed"]) == (10, 0.5, "large", 0)
+    assert (made["model_sha256"], made["nfe"]) == (read_artefact(MODEL).model_sha256, 10)
     budgeted = np.load("x.npz")["arr_0"]
     sample("--steps", "10", "--eta", "0.5", "--noise", "large")
     np.testing.assert_array_equal(np.load("x.npz")["arr_0"], budgeted)

@@ -167,8 +167,9 @@ def test_missing_model_changes_nothing(project: Path) -> None:
         "version:2:shoes": "diffctl-shoes has no version 2",
         "4711": "'4711'",
     }.items():
-        with pytest.raises(DiffctlError, match=word):
-            Use(init_from=start).run()
+        for profile in (None, "digits") if start else (None,):
+            with pytest.raises(DiffctlError, match=word):
+                Use(init_from=start, profile=profile, force=True).run()
     assert (project / "params.yaml").read_text() == before
     assert not list(project.glob("start/*"))
 

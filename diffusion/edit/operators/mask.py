@@ -43,9 +43,11 @@ def build(options: MaskOptions, image_shape: Shape) -> Mask:
             "operator mask needs the hidden pixels: give mask:LEFT,TOP,RIGHT,BOTTOM or a picture"
         )
     left, top, right, bottom = map(int, options.box.split(","))
+    pixels = format_pixels((height, width))
     if not (left < right <= width and top < bottom <= height):
-        pixels = format_pixels((height, width))
         raise UsageError(f"mask:{options.box} is no box in {pixels}: give LEFT,TOP,RIGHT,BOTTOM")
+    if (left, top, right, bottom) == (0, 0, width, height):
+        raise UsageError(f"mask:{options.box} hides every pixel of {pixels}: give a smaller box")
     kept = torch.ones(height, width, dtype=torch.bool)
     kept[top:bottom, left:right] = False
     return Mask(kept, image_shape, options.box)
