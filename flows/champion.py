@@ -21,11 +21,11 @@ from diffusion.protocol.settings import AXES
 from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_PATH
-from flows.dvc_stage import Write, reproduce, supervise
+from flows.dvc_stage import Write, refresh_code, supervise
 from flows.pipeline import as_task, run_name, stop_on_cancel
-from flows.pipeline_steps import check_mlflow
+from flows.pipeline_steps import check_mlflow, run_step
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
-from tracking.registry.registered_models import champion_run, project_model
+from tracking.registry.registered_models import find_registered
 from tracking.runs.run_lookup import find_run
 
 CHAMPION, RUN = "champion", "run:"
@@ -112,8 +112,11 @@ def _swept(images: str) -> str:
     document = read_scores(SWEPT)
 
     def links() -> Iterator[str]:
-        name = champion_run(project_model()) if images == CHAMPION else images.removeprefix(RUN)
-        yield from links_of_model(find_run(name), document)
+        version = find_registered(document)
+        if images != CHAMPION:
+            yield from links_of_model(find_run(images.removeprefix(RUN)), version)
+        elif version is not None:  # the swept one: another version may be champion by now
+            yield from links_of_model(find_run(version.run_id), version)
 
     return sweep_markdown(document, IMAGES, links())
 
@@ -127,8 +130,9 @@ async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None
 
     try:
         async with stop_on_cancel():
+            await refresh_code()
             for step in ("data", "reference"):
-                await as_task(reproduce)(step)
+                await as_task(run_step)(step, False)
             await work(as_task(command))
     except Interrupted as stop:
         return Cancelled(message=str(stop), data=stop)

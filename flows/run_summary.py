@@ -18,7 +18,7 @@ from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
 from tracking.keys import REPORT_FOLDER
 from tracking.mlflow_pages import GAP, cells_table, run_link, version_link
-from tracking.registry.registered_models import find_registered
+from tracking.registry.registered_models import RegisteredVersion, find_registered
 from tracking.runs.run_lookup import find_run, read_identity
 from tracking.store import tracking_uri
 
@@ -80,16 +80,16 @@ def evaluation_markdown(values: JsonObject) -> str:
 def links_of_pipeline() -> Iterator[str]:
     """Yield links to the run, the registered version and the report."""
     run = find_run(read_identity().key)
-    yield from links_of_model(run, read_scores(SCORES))
+    yield from links_of_model(run, find_registered(read_scores(SCORES)))
     if page := mlflow_page(tracking_uri()):
         report = f"{REPORT_FOLDER}/index.html"
         yield f"[report]({run_link(page, run.info.experiment_id, run.info.run_id, artifact=report)})"
     yield f"report: {(REPORT / 'index.html').absolute()}"
 
 
-def links_of_model(run: "Run", document: ScoresDocument) -> Iterator[str]:
-    """Yield links to the run of a model and to its registered version with these scores."""
-    page, version = mlflow_page(tracking_uri()), find_registered(document)
+def links_of_model(run: "Run", version: RegisteredVersion | None) -> Iterator[str]:
+    """Yield links to the run of a model and to its registered version."""
+    page = mlflow_page(tracking_uri())
     if page:
         link = run_link(page, run.info.experiment_id, run.info.run_id)
         yield f"[run {run.info.run_name} in MLflow]({link})"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import typer
 
-from cli.actions.model_choice import selected_model, selected_run
+from cli.actions.model_choice import selected_model_and_run
 from cli.commands.scores import WEIGHTS, Evaluate
 from cli.shared.console import print_table, progress
 from cli.shared.process import command_line
@@ -53,7 +53,8 @@ class Originals(NamedTuple):
 
 
 def score_edits(options: Evaluate) -> None:
-    path, device = selected_model(options), default_device()
+    path, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
+    device = default_device()
     cells = list(_cells(options))
     loaded, networks = load_model(path, device), NetworkFiles(path).read()
     shape = loaded.artefact.network.shape
@@ -80,16 +81,17 @@ def score_edits(options: Evaluate) -> None:
         sheets.append(_sheet(pictures, measurement, images))
     store = originals.store
     about = {"path": str(store.path), "count": len(store), "results": originals.results}
-    _report(options, {"diffctl": VERSION, "images": about, "cells": scored}, sheets)
+    _report(options, {"diffctl": VERSION, "images": about, "cells": scored}, sheets, run_id)
 
 
-def _report(options: Evaluate, document: dict[str, Any], sheets: Sequence[Images]) -> None:
+def _report(
+    options: Evaluate, document: dict[str, Any], sheets: Sequence[Images], run_id: str | None
+) -> None:
     """Write the files that are requested, log the scores to the model's run, and print them."""
     if options.out is not None:
         write_output_text(options.out, json.dumps(document, indent=2) + "\n")
     if options.html is not None:
         write_output_text(options.html, render_edits(document, sheets, command_line()))
-    run_id = selected_run(options)
     if run_id is not None:
         log_edit_scores(run_id, document)
     options.answer(document, lambda: _show(document, run_id))

@@ -17,24 +17,39 @@ from diffusion.sample.network_files import NetworkFiles, network_files, not_of_t
 from diffusion.system.errors import TemporaryError, UsageError
 from tracking.registry.registered_models import (
     champion_model,
-    champion_run,
     fetch_scores_of,
     fetch_version_files,
     find_version_files,
     project_model,
+    version_run,
 )
 from tracking.runs.base_models import fetch_base, fetch_scored_base
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 
 
-def selected_model(options: ModelSourceOptions) -> Path:
-    """Return the named model file, downloaded if needed, by default the one of this project."""
+class SelectedModel(NamedTuple):
+    """A model file, and its run in MLflow; None for a file that is not from there."""
+
+    path: Path
+    run_id: str | None
+
+
+def selected_model_and_run(options: ModelSourceOptions) -> SelectedModel:
+    """Return the named model, downloaded if needed, by default the one of this project."""
     if options.run_id is not None:
-        return fetch_model(options.run_id)
+        run_id = str(find_run(options.run_id).info.run_id)
+        return SelectedModel(fetch_model(run_id), run_id)
     if options.champion:
-        return fetch_version_files(champion_model(force=options.force)).files.model
-    return options.model or MODEL
+        name = champion_model(force=options.force)
+        found = fetch_version_files(name)
+        return SelectedModel(found.files.model, version_run(name, found.version))
+    return SelectedModel(options.model or MODEL, None)
+
+
+def selected_model(options: ModelSourceOptions) -> Path:
+    """Return the file of the named model, as `selected_model_and_run`."""
+    return selected_model_and_run(options).path
 
 
 def selected_scores(options: ModelSourceOptions) -> ScoresDocument:
@@ -44,13 +59,6 @@ def selected_scores(options: ModelSourceOptions) -> ScoresDocument:
     if options.champion:
         return fetch_scores_of(project_model())
     return read_scores((options.model or MODEL).absolute().parent.parent / SCORES)
-
-
-def selected_run(options: ModelSourceOptions) -> str | None:
-    """Return the MLflow run of the selected model; None for a file."""
-    if options.champion:
-        return champion_run(project_model())
-    return None if options.run_id is None else str(find_run(options.run_id).info.run_id)
 
 
 class _BestCell(NamedTuple):

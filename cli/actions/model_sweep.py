@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from cli.actions.model_choice import given_options, selected_model, selected_run
+from cli.actions.model_choice import given_options, selected_model_and_run
 from cli.actions.score_tables import show_sweep_scores
 from cli.commands.scores import Sweep
 from cli.shared.options import OWN_OPTIONS, flag_of
@@ -42,8 +42,8 @@ def sweep_model(options: Sweep) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     base = None if sample.base is None else fetch_base(sample.base)
-    document = score_grid(config, selected_model(options), SWEEP_RUN, base)
-    run_id = selected_run(options)
+    model, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
+    document = score_grid(config, model, SWEEP_RUN, base)
     if run_id is not None:
         log_sweep(run_id, document)
     options.answer(document_values(document), partial(_show, document, run_id))

@@ -1,15 +1,20 @@
 """The sweep and evaluate deployments: commands, refusals, and a full run on a real Prefect server."""
 
 import asyncio
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from diffusion.layout import PREPARED
+from cli.actions import edit_scores, model_sweep
+from diffusion.layout import PREPARED, SCORES
+from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.system.errors import UsageError
-from flows import champion
+from flows import champion, pipeline_steps
 from tests.conftest import environment
+from tests.helpers.digits_sweep import write_prepared
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.nightly import post
 from tests.helpers.prefect_home import PrefectServer, with_database
@@ -17,7 +22,9 @@ from tests.helpers.scores_document import document
 from tests.helpers.small import own_code, small_project
 from tests.helpers.toy_project import script
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
+from tracking import keys
 from tracking.registry.registered_models import register
+from tracking.store import connect
 
 FLOWS = """
 import asyncio
@@ -64,6 +71,72 @@ def test_evaluate_runs_the_commands_of_its_arguments(project: Path, monkeypatch:
     (plain, published) = of("folder", "others", monkeypatch)
     assert plain[:4] == ["evaluate", "folder", "--against", "others"]
     assert published == ["folder against others"]
+
+
+def test_data_and_code_are_brought_up_to_date_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+
+    async def refresh() -> None:
+        ran.append("code")
+
+    async def reproduce(stage: str, write: Any, *, force: bool) -> None:
+        ran.append((stage, force))
+
+    async def work(do: Any) -> None:
+        ran.append("work")
+
+    monkeypatch.setattr(champion, "refresh_code", refresh, raising=False)
+    monkeypatch.setattr(champion, "as_task", lambda work: partial(work, write=print))
+    monkeypatch.setattr(champion, "reproduce", partial(reproduce, write=None, force=False), raising=False)
+    monkeypatch.setattr(champion, "stop_on_cancel", nullcontext)
+    monkeypatch.setattr(pipeline_steps, "reproduce", reproduce)
+    monkeypatch.setattr(pipeline_steps, "raw_files_changed", lambda: True)  # which DVC does not track
+    asyncio.run(champion._with_reference(work))
+    assert ran == ["code", ("data", False), ("data", True), ("reference", False), "work"]
+
+
+@pytest.mark.slow
+def test_scores_are_of_the_sampled_champion_though_another_is_promoted(
+    project: Path,
+    make_model: Any,  # noqa: F811
+    invoke: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    empty_database(project / "mlflow.db")
+    write_prepared(PREPARED)
+
+    def promote(seed: int) -> dict[str, float]:
+        make_model(seed, {(5, 0.0): 0.1**seed})
+        assert register().promoted
+        return {}
+
+    promote(0)
+    scores = read_scores(SCORES)
+
+    def score_grid(*_: Any) -> Any:
+        promote(1)
+        write_scores_document(champion.SWEPT, scores)
+        return scores
+
+    monkeypatch.setattr(model_sweep, "score_grid", score_grid)
+    monkeypatch.setattr(edit_scores, "_kernel_distance", lambda *_: promote(2))
+    assert invoke("sweep", "--champion", "--force").code == 0
+    page = champion._swept(champion.CHAMPION)
+    edits = ("--edit", "mask:0,0,4,8", "--steps", "1", "--num-images", "2", "--num", "2")
+    done = invoke("evaluate", *edits, "--champion", "--force")
+    assert done.code == 0, done.err
+    folders = {
+        int(one.version): [file.path for file in connect().list_artifacts(one.run_id, keys.EVALUATION_FOLDER)]
+        for one in connect().search_model_versions("name = 'diffctl-digits'")
+    }
+    own = f"{keys.EVALUATION_FOLDER}/scores.json"
+    assert folders == {
+        1: [own, f"{keys.EVALUATION_FOLDER}/sweeps"],
+        2: [f"{keys.EVALUATION_FOLDER}/edits", own],
+        3: [own],
+    }
+    assert "run digits-00000000 in MLflow" in page
+    assert page.endswith("- diffctl-digits version 1\n"), "it is no longer champion"
 
 
 @pytest.mark.long

@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 
 
 class RegisteredVersion(NamedTuple):
-    """A version of a registered model, and whether it is champion."""
+    """A version of a registered model, whether it is champion, and its training's run in MLflow."""
 
     name: str
     version: int
     is_champion: bool
+    run_id: str
 
 
 class VersionFiles(NamedTuple):
@@ -205,10 +206,10 @@ def require_version(client: "MlflowClient", name: str, number: int | None) -> "M
     raise UsageError(f"{name} has no version {number}: `diffctl history` lists the champions")
 
 
-def champion_run(name: str) -> str:
-    """Return the id of the champion's run; UsageError if there is no champion."""
+def version_run(name: str, number: int) -> str:
+    """Return the id of a version's run; UsageError if there is no such version."""
     with mlflow_client() as client:
-        return str(require_version(client, name, None).run_id)
+        return str(require_version(client, name, number).run_id)
 
 
 def fetch_scores_of(name: str, number: int | None = None) -> ScoresDocument:
@@ -258,9 +259,12 @@ def list_versions(name: str, sha256: str = "") -> list[RegisteredVersion]:
     if not store_exists():
         return []
     with mlflow_client() as client:
-        numbers = [int(one.version) for one in _search_versions(client, name, sha256)]
+        found = _search_versions(client, name, sha256)
         holder = read_history(client, name).holder
-    return [RegisteredVersion(name, one, one == holder) for one in numbers]
+    return [
+        RegisteredVersion(name, int(one.version), int(one.version) == holder, str(one.run_id))
+        for one in found
+    ]
 
 
 def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
