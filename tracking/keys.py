@@ -40,6 +40,7 @@ CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards 
 
 # Tags of a model version or a registered model.
 DECISION = "diffctl.decision"  # the gate's first decision; later ones have a number appended
+UPLOAD = "diffctl.upload"  # what the name of the version's artifact folder ends in; none before format 4
 FORMAT = "diffctl.format"  # of the registered files and tags; versions of format 2 have no such tag
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
 DATA_SAMPLE = "diffctl.data_sample"  # of its images, diffusion/images/image_sample.py; also DATA_DIGEST
@@ -51,7 +52,7 @@ HISTORY_RUN = "diffctl.history_run"  # a run with a param for each move of the c
 MODEL_FOLDER = "weights"  # the training's model file
 EVALUATION_FOLDER = "evaluation"  # scores.json
 REPORT_FOLDER = "report"
-REGISTERED_FOLDER = "registered"  # registered models, a folder per protocol
+REGISTERED_FOLDER = "registered"  # registered models, a folder per version
 
 REGISTRY_EXPERIMENT = "diffctl.registry"  # contains a HISTORY_RUN per registered model
 

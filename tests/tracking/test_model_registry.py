@@ -32,7 +32,7 @@ from tests.conftest import run_python
 from tests.helpers.disks import make_room
 from tests.helpers.mlflow_server import free_port, running_server
 from tests.helpers.networks import small_model
-from tests.helpers.scores_document import document
+from tests.helpers.scores_document import certain, document
 from tracking import keys
 from tracking.connectivity import MlflowError
 from tracking.registry.promotion import Override
@@ -98,6 +98,19 @@ def test_model_under_a_new_protocol_replaces_its_own_old_version(make_model):
     make_model(2, {(10, 0.0): 0.4}, torch="3.0")
     assert not register().promoted
     assert register(override=Override(force=True)).champion == 3
+
+
+@pytest.mark.slow
+def test_scores_with_intervals_make_a_version_of_scores_without(make_model):
+    make_model(1)
+    assert register().version == 1
+    plain = read_scores(SCORES)
+    write_scores_document(SCORES, certain(plain.model_copy(deep=True)))
+    for _ in range(2):
+        assert (register().version, register().champion) == (2, 2)
+    assert fetch_scores_of(NAME) == read_scores(SCORES)
+    write_scores_document(SCORES, plain)
+    assert register().champion == 2, "it has the same scores, and their intervals"
 
 
 def test_scores_of_another_model_and_damaged_weights_are_refused(make_model, here):

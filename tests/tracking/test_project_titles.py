@@ -8,14 +8,20 @@ import pytest
 
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
-from diffusion.layout import PREPARED
+from diffusion.layout import MODEL, MODEL_RUNS, PREPARED
 from diffusion.system.errors import DiffctlWarning, UsageError
 from tests.conftest import params, write_params
 from tests.helpers.raw_data import random_images, write_numbered
 from tests.tracking.test_promotion import run
 from tracking import keys
 from tracking.project import read_project
-from tracking.registry.registered_models import champion_model, champion_version, project_model, register
+from tracking.registry.registered_models import (
+    champion_model,
+    champion_version,
+    fetch_version_files,
+    project_model,
+    register,
+)
 from tracking.store import connect
 
 
@@ -91,3 +97,28 @@ def test_title_is_in_no_recorded_setting_and_is_a_name_that_mlflow_accepts(here)
         assert read_project().title == title
     with pytest.raises(UsageError, match=re.escape("tracking.title")):
         parse(params(tracking={"title": "a/b"}), "it")
+
+
+@pytest.mark.slow
+def test_stopped_registration_under_another_title_removes_only_its_own_files(here, make_model, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    make_model(1)
+    first = register().name
+    write_params(here, tracking={"title": "renamed"})
+    log_artifacts = MlflowClient.log_artifacts
+
+    def stop(*arguments) -> None:
+        log_artifacts(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", stop)
+        with pytest.raises(KeyboardInterrupt):
+            register()
+    assert len(list(here.glob("mlartifacts/**/registered/*"))) == 1
+    second = register().name
+    assert (first, second) == ("diffctl-digits", "diffctl-renamed")
+    for name in (first, second):
+        shutil.rmtree(MODEL_RUNS, ignore_errors=True)
+        assert fetch_version_files(name).files.model.read_bytes() == MODEL.read_bytes()

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +31,7 @@ from tracking import keys
 from tracking.experiments import log_folder
 from tracking.mlflow_pages import MONTAGE, describe_version, samples_montage
 from tracking.registry.champion_log import ensure_model
-from tracking.store import find
+from tracking.store import find, readable
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 DVC_LOCK = Path("dvc.lock")
 WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
-VERSION_FORMAT = 3  # 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive
-READABLE_FORMATS = ("2", "3")
+# 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive; 4: in a folder of its own.
+VERSION_FORMAT = 4
+READABLE_FORMATS = ("2", "3", "4")
+UPLOAD_LENGTH = 8  # hex digits
 CODE_ARCHIVE = "diffusion.zip"  # pyfunc_model.py reads it
 GROWN = 0.9  # share of the images of an earlier state of growing data that are still there
 # Packages that a registered model imports, apart from its copy of diffusion/.
@@ -56,11 +59,22 @@ def protocol_fingerprint(document: ScoresDocument) -> str:
 def find_version(
     client: "MlflowClient", name: str, sha256: str, document: ScoresDocument
 ) -> "ModelVersion | None":
-    """Return the version of these weights under the protocol of these scores, or None."""
+    """Return the version of these weights under the protocol of these scores, or None.
+
+    One without confidence intervals, which no card has, is not the version of scores with them.
+    """
     card = protocol_fingerprint(document)
     query = f"name = '{name}' AND tags.`{keys.MODEL_SHA256}` = '{sha256}' AND tags.`{keys.CARD}` = '{card}'"
     versions = client.search_model_versions(query)
-    return versions[0] if versions else None
+    for found in versions:
+        scores = readable(fetch_version_scores, client, found)[0] if _has_intervals(document) else None
+        if scores is None or _has_intervals(scores):
+            return found
+    return None
+
+
+def _has_intervals(document: ScoresDocument) -> bool:
+    return any(cell.errors for cell in document.cells.values())
 
 
 def get_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion | None":
@@ -73,12 +87,14 @@ def create_version(
 ) -> "ModelVersion":
     """Register a model, what guides it in the best cell, and its scores, as artifacts of its training's run.
 
-    If it is killed, no version exists; the next call overwrites what was logged.
+    Each call logs to a folder of its own, and removes it if it fails: another version of the same scores, or
+    another process, has its own. If it is killed, no version exists, and the folder stays.
     """
     from diffusion.model.model_file import read_artefact  # torch
 
     protocol = protocol_fingerprint(document)
-    folder, montage = f"{keys.REGISTERED_FOLDER}/{protocol}", samples_montage(document)
+    upload, montage = uuid.uuid4().hex[:UPLOAD_LENGTH], samples_montage(document)
+    folder = f"{keys.REGISTERED_FOLDER}/{protocol}-{upload}"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model"
         _save_pyfunc(path, files, document, Path(scratch))
@@ -89,6 +105,7 @@ def create_version(
     artefact = read_artefact(files.model)
     tags = {
         keys.FORMAT: str(VERSION_FORMAT),
+        keys.UPLOAD: upload,
         keys.MODEL_SHA256: artefact.model_sha256,
         keys.FILE_SHA256: sha256_file(files.model),
         keys.CARD: protocol,
@@ -174,9 +191,9 @@ def unreadable_reason(registered: "ModelVersion") -> str:
     tags = registered.tags
     if not {keys.MODEL_SHA256, keys.CARD} <= tags.keys():
         return "was not registered by diffctl"
-    number = tags.get(keys.FORMAT, str(VERSION_FORMAT - 1) if keys.FILE_SHA256 in tags else "1")
+    number = tags.get(keys.FORMAT, "2" if keys.FILE_SHA256 in tags else "1")
     if number not in READABLE_FORMATS:
-        known = " and ".join(READABLE_FORMATS)
+        known = " or ".join(READABLE_FORMATS)
         return f"was registered by diffctl format {brief(number, str)}, not {known}: `diffctl docs upgrading`"
     return ""
 
@@ -215,8 +232,11 @@ def _artifacts_of(registered: "ModelVersion") -> str:
     which = f"{registered.name} version {registered.version}"
     if why := unreadable_reason(registered):
         raise DiffctlError(f"{which} {why}")
-    card = check_digest(registered.tags[keys.CARD], 16, f"{which}, tag {keys.CARD}")
-    return f"{keys.REGISTERED_FOLDER}/{card}/artifacts"
+    name = check_digest(registered.tags[keys.CARD], 16, f"{which}, tag {keys.CARD}")
+    if keys.UPLOAD in registered.tags:
+        upload = check_digest(registered.tags[keys.UPLOAD], UPLOAD_LENGTH, f"{which}, tag {keys.UPLOAD}")
+        name = f"{name}-{upload}"
+    return f"{keys.REGISTERED_FOLDER}/{name}/artifacts"
 
 
 def download_weights(client: "MlflowClient", run_id: str, artifacts: str, folder: Path) -> Path:
