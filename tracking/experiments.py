@@ -1,5 +1,6 @@
 """Experiments, runs, searches and checkpoints in MLflow: found by names and tags, and created once."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from tracking.store import ARTIFACTS, database_file, mlflow_client
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
+    from PIL import Image
 
 # The UI of MLflow shows curves first, and no traces, for this kind of experiment.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -87,6 +89,18 @@ def log_folder(client: "MlflowClient", run_id: str, folder: Path, destination: s
             repository = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
             repository.delete_artifacts(destination)  # type: ignore[no-untyped-call]
         raise
+
+
+def log_picture(
+    client: "MlflowClient", run_id: str, place: tuple[str, int, int], picture: "Image.Image"
+) -> None:
+    """Log a picture at `place` (series, step, time) unless the run has one there: MLflow would keep both."""
+    key, step, time = place
+    series = r"\W".join(map(re.escape, key.split("/")))
+    # The thumbnail, which is logged last.
+    logged = re.compile(rf"images/{series}\Wstep\W{step}\Wtimestamp\W{time}\W.*\.webp")
+    if not any(logged.fullmatch(file.path) for file in client.list_artifacts(run_id, "images")):
+        client.log_image(run_id, picture, key=key, step=step, timestamp=time, synchronous=True)
 
 
 def join_search(client: "MlflowClient", run_id: str, key: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
     spool.close("FINISHED")
     result = deliver(folder, uri)
     assert (result.points, result.rejected) == (1400, 0)
+    (folder / "sent.json").unlink()  # a sender that was killed before it saved its progress
+    deliver(folder, uri)
     assert stored(uri) == logged(folder)
     run, client, events = the_run(uri), connect(uri), list(read_events(folder))
     assert (run.info.status, run.info.run_name) == ("FINISHED", "digits-abcd")
@@ -45,7 +48,7 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
     assert run.data.tags[keys.FINGERPRINT] == "abcd"
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
     pictures = client.list_artifacts(run.info.run_id, "images")
-    assert pictures, "the folder that MLflow's page of images reads"
+    assert len(pictures) == 2, "one, and its thumbnail, in the folder that MLflow's page of images reads"
     assert all(Path(file.path).name.startswith("preview~ema+step+10+") for file in pictures)
     assert run.data.tags[keys.FILE_SHA256] == hashlib.sha256(b"weights").hexdigest()
     (weights,) = client.list_artifacts(run.info.run_id, keys.MODEL_FOLDER)
@@ -119,6 +122,42 @@ def test_damaged_progress_file_delivers_all_again(folder, uri, text):
     assert DeliveryState.load(folder, uri).tries == 0
 
 
+def test_power_cut_takes_back_nothing_that_was_delivered(folder, uri, monkeypatch):
+    spool, durable = open_spool(folder), 0
+
+    def fsync(handle: int) -> None:
+        nonlocal durable
+        if os.readlink(f"/proc/self/fd/{handle}") == str(folder / EVENTS):
+            durable = os.fstat(handle).st_size
+            write_points(spool, 10, 20)  # by the training, meanwhile
+
+    write_points(spool, 1, 10)
+    monkeypatch.setattr(os, "fsync", fsync)
+    deliver(folder, uri)
+    monkeypatch.undo()
+    os.truncate(folder / EVENTS, durable)
+    resumed = open_spool(folder)
+    write_points(resumed, 5, 30)
+    resumed.close("FINISHED")
+    deliver(folder, uri)
+    assert stored(uri) == logged(folder)
+
+
+def test_progress_beyond_the_spool_delivers_all_again(folder, uri):
+    write_points(open_spool(folder), 1, 10)
+    deliver(folder, uri)
+    with open(folder / EVENTS, "rb+") as file:  # a disk that loses what was synced
+        os.truncate(file.fileno(), len(file.readline()))
+    resumed = open_spool(folder)
+    resumed.metrics(1, {"other": 1.0})
+    deliver(folder, uri)
+    write_points(resumed, 1, 10)
+    resumed.close("FINISHED")
+    deliver(folder, uri)
+    assert not logged(folder) - stored(uri)
+    assert the_run(uri).info.status == "FINISHED"
+
+
 def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
     model = tmp_path / "model.safetensors"
     model.write_bytes(bytes(50_000))
@@ -184,9 +223,10 @@ def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
     spool = open_spool(folder)
     write_points(spool, 1, 10)
     deliver(folder, uri)
-    connect(uri).delete_run(the_run(uri).info.run_id)
+    the_id = the_run(uri).info.run_id
+    connect(uri).delete_run(the_id)
     write_points(spool, 10, 20)
-    with pytest.raises(RunDeleted):
+    with pytest.raises(RunDeleted, match=f"mlflow runs restore --run-id {the_id}"):
         deliver(folder, uri)
     assert not (folder / REJECTED).exists()
     assert DeliveryState.load(folder, uri).complete

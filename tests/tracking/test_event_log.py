@@ -140,6 +140,14 @@ def test_full_disk_refuses_states_and_loses_nothing_once_there_is_room(tmp_path)
     assert steps_of(tmp_path, "loss") == list(range(1, 30))
 
 
+def test_event_that_the_kernel_takes_in_pieces_is_whole(tmp_path, monkeypatch):
+    spool, write = open_spool(tmp_path), os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:40]))
+    train(spool, 1, 5)
+    assert all(event is not None for event, _ in read_lines(tmp_path))
+    assert steps_of(tmp_path, "loss") == [1, 2, 3, 4]
+
+
 def test_spool_is_fsynced_before_the_state_is_saved(tmp_path, monkeypatch):
     order: list[str] = []
     run = Mock(**{"writer.save": lambda state: order.append("state")})

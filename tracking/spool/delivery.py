@@ -1,8 +1,8 @@
 """Delivery of a spool to MLflow: every event once, with its own step and time, whatever fails in between.
 
-`sent.json` records the progress. What was sent before a crash and is sent again is ignored by MLflow (points)
-or changes nothing (tags, artifacts, status). An entry that MLflow never accepts is written to
-`events.rejected`, so that it does not block the others.
+`sent.json` records the progress. What was sent before a crash and is sent again is ignored by MLflow
+(points), skipped (pictures) or changes nothing (tags, artifacts, status). An entry that MLflow never accepts
+is written to `events.rejected`, so that it does not block the others.
 """
 
 import json
@@ -98,7 +98,7 @@ class _Delivery:
         """Send everything, with points in large requests."""
         self._check_run()
         offset = self.state.offset
-        for event, end in read_lines(self.folder, offset):
+        for event, end in read_lines(self.folder, offset, durable=True):
             if self.state.run_id is None:
                 self._create_run()
             if isinstance(event, Points):
@@ -128,7 +128,8 @@ class _Delivery:
         self.state.deleted = run.info.lifecycle_stage == "deleted"
         if self.state.deleted:
             self.state.save()
-            raise RunDeleted(f"run {self.state.run_id} ({self.folder}) was deleted in MLflow: it is skipped")
+            gone = f"run {self.state.run_id} ({self.folder}) was deleted in MLflow and gets nothing"
+            raise RunDeleted(f"{gone}: restore it by `mlflow runs restore --run-id {self.state.run_id}`")
 
     def _create_run(self) -> None:
         """Create the run that the spool's first undamaged start names; MlflowError without a start."""
@@ -196,11 +197,11 @@ class _Delivery:
     def _picture(self, event: Picture) -> None:
         from PIL import Image
 
-        place: dict[str, Any] = {"key": event.key, "step": event.step, "timestamp": event.time}
+        place = event.key, event.step, event.time
 
         def log() -> None:
             with Image.open(self.folder / event.path) as picture:
-                self.client.log_image(self.run_id, picture, **place, synchronous=True)
+                experiments.log_picture(self.client, self.run_id, place, picture)
 
         self._upload(event, log)
 

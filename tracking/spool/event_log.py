@@ -45,15 +45,31 @@ def read_events(folder: Path) -> Iterator[AnyEvent]:
     return (event for event, _ in read_lines(folder) if event is not None)
 
 
-def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[AnyEvent | None, int]]:
-    """Yield each complete line from byte `offset` on with the offset after it; None for a damaged line."""
+def read_lines(
+    folder: Path, offset: int = 0, *, durable: bool = False
+) -> Iterator[tuple[AnyEvent | None, int]]:
+    """Yield each complete line from byte `offset` on with the offset after it; None for a damaged line.
+
+    With `durable` only the lines that are on the disk, after an fsync: a power cut takes none of them back.
+    """
     with suppress(FileNotFoundError), open(folder / EVENTS, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if durable:
+            os.fsync(file.fileno())
         file.seek(offset)
         for line in file:
-            if not line.endswith(b"\n"):
-                return
             offset += len(line)
+            if not line.endswith(b"\n") or (durable and offset > size):
+                return
             yield decode_event(line), offset
+
+
+def ends_line(folder: Path, offset: int) -> bool:
+    """Return whether a complete line ends before byte `offset`, or the offset is 0."""
+    with suppress(FileNotFoundError), open(folder / EVENTS, "rb") as file:
+        file.seek(max(offset - 1, 0))
+        return offset == 0 or file.read(1) == b"\n"
+    return offset == 0
 
 
 class Spool:
@@ -201,9 +217,9 @@ class Spool:
             warnings.warn(text, DiffctlWarning, stacklevel=3)
 
     def _write(self) -> None:
+        written = 0
         try:
-            written = os.write(self._file, self._unwritten)
-            if written < len(self._unwritten):
+            while written < len(self._unwritten):
                 written += os.write(self._file, self._unwritten[written:])
         except OSError:
             os.ftruncate(self._file, self._end)

@@ -15,7 +15,7 @@ from diffusion.system.files import write_json
 from diffusion.system.locks import is_held
 from diffusion.train.checkpoint.run_record import read_heartbeat
 from tracking.connectivity import redact_uri
-from tracking.spool.event_log import EVENTS, read_events, read_lines
+from tracking.spool.event_log import EVENTS, ends_line, read_events, read_lines
 from tracking.spool.events import End, Params, Points, Start
 from tracking.store import database_file
 
@@ -98,14 +98,16 @@ class DeliveryState(BaseModel, extra="forbid"):
     def load(cls, folder: Path, uri: str) -> "DeliveryState":
         """Read `sent.json`; nothing was sent if it is damaged or of another store.
 
-        Nor if it is of another training: a fresh training may start while a sender is at work.
+        Nor if it is of another training: a fresh training may start while a sender is at work. Everything is
+        sent again if a power cut took back lines that were sent.
         """
         keys = (event.key for event in read_events(folder) if isinstance(event, Start))
         store, key = _relative_store(folder, uri), next(keys, "")
         with suppress(FileNotFoundError, DiffctlError):  # sending it again changes nothing
             sent = read_checksummed_json(folder / SENT, cls)
             if (sent.store, sent.key) == (store, key):
-                return sent.model_copy(update={"folder": folder})
+                offset = sent.offset if ends_line(folder, sent.offset) else 0
+                return sent.model_copy(update={"folder": folder, "offset": offset})
         return cls(folder=folder, store=store, key=key)
 
     def save(self) -> None:
