@@ -27,6 +27,7 @@ from tracking.runs.scored_runs import (
     log_report,
     log_samples,
     log_scores,
+    log_sweep,
 )
 from tracking.spool.sender import deliver_all
 from tracking.store import connect
@@ -72,6 +73,36 @@ def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_trainin
     assert len(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == 2
     log_scores(document(num_images=1000))  # another protocol
     assert len(children(run_id)) == 8
+
+
+@pytest.mark.slow
+def test_newest_points_are_of_the_scores_that_were_logged_last():
+    write_training()
+    documents = [document({(5, 0.0): low, (10, 0.0): 2 * low}) for low in (0.1, 0.4)]
+    other = document({(5, 0.0): 0.9, (20, 0.0): 0.8}, num_images=1000)
+    for scores in (*documents, other, documents[0], documents[0]):
+        run_id = log_scores(scores)
+    log_sweep(run_id, other)  # its own evaluation stays
+    newest = {
+        (metric, point.step): point.value
+        for metric in ("best/kd_effnet_lite0_64", "best/steps", "kd_effnet_lite0_64/eta_0.0")
+        for point in sorted(
+            connect().get_metric_history(run_id, metric), key=lambda point: (point.timestamp, point.value)
+        )
+    }
+    curve = {
+        ("kd_effnet_lite0_64/eta_0.0", steps): value for steps, value in ((5, 0.1), (10, 0.2), (20, 0.8))
+    }
+    assert newest == {("best/kd_effnet_lite0_64", 0): 0.1, ("best/steps", 0): 5.0} | curve
+    assert connect().get_run(run_id).data.metrics["best/kd_effnet_lite0_64"] == 0.1
+    assert len(history(run_id, "best/kd_effnet_lite0_64")) == 4, "nothing changed the last time"
+    cells = {
+        run.data.params["num_images"]: run for run in children(run_id) if run.info.run_name == "steps5-eta0"
+    }
+    assert {count: run.data.metrics["kd_effnet_lite0_64"] for count, run in cells.items()} == {
+        "500": 0.1,
+        "1000": 0.9,
+    }
 
 
 def test_scores_of_edits_become_metrics_by_nfe_once_a_protocol():

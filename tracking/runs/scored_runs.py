@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from tracking import keys, mlflow_pages
-from tracking.experiments import log_folder, search_runs
+from tracking.experiments import log_folder, log_picture, search_runs
 from tracking.registry.model_versions import (
     cached_model,
     download_weights,
@@ -35,7 +35,7 @@ from tracking.spool.event_log import flatten
 from tracking.store import mlflow_client, readable, store_exists
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
 
 SCORES_PATH = f"{keys.EVALUATION_FOLDER}/{SCORES.name}"
@@ -50,15 +50,17 @@ def log_scores(document: ScoresDocument) -> str:
 
     Each cell is a child run with its card. The parent has the document as an artifact, and curves over the
     number of sampling steps for each combination of the other axes, such as `<metric>/eta_<X>`. Logging the
-    same again changes nothing. Returns the parent's id; DiffctlError if MLflow does not answer.
+    same again changes nothing. MLflow deletes no point: those of earlier scores stay, and the newest of each
+    step is of these. Returns the parent's id; DiffctlError if MLflow does not answer.
     """
     identity = read_identity()
     with mlflow_client() as client:
         run_id = ensure_training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
-        logged = _log_cells(client, parent, document)
+        children = _log_cells(client, parent, document)
+        _log_points(client, parent, _curves(document, children))
         client.log_dict(run_id, document_values(document), SCORES_PATH)
-        _log_best(client, run_id, document, logged[document.best.cell].info.start_time)
+        _log_best(client, parent, document, children[document.best.cell].info.start_time)
         _update_pages(client, parent, identity.fingerprint, document)
     return run_id
 
@@ -66,12 +68,15 @@ def log_scores(document: ScoresDocument) -> str:
 def log_sweep(run_id: str, document: ScoresDocument) -> None:
     """Log the scores of another sweep of a run's model: its cells, and the document as an artifact.
 
-    The run's own evaluation stays. Logging the same again changes nothing. MlflowError if MLflow fails.
+    The run's own evaluation stays: its curves only get further steps. Logging the same again changes nothing.
+    MlflowError if MLflow fails.
     """
     values = document_values(document)
     name = fingerprint({key: value for key, value in values.items() if key != "diffctl"})
     with mlflow_client() as client:
-        _log_cells(client, client.get_run(run_id), document)
+        parent = client.get_run(run_id)
+        curves = _curves(document, _log_cells(client, parent, document))
+        _log_points(client, parent, curves, replace=False)
         client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{name}.json")
 
 
@@ -84,20 +89,19 @@ def log_edit_scores(run_id: str, document: Mapping[str, Any]) -> None:
     from mlflow.entities import Metric
 
     with mlflow_client() as client:
-        time = client.get_run(run_id).info.start_time  # MLflow ignores a point that it has already
+        run = client.get_run(run_id)
         points = [
             Metric(
                 f"edit/{NOT_IN_KEYS.sub('_', cell['operator'])}/{cell['method']}/{cell['protocol']}/{name}",
                 value,
-                time,
+                run.info.start_time,
                 cell["nfe"],
             )
             for cell in document["cells"]
             for name, value in cell["scores"].items()
             if math.isfinite(value)
         ]
-        for start in range(0, len(points), MAX_METRICS):
-            client.log_batch(run_id, metrics=points[start : start + MAX_METRICS])
+        _log_points(client, run, points)
         name = fingerprint(document["cells"])
         client.log_dict(run_id, dict(document), f"{keys.EVALUATION_FOLDER}/edits/{name}.json")
 
@@ -110,7 +114,7 @@ def log_report() -> None:
 
 
 def _log_cells(client: "MlflowClient", parent: "Run", document: ScoresDocument) -> "dict[str, Run]":
-    """Log a child run for each cell, and its points on the parent's curves; return the children by cell."""
+    """Log a child run for each cell; return the children by cell."""
     children = _children(client, parent, document)
     return {
         name: _log_cell(client, parent, name, cell, children.get(name))
@@ -126,7 +130,6 @@ def _log_cell(
     if child is None:
         tags = {keys.PARENT: parent.info.run_id, keys.CELL: name, keys.CARD: _card_fingerprint(cell)}
         child = client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
-    # MLflow ignores a point that it has already, so all scores have the time of the child's start.
     time, run_id = child.info.start_time, child.info.run_id
     spaces = {
         space: {field: scores.card[field] for field in EXTRACTOR_FIELDS if field in scores.card}
@@ -134,16 +137,51 @@ def _log_cell(
     }
     points = [Metric(key, value, time, 0) for key, value in cell.all_scores.items()]
     params = [Param(key, value) for key, value in flatten({**cell.card, **spaces}).items()]
-    client.log_batch(run_id, metrics=points, params=params)
+    client.log_batch(run_id, params=params)
+    _log_points(client, child, points)
     if child.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
-    curves = [
-        Metric(f"{key}/{mlflow_pages.series_name(cell)}", value, time, cell.steps)
+    return child
+
+
+def _curves(document: ScoresDocument, children: "Mapping[str, Run]") -> "list[Metric]":
+    """Return the points of the cells on the curves of their parent, at the times of the children's starts."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(f"{key}/{mlflow_pages.series_name(cell)}", value, children[name].info.start_time, cell.steps)
+        for name, cell in document.cells.items()
         for key, value in cell.all_scores.items()
         if not is_auxiliary(key)
     ]
-    client.log_batch(parent.info.run_id, metrics=curves)
-    return child
+
+
+def _log_points(
+    client: "MlflowClient", run: "Run", points: "Sequence[Metric]", *, replace: bool = True
+) -> None:
+    """Log the points that differ from the newest ones of their series and step, at a later time than those.
+
+    Without `replace` only those of steps that have no point.
+    """
+    from mlflow.entities import Metric
+
+    newest = run.data.metrics
+    points = [one for one in points if one.step or newest.get(one.key) != one.value]  # step 0 is the only one
+    logged: dict[tuple[str, int], Metric] = {}
+    for key in {point.key for point in points} & newest.keys():
+        for one in client.get_metric_history(run.info.run_id, key):
+            other = logged.setdefault((key, one.step), one)
+            if one.timestamp > other.timestamp:
+                logged[key, one.step] = one
+    new = []
+    for point in points:
+        before = logged.get((point.key, point.step))
+        if before is None:
+            new.append(point)
+        elif replace and repr(before.value) != repr(float(point.value)):  # not !=: NaN is NaN
+            new.append(Metric(point.key, point.value, before.timestamp + 1, point.step))
+    for start in range(0, len(new), MAX_METRICS):
+        client.log_batch(run.info.run_id, metrics=new[start : start + MAX_METRICS])
 
 
 def _children(client: "MlflowClient", parent: "Run", document: ScoresDocument) -> "dict[str, Run]":
@@ -161,15 +199,16 @@ def _card_fingerprint(cell: CellScores) -> str:
     return fingerprint({**cell.card, "spaces": spaces} if spaces else cell.card)
 
 
-def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, time: int) -> None:
-    """Log the best cell's scores and axes as metrics at one `time`, so once, and its setting as a tag."""
+def _log_best(client: "MlflowClient", run: "Run", document: ScoresDocument, time: int) -> None:
+    """Log the best cell's scores and axes as metrics, first at `time`, and its setting as a tag."""
     from mlflow.entities import Metric
 
+    run_id = run.info.run_id
     best = document.cells[document.best.cell]
     values = mlflow_pages.best_scores(document)
     values |= {"best/steps": best.steps, "best/eta": best.eta, "best/nfe": best.nfe}
     values |= {} if best.ema is None else {"best/ema": best.ema}
-    client.log_batch(run_id, [Metric(name, value, time, 0) for name, value in values.items()])
+    _log_points(client, run, [Metric(name, float(value), time, 0) for name, value in values.items()])
     client.set_tag(run_id, keys.BEST, describe_selection(document.best))
     if document.training is not None:
         client.set_tag(run_id, keys.SETTING, document.training.setting)
@@ -198,8 +237,9 @@ def log_samples(run_id: str, document: ScoresDocument, pictures: Mapping[str, Im
         for name, child in _children(client, parent, document).items():
             cell, time = document.cells[name], child.info.start_time
             series = f"{SAMPLES}-{mlflow_pages.series_name(cell)}"
-            _log_picture(client, child, (SAMPLES, 0, time), pictures[name])
-            _log_picture(client, parent, (series, cell.steps, time), pictures[name])
+            picture = to_pil(pictures[name])
+            log_picture(client, child.info.run_id, (SAMPLES, 0, time), picture)
+            log_picture(client, run_id, (series, cell.steps, time), picture)
 
 
 def fetch_samples(run: "Run", document: ScoresDocument) -> dict[str, Images]:
@@ -207,25 +247,12 @@ def fetch_samples(run: "Run", document: ScoresDocument) -> dict[str, Images]:
     found: dict[str, Images] = {}
     with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
         for name, child in _children(client, run, document).items():
-            paths = _picture_paths(client, child)
+            paths = [file.path for file in client.list_artifacts(child.info.run_id, "images")]
             logged = [path for path in paths if re.match(rf"images/{SAMPLES}\Wstep\W.*\.png", path)]
             if logged:
                 file = client.download_artifacts(child.info.run_id, logged[0], scratch)
                 found[name] = read_picture(Path(file), None, channels=3)
     return found
-
-
-def _picture_paths(client: "MlflowClient", run: "Run") -> list[str]:
-    return [file.path for file in client.list_artifacts(run.info.run_id, "images")]
-
-
-def _log_picture(client: "MlflowClient", run: "Run", place: tuple[str, int, int], picture: Images) -> None:
-    """Log a picture at `place` (series, step, time) unless the run has one there."""
-    key, step, time = place
-    pattern = re.compile(rf"images/{re.escape(key)}\Wstep\W{step}\Wtimestamp\W{time}\W")
-    if not any(map(pattern.match, _picture_paths(client, run))):
-        image, run_id = to_pil(picture), run.info.run_id
-        client.log_image(run_id, image, key=key, step=step, timestamp=time, synchronous=True)
 
 
 def data_name(document: ScoresDocument) -> str:
