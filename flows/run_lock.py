@@ -18,10 +18,12 @@ FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process of a worker's
 
 
 def current_run() -> str:
-    """Return the name of this run: inherited, else that of the worker's flow run, else a new one."""
+    """Return the name of this run: inherited, else of this process, with the worker's flow run if any."""
+    # A flow run that is tried again keeps its id, while its earlier process may still work. The engine that
+    # replaces the process of the pull step keeps the process's id, and gets none of its variables.
     flow_run = os.environ.get(FLOW_RUN)
-    named = f"flow run {flow_run}" if flow_run else f"process {os.getpid()}, {uuid.uuid4().hex[:8]}"
-    return os.environ.get(VARIABLE) or named
+    unique = f"flow run {flow_run}" if flow_run else uuid.uuid4().hex[:8]
+    return os.environ.get(VARIABLE) or f"process {os.getpid()}, {unique}"
 
 
 @contextmanager

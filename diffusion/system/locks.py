@@ -71,10 +71,13 @@ def group_lock(
 def holding_group(path: Path) -> str | None:
     """Return the group that holds the file by `group_lock` at this moment, or None."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        # Writable, as an exclusive lock requires on NFS.
+        with open(path, "r+", encoding="utf-8", errors="replace") as file:
             return None if _flock(path, file, fcntl.LOCK_EX) else file.read() or None
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _lock_error(path, error) from None
 
 
 def is_held(path: Path) -> bool:

@@ -12,11 +12,11 @@ import yaml
 
 from cli.actions.tracked_runs import NOTHING
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.locks import holding_group
+from diffusion.system.locks import LockBusy, holding_group
 from flows import clone
 from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
-from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
-from tests.conftest import ROOT, diffctl, run_python, write_params
+from flows.run_lock import FLOW_RUN, LOCK, VARIABLE, hold_run_lock, join_run
+from tests.conftest import ROOT, diffctl, run_python, start_python, write_params
 from tests.helpers.nightly import Nightly, nightly, post
 from tests.helpers.small import commit, git
 from tests.helpers.toy_project import processes_in, script
@@ -130,6 +130,35 @@ def test_a_busy_clone_is_waited_for_and_not_touched(cloned: Path) -> None:
         assert "waiting for it" in late.stdout.readline()
     assert late.wait(60) == 0
     assert (cloned / "nightly/dvc.lock").read_text() == "as committed\n"
+
+
+PULL_STEP = """
+import os, sys
+from pathlib import Path
+from flows.run_lock import VARIABLE, hold_run_lock
+lock = hold_run_lock(Path(), through_exec=True)
+lock.__enter__()
+del os.environ[VARIABLE]  # Prefect starts its engine with other variables
+wait = "print(1, flush=True), time.sleep(600)"
+engine = f"import time\\nfrom flows.run_lock import hold_run_lock\\nwith hold_run_lock(): {wait}"
+os.execv(sys.executable, [sys.executable, "-c", engine])
+"""
+
+
+def test_a_retry_of_a_flow_run_waits_for_its_earlier_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv(FLOW_RUN, "a-flow-run")
+    earlier = start_python(tmp_path, "-c", PULL_STEP)
+    assert earlier.stdout is not None
+    assert earlier.stdout.readline() == "1\n", "the engine shares the lock of its pull step"
+    with pytest.raises(LockBusy, match="a-flow-run"), hold_run_lock(tmp_path):
+        raise AssertionError("the earlier process is at work")
+    earlier.kill()
+    earlier.communicate()
+    with hold_run_lock(tmp_path):
+        pass
 
 
 def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

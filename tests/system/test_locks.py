@@ -5,6 +5,7 @@ import fcntl
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -60,6 +61,21 @@ def test_group_lock_has_a_name_and_excludes_other_groups(tmp_path: Path) -> None
     assert holding_group(path) is None
     with group_lock(path, "b"):
         assert holding_group(path) == "b"
+
+
+def test_group_lock_is_probed_as_nfs_requires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server locks the bytes of the file: exclusively only for a writer, flock(2)."""
+    flock = fcntl.flock
+
+    def flock_of_nfs(file: IO[str], how: int) -> None:
+        if how & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    with group_lock(tmp_path / "lock", "a"):
+        assert holding_group(tmp_path / "lock") == "a"
+    assert holding_group(tmp_path / "lock") is None
 
 
 def test_group_lock_survives_exec(tmp_path: Path) -> None:
