@@ -147,7 +147,7 @@ def _download(
                 urls = [one for one in urls if unreachable[one] < min(attempts, CONNECTIONS)]
             if urls and failures < attempts:
                 time.sleep(wait)
-        reasons[urlsplit(url).netloc] = why
+        reasons[urlsplit(url).netloc.rpartition("@")[2]] = why  # without a password
     listed = "; ".join(f"{place}: {why}" for place, why in reasons.items())
     raise (TemporaryError if failures else DiffctlError)(
         f"cannot download {remote.name} ({listed}): try again later, or get it elsewhere and put it at "

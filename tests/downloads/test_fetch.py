@@ -106,6 +106,9 @@ def test_configured_mirror_is_tried_first(folder, monkeypatch):
         monkeypatch.setenv("DIFFCTL_MIRROR", server.url("mirror/"))
         fetch(remote("http://127.0.0.1:9/file.bin"), folder)
         assert [path for path, _ in server.requests] == ["/mirror/set/file.bin"]
+    monkeypatch.setenv("DIFFCTL_MIRROR", "http://ann:secret@127.0.0.1:9/")
+    with pytest.raises(TemporaryError, match=r"\(127\.0\.0\.1:9: no connection\)"):
+        fetch(remote(), folder / "other")
 
 
 def test_wrong_content_is_refused_and_not_kept(folder):
