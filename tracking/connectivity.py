@@ -26,8 +26,14 @@ class MlflowUnavailable(MlflowError, TemporaryError):
     """MLflow does not answer."""
 
 
-class MlflowDenied(MlflowError, UsageError):
-    """MLflow requires a login, or the user lacks a permission."""
+class MlflowDenied(MlflowError):
+    """MLflow requires a login, or the user lacks a permission.
+
+    It ends a command as a UsageError does, but is none: `except UsageError` detects missing models and runs.
+    """
+
+    exit_code = UsageError.exit_code
+    kind = UsageError.kind
 
 
 def redact_uri(uri: str) -> str:

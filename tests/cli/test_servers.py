@@ -6,12 +6,14 @@ import signal
 import socket
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from cli.actions import services
 from diffusion.layout import TRAIN_RUNS
+from diffusion.system.errors import REFUSED
 from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
 from tests.conftest import diffctl, start_diffctl
@@ -22,6 +24,7 @@ from tests.helpers.prefect_home import with_database
 from tests.helpers.spools import open_spool, write_points
 from tests.helpers.toy_project import be, processes_in, toy_project, wait_until_left
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
+from tracking.connectivity import MlflowDenied
 from tracking.experiments import ensure_experiment
 from tracking.registry.registered_models import register
 from tracking.store import connect
@@ -76,6 +79,14 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
     assert problems[2].endswith(" are free on the disk of this folder")
     assert problems[3] == "problem: trainings with undelivered metrics: 1"
     assert invoke("status").code == 0
+
+
+def test_status_check_reports_that_mlflow_denies_access(project, invoke, monkeypatch) -> None:
+    monkeypatch.setattr(services, "read_champion_history", Mock(side_effect=MlflowDenied("denied: set it")))
+    monkeypatch.setattr(services, "MIN_FREE", 0)
+    found = invoke("status", "--check")
+    assert (found.code, found.out.splitlines()[-1]) == (1, "problem: denied: set it")
+    assert MlflowDenied.exit_code == REFUSED
 
 
 @pytest.mark.slow
