@@ -113,6 +113,19 @@ def test_second_of_two_moves_after_one_history_fails(client):
     assert history.aliases == {CHAMPION: 3, PREVIOUS: 1}
 
 
+def test_move_whose_answer_is_lost_is_carried_out(client, monkeypatch):
+    log_param = client.log_param
+
+    def lose_the_answer(*arguments):
+        log_param(*arguments)
+        raise MlflowException("API request failed with error code 504")
+
+    monkeypatch.setattr(client, "log_param", lose_the_answer)
+    history = make_moves(client, make_versions(client), 1, 2)
+    assert moves(history) == [(None, 1), (1, 2)]
+    assert history.aliases == {CHAMPION: 2, PREVIOUS: 1}
+
+
 def test_alias_created_by_another_process_at_the_same_time_is_set_again(client, monkeypatch):
     errors = [MlflowException("UNIQUE constraint failed: registered_model_aliases.alias")]
     set_alias = client.set_registered_model_alias

@@ -238,9 +238,12 @@ def make_move(client: "MlflowClient", history: ChampionHistory, **values: object
     try:
         client.log_param(run_id, f"{move.number:06d}", move.model_dump_json())
     except MlflowException:
-        if read_history(client, history.name).count < move.number:
+        found = read_history(client, history.name)
+        if found.count < move.number:
             raise
-        raise concurrent from None  # the other process sets the aliases
+        if move not in found.events:
+            raise concurrent from None  # the other process sets the aliases
+        # MLflow stored the move, and its answer was lost.
     now = _set_aliases(client, read_history(client, history.name))
     if move not in now.events:  # both have created the history run
         raise concurrent
