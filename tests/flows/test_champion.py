@@ -119,7 +119,7 @@ def test_scores_are_of_the_sampled_champion_though_another_is_promoted(
         return scores
 
     monkeypatch.setattr(model_sweep, "score_grid", score_grid)
-    monkeypatch.setattr(edit_scores, "_kernel_distance", lambda *_: promote(2))
+    monkeypatch.setattr(edit_scores, "_kernel_distance", lambda images, card, *_: (promote(2), card))
     assert invoke("sweep", "--champion", "--force").code == 0
     page = champion._swept(champion.CHAMPION)
     edits = ("--edit", "mask:0,0,4,8", "--steps", "1", "--num-images", "2", "--num", "2")
