@@ -19,8 +19,8 @@ from diffusion.images.pictures import contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
 from diffusion.sample.sampler import NonFiniteError
-from diffusion.system.errors import UsageError
-from serving.middleware import model_headers
+from diffusion.system.errors import DiffctlError, UsageError
+from serving.middleware import FAILED, model_headers
 from serving.schemas import RETRY_SECONDS, EditsResponse, ImagesResponse, Problem, StepEvent
 from serving.served_model import PendingImages, ServedModel, StoppedError
 from serving.service import Service
@@ -107,7 +107,7 @@ async def wait_for_images(work: Work, request: Request) -> Tensor | None:
             return None
         try:
             return work.pending.images.result()
-        except NonFiniteError as error:  # a consequence of the request, such as too strong guidance
+        except (NonFiniteError, UsageError) as error:  # of the request, such as too strong guidance
             raise HTTPException(422, str(error)) from None
         except StoppedError as error:
             raise HTTPException(503, str(error)) from None
@@ -121,8 +121,12 @@ async def sse_events(work: Work) -> AsyncIterator[bytes]:
     try:
         images = to_nhwc(await pending.images)
         yield _event("images", await asyncio.to_thread(images_response, images, work.model.describe(pending)))
-    except (NonFiniteError, StoppedError) as error:
+    except DiffctlError as error:
         yield _event("error", Problem(detail=str(error)))
+    except Exception as error:  # the client sees no details
+        values = {"message": "the images of a request failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(values)
+        yield _event("error", Problem(detail=FAILED))
 
 
 class EventStreamResponse(StreamingResponse):

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.schemas import BODY_LIMITS, MAX_BODIES, MAX_BODY, RETRY_SECONDS, ModelRef
 from serving.service import Service
 
+FAILED = "the server failed: see its log"
 HEALTH_PATHS = {"/healthz", "/readyz"}
 METRIC_PATHS = {
     "/v1/images", "/v1/images/events", *BODY_LIMITS, "/v1/models", "/openapi.json", "/metrics", *HEALTH_PATHS
@@ -50,7 +51,7 @@ class MetricsMiddleware:
             await self._app(scope, receive, send_with_headers)
         except Exception:  # uvicorn logs it; the client sees no details
             if not status:
-                await _problem(500, "the server failed: see its log")(scope, receive, send_with_headers)
+                await _problem(500, FAILED)(scope, receive, send_with_headers)
             raise
         finally:
             self._service.active -= 1

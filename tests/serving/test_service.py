@@ -12,10 +12,11 @@ from starlette.testclient import TestClient
 from diffusion.images.pictures import png_bytes
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import NetworkFiles
+from diffusion.system.errors import UsageError
 from serving.app import create_app
 from serving.service import Service
 from tests.helpers.raw_data import random_images
-from tests.helpers.served_images import HERE, assert_offline, pixels
+from tests.helpers.served_images import HERE, assert_offline, events_of, pixels
 from tests.helpers.server_process import gated, published, service_of, small_model
 from tests.helpers.waiting import wait_until
 
@@ -44,6 +45,24 @@ def test_a_full_queue_is_429_with_retry_after(model):
             assert (never.status_code, "ask for 3 at most" in never.json()["detail"]) == (422, True)
         assert answers[0].status_code == 200
         assert client.post("/v1/images", json={"num": 2}).status_code == 200
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), UsageError("steps 4: too few")])
+def test_a_failure_ends_the_events_with_an_error(model, error):
+    service = service_of(published(model))
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    published_model, loaded, guides = service._first
+    service._first = published_model, loaded._replace(network=fail), guides
+    with TestClient(create_app(service), HERE, raise_server_exceptions=False) as client:
+        ((name, values),) = events_of(client.post("/v1/images/events", json={}).text)
+        sentence = str(error) if isinstance(error, UsageError) else "the server failed: see its log"
+        assert (name, values) == ("error", {"detail": sentence})
+        answer = client.post("/v1/images", json={})
+        assert answer.json() == {"detail": sentence}
+        assert answer.status_code == (422 if isinstance(error, UsageError) else 500)
 
 
 def test_draining_finishes_running_requests_and_refuses_new_ones(model):
