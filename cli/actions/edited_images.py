@@ -1,8 +1,10 @@
 """Pictures that are restored from measurements or sampled again, and written as a picture, npz or store."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from cli.actions.model_choice import chosen_settings, selected_files, selected_model
@@ -18,16 +20,16 @@ from diffusion.edit.pictures import (
     fit_input,
     masked_operator,
     measure,
+    middle,
     picture_shape,
     show_edits,
 )
 from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc
-from diffusion.images.store import Images, save_npz, write_store
+from diffusion.images.store import Images, Labels, save_npz, write_store
 from diffusion.model.model_file import Artefact, load_model
-from diffusion.process.denoiser import Condition
-from diffusion.protocol.edits import PRODUCT, EditSettings, chosen_edit
+from diffusion.protocol.edits import PRODUCT, EditSettings, chosen_edit, parse_operator
 from diffusion.sample.network_files import load_guides
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError, printable
@@ -55,7 +57,9 @@ def edit(options: Edit) -> None:
     editor = Editor(loaded, settings, edit_settings, device, load_guides(files, device))
     with progress("edit") as show:
         images = to_nhwc(editor.results(inputs.measurement, condition, count, options.batch_size, show))
-    _write(options, inputs, images, repeated, loaded.artefact, card)
+    given = None if repeated.labels is None else repeated.labels.numpy()
+    unknown = 0 if given is None else np.count_nonzero(given == loaded.artefact.network.num_classes) // count
+    _write(options, inputs, images, None if unknown else given, loaded.artefact, card)
     own = ", ".join(f"{name} {value}" for name, value in edit_settings.options.model_dump().items())
     described = edit_settings.operator or own or "a picture"
     text = [
@@ -68,6 +72,8 @@ def edit(options: Edit) -> None:
         spread = ["their spread (white is a deviation of 64 levels)"] * (count > 1)
         results = f"{count} results" if count > 1 else "the result"
         text.append(f"columns: {', '.join([*columns, results, *spread])}")
+    elif unknown:
+        text.append(f"without labels: the class of {unknown} picture(s) is unknown, so give --class")
     answer = {
         "out": options.out,
         "pictures": len(labels),
@@ -102,16 +108,19 @@ def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact,
     """Return the pictures and their measurement; UsageError if they do not fit the model."""
     image_shape = artefact.network.shape
     if options.tile:
-        image_shape = _tiled_shape(options, image_shape)
+        image_shape = _tiled_shape(options, edit_settings, image_shape)
     operator = None
     if edit_settings.operator is not None:
         operator = _operator(options, edit_settings.operator, image_shape)
     channels, height, width = picture_shape(operator, image_shape, degrade=options.degrade)
     pictures = read_pictures(options.source, channels, artefact, options.first)
-    fitted = [
-        one._replace(pixels=fit_input(one.pixels, (height, width), operator, degrade=options.degrade))
-        for one in pictures
-    ]
+
+    def fitted_pixels(pixels: Images) -> Images:
+        if options.tile:
+            return middle(pixels, (height, width))
+        return fit_input(pixels, (height, width), operator, degrade=options.degrade)
+
+    fitted = [one._replace(pixels=fitted_pixels(one.pixels)) for one in pictures]
     resized = [
         f"{one.name}: the middle of {format_pixels(one.pixels.shape[:2])} at {format_size((height, width))}"
         for one in pictures
@@ -122,13 +131,14 @@ def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact,
     return Inputs(fitted, measurement, resized)
 
 
-def _tiled_shape(options: Edit, model_shape: Shape) -> Shape:
+def _tiled_shape(options: Edit, edit_settings: EditSettings, model_shape: Shape) -> Shape:
     """Return the shape of the edited image of a picture that keeps its size, cropped to whole blocks."""
     channels, *tile = model_shape
     if not options.source.is_file() or options.source.suffix == ".npz":
         raise UsageError(f"--tile takes one picture (got {printable(options.source)}): give a file")
     height, width = read_picture(options.source, None, channels).shape[:2]
-    factor = options.upscale or 1
+    factors = [] if edit_settings.operator is None else parse_operator(edit_settings.operator)
+    factor = math.prod(values["factor"] for name, values in factors if name == "downsample")
     height, width = (
         (side // factor * factor if options.degrade else side * factor) for side in (height, width)
     )
@@ -158,14 +168,11 @@ def _write(
     options: Edit,
     inputs: Inputs,
     images: Images,
-    condition: Condition,
+    labels: Labels | None,
     artefact: Artefact,
     card: dict[str, Any],
 ) -> None:
     """Write the results as npz or store, or a picture with the inputs and the spread."""
-    labels = None if condition.labels is None else condition.labels.numpy()
-    has_null = labels is not None and bool((labels == artefact.network.num_classes).any())
-    labels = None if has_null else labels
     if options.out.suffix == ".npz":
         return write_output(
             options.out, lambda file: save_npz(file, images, None if labels is None else labels.tolist())

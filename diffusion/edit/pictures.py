@@ -59,6 +59,12 @@ def _cells(shape: Size, size: Size) -> tuple[NDArray[np.intp], ...]:
     return np.ix_(*places)
 
 
+def middle(pixels: Images, size: Size) -> Images:
+    """Return the middle of a picture (H, W, C) that is at least of this size, not resized."""
+    top, left = ((length - side) // 2 for length, side in zip(pixels.shape[:2], size, strict=True))
+    return pixels[top : top + size[0], left : left + size[1]]
+
+
 def in_channels(pixels: Images, channels: int) -> Images:
     """Return a picture (H, W, C) in grey or in colours."""
     if pixels.shape[2] == channels:

@@ -33,6 +33,7 @@ def edit(project: Path, invoke) -> Callable[..., Result]:
     Image.fromarray(mask).save("mask.png")
     Image.fromarray(np.dstack([PIXELS[0], 255 - mask]), "LA").save("alpha.png")
     Image.fromarray(PIXELS[0, :, :, 0]).resize((30, 20)).save("wide.png")
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (15, 13), np.uint8)).save("odd.png")
     write_store(Path("store"), PIXELS, np.array([3, 5, 7]), {"classes": CLASSES, "name": "some"})
 
     def run(*arguments: str) -> Result:
@@ -86,8 +87,9 @@ def test_folder_and_store_give_labels_and_results_by_number(edit) -> None:
         "ddnm",
         3,
     )
-    edit("many", "--strength", "0.5", "--num", "1", "--out", "x.npz")
+    done = edit("many", "--strength", "0.5", "--num", "1", "--out", "x.npz")
     assert len(results()) == 2
+    assert "without labels: the class of 1 picture(s) is unknown" in done.out
     edit("store", "--first", "1", "--strength", "0.5", "--class", "class3", "--num", "1", "--out", "y.npz")
     assert len(results("y.npz")) == 1
 
@@ -116,8 +118,24 @@ def test_other_sizes_are_resized_and_said_or_tiled(edit) -> None:
     assert "wide.png: the middle of 20×30 pixels (height × width) at 8×8" in done.out
     edit("wide.png", "--upscale", "2", "--degrade", "--tile", "--num", "1", "--out", "x.npz")
     assert results().shape == (1, 20, 30, 1)
-    edit("a.png", "--upscale", "2", "--num", "1", "--out", "x.npz", "--tile")
-    assert results().shape == (1, 16, 16, 1)
+    for factor in (["--upscale", "2"], ["--operator", "downsample:2"]):
+        edit("a.png", *factor, "--num", "1", "--out", "x.npz", "--tile")
+        assert results().shape == (1, 16, 16, 1)
+    edit(
+        "odd.png",
+        "--operator",
+        "downsample:4",
+        "--degrade",
+        "--tile",
+        "--num",
+        "1",
+        "--out",
+        "x.png",
+        "--scale",
+        "1",
+    )
+    shown = np.asarray(Image.open("x.png"))[:, :12]
+    assert np.array_equal(shown, np.asarray(Image.open("odd.png"))[1:13, :12]), "cropped, not resampled"
 
 
 @pytest.mark.parametrize(
