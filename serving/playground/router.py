@@ -46,6 +46,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # after an update the page must load the new scripts
 }
+MAX_SEED = 2**53 - 1  # the largest integer up to which a number in JavaScript is exact
 EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
 
 
@@ -105,7 +106,8 @@ def _add_page(router: APIRouter) -> None:
     def index() -> Response:
         """Return the page."""
         style = Markup((STATIC / "playground.css").read_text(encoding="utf-8"))
-        return HTMLResponse(render(FOLDER / "page.html.j2", style=style), headers=HEADERS)
+        page = render(FOLDER / "page.html.j2", style=style, max_seed=MAX_SEED)
+        return HTMLResponse(page, headers=HEADERS)
 
     @router.get("/favicon.ico", status_code=204)
     def icon() -> None:

@@ -127,6 +127,19 @@ def test_the_whole_picture_is_sampled_again_by_strength_and_saved_with_it(wide, 
     assert metadata["edit"]["method_options"] == {"strength": 1}
 
 
+def test_enter_in_the_number_edits_the_picture_of_that_number(wide):
+    opened(wide)
+    wide.check("#edit [value=again]")
+    wide.locator("#edit [name=strength]").press("Home")
+    wide.fill("#edit [name=number]", "4")
+    wide.press("#edit [name=number]", "Enter")
+    shows(wide, "#edit .status", "8 in ")
+    shows(wide, "#class-note", "Class class4")
+    found = pixels_of(wide.locator("#edit li img").first)
+    far = [np.abs(found - PICTURES[number, ..., 0]).mean() for number in (4, 2)]
+    assert far[0] < far[1]
+
+
 def test_files_and_sampled_images_are_edited(page, here, tmp_path):
     opened(page)
     page.select_option("#edit [name=kind]", "sampled")

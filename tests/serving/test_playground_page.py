@@ -3,6 +3,7 @@
 import json
 import signal
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,6 +41,12 @@ def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
         assert np.array_equal(np.asarray(saved, dtype=int), shown[2])
     assert SampleSettings(**metadata["settings"]) == settings
     assert (metadata["index"], metadata["class"]) == (2, "class2")
+
+
+def test_a_seed_that_javascript_would_round_is_refused(page):
+    fill(page, num=1, steps=1, seed=2**53)
+    page.click("#make .main")
+    shows(page, "#make .wrong", "Seed: ")
 
 
 def test_intermediate_images_are_shown(wide):
@@ -145,9 +152,16 @@ def test_a_registered_version_can_be_chosen(browser, project):
             page.select_option("#version", "2")
             shows(page, "#about", "version 2")
             make(page, 10)
+            httpx.post(f"{server.url}/playground/version", json={"version": 1}).raise_for_status()
+            page.click("#make .main")
+            shows(page, "#make .wrong", "another model serves now: its settings are loaded")
+            shows(page, "#about", "version 1")
+            assert page.locator("#version").input_value() == "1"
+            make(page, 10)
+            assert page.locator("#make .wrong").is_hidden()
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
-        assert server.log.read_text().endswith("version 2 serves now\n")
+        assert "version 2 serves now\n" in server.log.read_text()
 
 
 def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):

@@ -1,6 +1,24 @@
 // Requests to the server: JSON, or server-sent events. Errors have one sentence.
 
+const CHANGES_MODEL = "/playground/version";
+let shown = null; // the model of the page
+
+export class OtherModel extends Error {}
+
+/** Expect the answers of a model; `reload` shows the one that serves, when another one answers. */
+export function expectModel(sha256, reload) {
+  shown = { sha256, reload, loading: null };
+}
+
+/** Throw OtherModel if another model than the `expected` one answers, after the page shows it. */
+async function check(response, expected) {
+  if (expected === null || response.headers.get("X-Model-SHA256") === expected.sha256) return;
+  if (shown === expected) await (expected.loading ??= expected.reload().finally(() => { expected.loading = null; }));
+  throw new OtherModel("another model serves now: its settings are loaded, so check them and try again");
+}
+
 export async function send(path, body, signal) {
+  const expected = body === undefined || path === CHANGES_MODEL ? null : shown;
   const options = body === undefined ? {} : {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
   };
@@ -11,6 +29,7 @@ export async function send(path, body, signal) {
     if (error.name === "AbortError") throw error;
     throw new Error("the server does not answer: is `diffctl playground` still running?");
   }
+  await check(response, expected);
   if (!response.ok) throw new Error(await detail(response));
   return response;
 }

@@ -32,7 +32,11 @@ const compare = worker(panel, async (report, signal) => {
       report(`${++done} of ${total} cells`);
     }
   };
-  await Promise.all(Array.from({ length: CONCURRENT }, work));
+  try {
+    await Promise.all(Array.from({ length: CONCURRENT }, work));
+  } finally {
+    waiting.length = 0;
+  }
 });
 
 /** Sample the images of one cell, or show the error in it. */
@@ -47,7 +51,7 @@ async function fill({ body, cell }, signal) {
     const row = element("div", { className: images.length === 1 ? "row one" : "row" }, ...images);
     cell.replaceChildren(row, element("small", { textContent: `NFE ${response.nfe} · ${took}` }));
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError" || error instanceof api.OtherModel) throw error;
     cell.replaceChildren(element("small", { className: "cannot", textContent: error.message }));
   }
 }

@@ -12,15 +12,19 @@ const form = $("form", panel);
 const fields = form.elements;
 const OWN = ["sampler", "eta", "noise", "sampler_options"]; // of a method with its own step
 let label = null; // the picture's class, if it is known
+let isTaken = false; // whether the chosen picture is the one that is shown
 
 const work = worker(panel, async (report, signal, task) => task(report, signal));
 
 /** Load the chosen picture. */
 async function take(report, signal) {
+  isTaken = false;
   const found = await { number: realImage, sampled, file: () => ({ file: fields.file.files[0] }) }[fields.kind.value](report, signal);
   const picture = await fit(found.file, "a file", knownModel().card.network);
+  signal.throwIfAborted();
   label = found.label ?? null;
   mask.set(picture);
+  isTaken = true;
   $(".images", panel).replaceChildren();
   report("");
 }
@@ -50,7 +54,7 @@ function checked(field) {
 async function edit(report, signal) {
   checked(fields.num);
   const body = { ...request(), num: Number(fields.num.value) };
-  if (!mask.has()) await take(report, signal);
+  if (!isTaken) await take(report, signal);
   if (label !== null && body.class === undefined) body.class = label;
   body.image = mask.encodePicture();
   if (fills()) {
@@ -107,6 +111,7 @@ export function begin() {
 /** Offer the methods and the real images; drop the picture of another model. */
 export function offer({ store, edit_methods: methods }) {
   mask.drop();
+  isTaken = false;
   $(".images", panel).replaceChildren();
   options(fields.method, methods.map(({ name }) => [name, name]));
   fields.num.max = knownModel().limits.images;

@@ -1,6 +1,6 @@
 // The page: loads the model's description and its options, and connects tabs, panels and versions.
 
-import { request } from "./api.js";
+import { expectModel, request } from "./api.js";
 import * as interpolation from "./interpolation.js";
 import * as compare from "./compare.js";
 import * as edit from "./edit.js";
@@ -17,18 +17,26 @@ const note = $("#versions-note");
 async function about() {
   const [{ models }, choices] = await Promise.all([request("/v1/models"), request("/playground/choices")]);
   const model = models[0];
+  expectModel(model.model.sha256, aboutOther);
   offer(model, choices);
   interpolation.offer(choices);
   edit.offer(choices);
   show(choices.cost, null);
   $("#make .images").replaceChildren();
   $("#compare .cells").replaceChildren();
-  const { card, model: name } = model;
+  const { card, model: name, usual } = model;
   const { width, height } = sizeOf(card.network);
   document.documentElement.style.setProperty("--aspect", `${width} / ${height}`);
   const number = name.version === null ? "" : ` version ${name.version}`;
   $("#about").textContent = `${name.name}${number}: ${card.data.name}, ${height} × ${width} × ${card.network.in_channels}, ` +
-    `${card.data.classes.length || "no"} classes, trained for ${card.step.toLocaleString("en")} steps.`;
+    `${card.data.classes.length || "no"} classes, trained for ${card.step.toLocaleString("en")} steps` +
+    `${usual.base ? `; enlarges the images of ${usual.base.file}` : ""}.`;
+}
+
+async function aboutOther() {
+  await about();
+  await offerVersions();
+  note.textContent = "another model serves now, with its own settings";
 }
 
 function choose(tab) {
@@ -70,7 +78,6 @@ async function offerVersions() {
   version.dataset.before = version.value;
   version.disabled = !versions.length;
   note.textContent = known.why ?? (versions.length ? "" : "no version is registered for this data");
-  version.addEventListener("input", changeVersion);
 }
 
 async function changeVersion() {
@@ -91,6 +98,7 @@ async function changeVersion() {
 
 async function begin() {
   connectTabs();
+  version.addEventListener("input", changeVersion);
   compare.begin();
   interpolation.begin();
   edit.begin();
