@@ -19,7 +19,7 @@ from diffusion.config import Config
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
 from diffusion.process.noise_process import build_process
 from diffusion.project import version_problem
-from diffusion.protocol.grid import Cell, cell_settings, grid
+from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
@@ -79,12 +79,12 @@ def check_repository(project: Project) -> Iterator[Finding]:
 
 def check_guidance(project: Project) -> Iterator[Finding]:
     """Check whether every guidance interval contains a step."""
-    config, process = project.config, build_process(project.config.process)
+    process = build_process(project.config.process)
     with single_thread():
         unguided = [
             cell.name
-            for cell in grid(config.sample, config.sweep)
-            if (one := cell_settings(config.sample, cell)).guidance_interval
+            for cell, one in project.cells.items()
+            if one.guidance_interval
             and not any(guidance_weight(one, process, t) for t in call_times(one, process))
         ]
     if unguided:
@@ -155,7 +155,16 @@ ALL: tuple[Check, ...] = (
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
-    "train": (check_prepared, check_fit, check_spacing, check_base, check_trial, check_memory, check_states),
+    "train": (
+        check_prepared,
+        check_fit,
+        check_spacing,
+        check_base,
+        check_guides,
+        check_trial,
+        check_memory,
+        check_states,
+    ),
     "sample": (check_spacing, check_base, check_guides),
     "evaluate": (check_weights, check_samples),
     "report": (check_model, check_samples),

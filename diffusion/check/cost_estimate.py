@@ -13,7 +13,7 @@ from diffusion.model import counted_passes
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.protocol.extractors import extractor_spec
-from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.grid import grid
 from diffusion.sample.sampling_card import nfe_fields
 from diffusion.show.figure import format_quantity
 from diffusion.system.devices import acquire_device, default_device, device_name
@@ -89,10 +89,10 @@ def network_evaluations(project: Project, plan: DenoiserPlan) -> int:
 
     A call of the base of a cascade counts by its share of the FLOPs, if the base is here.
     """
-    config = project.config
-    settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
-    counts = (nfe_fields(one, plan, project.base) for one in settings)
-    return round(config.sample.num_images * sum(one.get("weighted_nfe", one["nfe"]) for one in counts))
+    counts = (nfe_fields(one, plan, project.base) for one in project.cells.values())
+    return round(
+        project.config.sample.num_images * sum(one.get("weighted_nfe", one["nfe"]) for one in counts)
+    )
 
 
 def passes(network: NetworkSpec, loss: str) -> int:

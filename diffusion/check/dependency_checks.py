@@ -12,14 +12,14 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, GRAPH, MODEL, SAMPLES, dvc_stages
 from diffusion.model.model_file import Artefact, read_artefact, warn_of_edited_plugins
-from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.grid import grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample import guides
 from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.ema_files import matching_snapshots
-from diffusion.sample.network_files import check_base_settings, check_networks
+from diffusion.sample.network_files import check_base_settings, check_future_model, check_networks
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.fields import changed_fields
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
@@ -54,30 +54,38 @@ def _check_entry(registry: Registry[Any], name: str) -> Finding:
 
 def check_guides(project: Project) -> Iterator[Finding]:
     """Check EMA profiles, networks and learned times of the sweep. A file must be one of the stage's deps."""
-    config = project.config
-    cells = [cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)]
-    guided = [one for one in cells if one.needs_guide or one.has_classifier or one.base]
-    stage = dvc_stages().get("sample")
-    deps = None if stage is None else set(map(str, stage.get("deps") or ()))
+    config, stages = project.config, dvc_stages()
+    guided = [one for one in project.cells.values() if one.needs_guide or one.has_classifier or one.base]
+    deps = None if "sample" not in stages else set(map(str, stages["sample"].get("deps") or ()))
     files = {file for settings in guided for file in _files(settings)}
-    if any(one.spacing == LEARNED for one in cells) and (
-        learned := config.sample.spacing_options.get("file")
-    ):
+    is_learned = LEARNED in (config.sweep.spacing or (config.sample.spacing,))
+    if is_learned and (learned := config.sample.spacing_options.get("file")):
         files.add(learned)
     for file in sorted(files):
-        if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
+        if deps is not None and not _is_within(file, deps):
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
             yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")
+    listed = (one for stage in stages.values() for one in stage.get("outs") or ())
+    outs = {path for one in listed for path in ([one] if isinstance(one, str) else one)}
+    awaited = {file for file in files if not Path(file).is_file() and _is_within(file, outs)}
+    present = [one for one in guided if not awaited.intersection(_files(one))]
+    by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in present}
     try:
-        if not project.is_trained:
-            return
-        by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in guided}
-        if config.sweep.sigma_rels:
+        if project.is_trained and config.sweep.sigma_rels:
             matching_snapshots(MODEL)
         for settings in by_networks.values():
-            check_networks(settings, MODEL, AVERAGES)
+            _check_networks(project, settings)
     except DiffctlError as error:
         yield Finding("error", "sampling", str(error))
+
+
+def _check_networks(project: Project, settings: SampleSettings) -> None:
+    """Raise DiffctlError if a guide or a classifier is missing or does not fit the model, trained or not."""
+    if project.is_trained:
+        check_networks(settings, MODEL, AVERAGES)
+    else:
+        plan = project.plan if project.is_ready else None  # without data, its classes are placeholders
+        check_future_model(settings, None if plan is None else plan_artefact(plan))
 
 
 def check_base(project: Project) -> Iterator[Finding]:
@@ -123,6 +131,11 @@ def check_samples(project: Project) -> Iterator[Finding]:
         if meta and artefact.model_sha256 != (meta.get("average_of") or meta["card"].get("model_sha256")):
             message = f"the images in {path} are of another training than {MODEL}"
             yield Finding("error", "samples", message, "make them again with `diffctl stage sample`")
+
+
+def _is_within(file: str, paths: set[str]) -> bool:
+    """Return whether the file, or a folder that contains it, is one of the paths."""
+    return not paths.isdisjoint(map(str, (Path(file), *Path(file).parents)))
 
 
 def _files(settings: SampleSettings) -> Iterator[str]:

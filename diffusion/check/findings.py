@@ -1,5 +1,6 @@
 """Findings of checks, and the project that is checked."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -15,10 +16,12 @@ from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import AVERAGES, MODEL, PREPARED
 from diffusion.model.model_file import Artefact, read_artefact
 from diffusion.model.posthoc_ema import snapshot_path
+from diffusion.protocol.grid import Cell, cell_settings, grid
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file
 from diffusion.sample.network_files import check_base_settings
 from diffusion.system.devices import default_device
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.classifier_config import ClassifierSections
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
 from diffusion.train.plan import DenoiserPlan, plan_artefact
@@ -90,6 +93,15 @@ class Project:
             return False
         wanted = plan_artefact(self.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
         return artefact.model_sha256 == wanted.model_sha256
+
+    @cached_property
+    def cells(self) -> dict[Cell, SampleSettings]:
+        """The settings of every cell, but for those whose learned times are missing."""
+        cells = {}
+        for cell in grid(self.config.sample, self.config.sweep):
+            with suppress(UsageError):  # reported by check_spacing
+                cells[cell] = cell_settings(self.config.sample, cell)
+        return cells
 
     @cached_property
     def base(self) -> Artefact | None:

@@ -19,12 +19,11 @@ from diffusion.check.trial_steps import (
     try_sampling,
     try_training,
 )
-from diffusion.config import Config
 from diffusion.model import counted_passes
 from diffusion.model.network_registry import MODELS, NetworkSpec, build_network
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.grid import cell_settings, describe_cell, effective_axes, grid
+from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import NonFiniteError
@@ -52,7 +51,7 @@ def check_trial(project: Project) -> Iterator[Finding]:
     total, _ = step_memory.device_memory(default_device())
     if project.plan is None or step_memory.exceeds_memory(project.plan.network, total):
         return  # reported by check_fit or check_memory
-    plan, settings = trial_plan(project.plan), distinct_settings(project.config)
+    plan, settings = trial_plan(project.plan), distinct_settings(project)
     try:
         with _trial_errors(f"the network {plan.network.name} failed"):
             _check_output(plan.network)
@@ -79,15 +78,17 @@ def check_trial(project: Project) -> Iterator[Finding]:
         yield Finding("ok", "trial", message + ("" if is_small else large))
 
 
-def distinct_settings(config: Config) -> list[SampleSettings]:
+def distinct_settings(project: Project) -> list[SampleSettings]:
     """Return settings that have every sampler, spacing, guidance rule and noise of the grid, in few steps.
 
     A spacing that does not allow two steps has those of its first cell.
     """
-    seen, chosen, process = set[object](), list[SampleSettings](), build_process(config.process)
-    for cell in grid(config.sample, config.sweep):
-        one = cell_settings(config.sample, cell)
-        entries = {one.sampler, one.spacing, one.guidance and one.rule, one.eta and one.noise}
+    seen, chosen = set[object](), list[SampleSettings]()
+    process = build_process(project.config.process)
+    for one in project.cells.values():
+        entries = {("sampler", one.sampler), ("spacing", one.spacing)}
+        entries |= {("guidance_rule", one.rule)} if one.guidance else set()
+        entries |= {("noise", one.noise)} if one.eta else set()
         if not entries <= seen:
             seen |= entries
             for few in (few_steps(one, STEPS), few_steps(one, one.steps)):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.layout import HELD_OUT
+from diffusion.layout import CLASSIFIER, HELD_OUT, MODEL
 from diffusion.model.classifier import ClassifierArtefact, load_classifier
 from diffusion.model.model_file import (
     Artefact,
@@ -85,10 +85,10 @@ class NetworkFiles(NamedTuple):
     base: Path | None = None
     real: Path | None = None
 
-    def read(self) -> NetworkArtefacts:
-        """Read the metadata of all; DiffctlError for a file of another kind."""
+    def read(self, model: Artefact | None = None) -> NetworkArtefacts:
+        """Read the metadata of all, or of all but the `model`; DiffctlError for a file of another kind."""
         return NetworkArtefacts(
-            read_artefact(self.model),
+            model or read_artefact(self.model),
             None if self.guide is None else read_artefact(self.guide),
             None if self.classifier is None else read_description(self.classifier, ClassifierArtefact),
             None if self.base is None else read_artefact(self.base),
@@ -164,6 +164,18 @@ def check_networks(settings: SampleSettings, model: Path, averages: Path) -> Non
         guide_snapshots(profile, model, averages)
         settings = settings.model_copy(update={"guide": None})
     network_files(settings, model).read().check(settings)
+
+
+def check_future_model(settings: SampleSettings, planned: Artefact | None) -> None:
+    """Raise UsageError if a guide or a classifier is missing, or does not fit the planned model, if known.
+
+    An EMA profile is made by the training.
+    """
+    guide, classifier, _ = _named_networks(settings)
+    own = None if _guide_profile(settings) else _existing(guide, "guide")
+    files = NetworkFiles(MODEL, own, _existing(classifier, "classifier"))
+    if planned is not None:
+        files.read(planned).check(settings)
 
 
 def check_base_settings(settings: CommonSettings, base: Artefact) -> None:
@@ -250,5 +262,6 @@ def _guide_profile(settings: SampleSettings) -> EmaGuide | None:
 
 def _existing(path: str | None, name: str) -> Path | None:
     if path is not None and not Path(path).is_file():
-        raise UsageError(f"there is no {name} {path}: give the path of a {name}'s file")
+        make = "`diffctl stage classifier` makes it, or " if path == str(CLASSIFIER) else ""
+        raise UsageError(f"there is no {name} {path}: {make}give the path of a {name}'s file")
     return None if path is None else Path(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from cli.stages.context import enter_stage
 from diffusion.check import check, check_spacing, preflight
@@ -329,3 +330,28 @@ def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeyp
     assert errors() == []
     small_model(project / "guides/early.safetensors", in_channels=3, out_channels=6)
     assert ["takes 8×8×3 images" in message for message in errors()] == [True]
+
+
+def test_guides_are_checked_before_the_training(project):
+    copy_data(project)
+    guide, classifier = project / "guide.safetensors", "models/classifier.safetensors"
+    guided = configuration(sample={"guidance": 1.0, "guide": guide.name})
+    with pytest.raises(UsageError, match=r"there is no guide guide\.safetensors"):
+        preflight(guided, "train")
+    small_model(guide, in_channels=3, out_channels=6)
+    with pytest.raises(UsageError, match="takes 8×8×3 images"):
+        preflight(guided, "train")
+    classified = configuration(sample={"guidance": 1.0, "classifier": classifier})
+    with pytest.raises(UsageError, match=r"`diffctl stage classifier` makes it"):
+        preflight(classified, "train")
+    stages = {"sample": {"deps": [classifier]}, "later": {"outs": [{classifier: {"persist": True}}]}}
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    assert list(check_guides(Project(classified))) == []
+
+
+def test_missing_file_of_learned_times_hides_no_other_finding(project):
+    config = configuration(sample={"spacing": "learned", "spacing_options": {"file": "grids.json"}})
+    found = list(check(config))
+    (error,) = [one for one in found if one.level == "error" and one.subject == "sampling"]
+    assert "there is no file of learned times grids.json" in error.message
+    assert {"extractor", "memory", "disk"} <= {one.subject for one in found}

@@ -99,8 +99,17 @@ def test_other_entries_are_tried_without_a_network_that_is_too_large(project, mo
     assert {finding.level for finding in check_trial(Project(config))} == {"error"}
 
 
+def test_entries_of_two_registries_with_one_name_are_both_tried(tmp_path: Path) -> None:
+    grids = {"format": 1, "model_sha256": "a" * 64, "learned": {}, "levels": {"2": [2.0, 1.0]}}
+    (tmp_path / "grids.json").write_text(json.dumps(grids))
+    learned = {"spacing_options": {"file": str(tmp_path / "grids.json")}}
+    sweep = {"steps": [2], "eta": [1.0], "spacing": ["learned"], "noise": ["small", "learned"]}
+    config = parse(params(sample={"spacing": "learned", **learned}, sweep=sweep), "params")
+    assert {one.noise for one in trial.distinct_settings(Project(config))} == {"small", "learned"}
+
+
 @pytest.mark.parametrize(("timesteps", "steps", "tried"), [(50, 5, 2), (51, 17, 17)])
 def test_spacing_has_two_steps_or_those_of_its_first_cell(timesteps: int, steps: int, tried: int) -> None:
     changes = {"process": {"timesteps": timesteps}, "sample": {"spacing": "ddim-uniform"}}
     config = parse(params(**changes, sweep={"steps": [steps], "eta": [0.0]}), "params")
-    assert [one.steps for one in trial.distinct_settings(config)] == [tried]
+    assert [one.steps for one in trial.distinct_settings(Project(config))] == [tried]
