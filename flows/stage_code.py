@@ -1,9 +1,9 @@
 """The code of each stage as one input for DVC: code.yaml has a digest for each stage of dvc.yaml.
 
 The code of a stage is what its module in cli/stages/ imports from diffusion/, what the registries of its
-sections name, plugins included, and the templates next to these modules. Comments, docstrings and messages do
-not count (diffusion/code_digest.py). The packages cli, flows, serving and tracking are left out: they run,
-watch and record, and change no result.
+sections name, plugins included, and the templates and YAML files next to these modules. Comments, docstrings
+and messages do not count (diffusion/code_digest.py). The packages cli, flows, serving and tracking are left
+out: they run, watch and record, and change no result.
 """
 
 import ast
@@ -48,7 +48,7 @@ STAGES = {
     "report": (),
 }
 NAMED = re.compile(rf"({PACKAGE}|{PLUGINS})(\.\w+)+(:\w+)?")  # a module, or an object of it
-TEMPLATES = (".j2", ".css")
+TEMPLATES = (".j2", ".css", ".yaml")  # .yaml: published figures
 SOURCES = (".py", *TEMPLATES)
 
 

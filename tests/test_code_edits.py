@@ -313,6 +313,7 @@ STAGES_OF_EDITS = [  # the stages that DVC runs after each edit, as in docs/reli
     (SAMPLER, {"sample"}),
     (EXTRACTOR, {"reference", "evaluate"}),
     (Edit("diffusion/report/page.css", "}", "} "), {"report"}),
+    (Edit("diffusion/papers/ddim.yaml", "figures:", "figures: "), {"report"}),
 ]
 
 
