@@ -12,6 +12,7 @@ from diffusion.layout import REPORT, SAMPLES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.markdown import markdown_table
 from diffusion.report.sample_pictures import data_uri
+from diffusion.report.score_tables import real_label
 from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlError
 from flows.output_relay import echo
@@ -71,7 +72,7 @@ def evaluation_markdown(values: JsonObject) -> str:
             ends = [f"{scores[f'{name}{end}']:.4g}" for end in ("_low", "_high") if f"{name}{end}" in scores]
             real = f"{floor[name]:.4g}" if name in floor else ""
             rows.append([name, f"{value:.4g}", " to ".join(ends), real])
-    table = markdown_table(["score", "value", "interval", "real, held out"], rows, GAP)
+    table = markdown_table(["score", "value", "interval", real_label(floor)], rows, GAP)
     images = f"{values['images']['count']:,} images of {values['images']['path']}"
     title = f"{images} against {reference['name']}, extractor {values['extractor']}"
     return f"{title}\n\n{table}\n"

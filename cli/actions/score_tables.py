@@ -13,6 +13,7 @@ from diffusion.protocol.grid import cell_order
 from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import AXES
+from diffusion.report.score_tables import real_label
 
 TWO_SIDED = 1.96  # standard deviations of a 95 % interval
 
@@ -23,7 +24,7 @@ def show_scores(document: dict[str, Any]) -> None:
     intervals = document.get("intervals")
     interval = f"{intervals['confidence']:.0%} interval" if intervals else ""
     floors = [floor for one in spaces.values() if (floor := one["reference"].get("floor"))]
-    real = ("real, held out" + " (extrapolated)" * floors[0]["extrapolated"]) if floors else ""
+    real = real_label(floors[0]) if floors else ""
     rows = (row for name, one in spaces.items() for row in _rows(name, one, named=one is not document))
     print_table(("score", f"{document['images']['count']:,} images", interval, real), rows)
     for name, one in spaces.items():

@@ -150,7 +150,7 @@ def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
 def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
     """Return the score of held-out real images and the name of its line."""
     floor = document.reference.floor
-    return (floor[metric], "real, held out") if floor else None
+    return (floor[metric], score_tables.real_label(floor)) if floor and metric in floor else None
 
 
 def _front(document: ScoresDocument, label: str) -> Figure:
@@ -247,14 +247,15 @@ def _lineage(inputs: ReportInputs) -> list[tuple[str, str]]:
 
 
 def _yaml(config: Config) -> str:
-    """Format all values of the configuration, lists on one line."""
+    """Format all values that the stage depends on, lists on one line."""
 
     class Dumper(yaml.SafeDumper):
         def represent_list(self, data: Any) -> yaml.SequenceNode:
             return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
     Dumper.add_representer(list, Dumper.represent_list)
-    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json", exclude={"classifier"})
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _describe_curve(

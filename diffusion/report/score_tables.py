@@ -152,7 +152,7 @@ def score_table(document: ScoresDocument, *, distances_only: bool = False) -> di
     if floor := document.reference.floor:
         real = {**floor, "excess": 0.0}
         entries = [_entry(real, column, places[column]) for column in columns]
-        rows.append({"label": "real, held out", "entries": entries, "real": True})
+        rows.append({"label": real_label(floor), "entries": entries, "real": True})
     axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells.values())]
     for name, cell in sorted(cells.items(), key=lambda item: cell_order(item[1].axes)):
         rows.append(
@@ -174,6 +174,11 @@ def score_table(document: ScoresDocument, *, distances_only: bool = False) -> di
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),
         "how": describe_comparison(gap(cell, cells[chosen], spec.distance) for cell in cells.values()),
     }
+
+
+def real_label(floor: Mapping[str, float]) -> str:
+    """Return the label of the scores of held-out real images."""
+    return "real, held out" + " (extrapolated)" * bool(floor.get("extrapolated"))
 
 
 def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:

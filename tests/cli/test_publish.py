@@ -68,9 +68,10 @@ def test_publication_removes_what_an_earlier_one_left_and_nothing_else(hub, proj
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_classes", [0, 10])
-def test_commands_and_code_of_the_card_run(num_classes, project, invoke):
-    scored_model(project, **EXPORTABLE, num_classes=num_classes, null_class=False)
+@pytest.mark.parametrize(("num_classes", "image_size"), [(0, 8), (10, (8, 16))])
+def test_commands_and_code_of_the_card_run(num_classes, image_size, project, invoke):
+    shape = {"num_classes": num_classes, "image_size": image_size}
+    scored_model(project, **EXPORTABLE, **shape, null_class=False)
     assert invoke("publish", "hub", "me/model", "--dry-run", "model").code == 0
     card = (project / "model/README.md").read_text()
     (command,) = re.findall("^    diffctl (.*)$", card, re.M)

@@ -70,6 +70,12 @@ def test_table_has_every_cell_with_its_interval_and_the_protocol():
     assert f"| reference_digest | {'r' * 64} |" in card
 
 
+def test_an_extrapolated_score_of_real_images_is_marked():
+    scores = document()
+    scores.reference.floor.update({"fd_effnet_lite0_64": 25.0, "extrapolated": True})
+    assert "| real, held out (extrapolated) |" in card_of(scores)
+
+
 def test_only_what_the_user_gave_is_claimed():
     plain, given = (
         yaml.safe_load(card_of(None, **values).split("---\n")[1])

@@ -4,6 +4,7 @@ import statistics
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -11,11 +12,11 @@ from diffusion.config import parse
 from diffusion.papers.paper import Paper
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import published_figures
-from diffusion.report.page_content import _lineage
+from diffusion.report.page_content import _lineage, _yaml
 from diffusion.report.published_figures import matching_figures, published_content
 from diffusion.report.score_tables import best_cell, headline
 from diffusion.report.seed_comparison import compare_seeds, excluded_seeds, seeds_content
-from tests.conftest import params
+from tests.conftest import ROOT, params
 from tests.helpers.report_page import Page, report
 from tests.helpers.scores_document import certain, document, with_space
 
@@ -61,6 +62,14 @@ def test_lineage_lists_the_nearest_model_first() -> None:
         ("frozen", "encoder, time.0"),
         ("rate of what was there", "0.1 of the learning rate"),
     ]
+
+
+def test_configuration_has_the_sections_that_the_stage_depends_on():
+    values = params(tracking={"title": "x"})
+    values["classifier"] = {"model": values["model"], "train": {"steps": 4, "batch_size": 4, "lr": 0.1}}
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
+    depends_on = {section for section in stage["params"] if isinstance(section, str)}
+    assert yaml.safe_load(_yaml(parse(values, "test"))).keys() == depends_on
 
 
 def of_seed(seed, *values, setting="a" * 16, steps=(10, 5), **card):
