@@ -216,6 +216,21 @@ def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp
         assert page.faults == []
 
 
+def test_the_base_model_of_a_cascade_is_named(browser, tmp_path):
+    base = small_model(tmp_path / "small.safetensors", image_size=4, attention_resolutions=())
+    scores = scores_of(small_model(tmp_path / MODEL, low_res=4))
+    cascade = {"base": '{"file":"small.safetensors"}', "base_sha256": read_artefact(base).model_sha256}
+    for cell in scores.cells.values():
+        cell.card.update(cascade)
+    write_scores_document(tmp_path / SCORES, scores)
+    with ServerProcess(tmp_path, name="playground") as server, browser.new_context(viewport=WIDE) as context:
+        page = opened(context, server)
+        shows(page, "#about", "; enlarges the images of small.safetensors.")
+        fill(page, num=1, steps=2)
+        make(page, 1)
+        assert page.faults == []
+
+
 def test_the_guidance_interval_is_set_by_mouse(wide):
     fill(wide, guidance=2)
     shows(wide, "#interval-note", "guided at")  # the preview of the cost may move the handles

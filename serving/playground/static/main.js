@@ -30,7 +30,7 @@ async function about() {
   const number = name.version === null ? "" : ` version ${name.version}`;
   $("#about").textContent = `${name.name}${number}: ${card.data.name}, ${height} × ${width} × ${card.network.in_channels}, ` +
     `${card.data.classes.length || "no"} classes, trained for ${card.step.toLocaleString("en")} steps` +
-    `${usual.base ? `; enlarges the images of ${usual.base.file}` : ""}.`;
+    (usual.base ? `; enlarges the images of ${usual.base.file ?? usual.base.run_id ?? usual.base.champion}.` : ".");
 }
 
 async function aboutOther() {
