@@ -18,7 +18,7 @@ from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.layout import check_output_file
-from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep
 from diffusion.system.devices import default_device
@@ -73,8 +73,11 @@ def interpolate(options: Interpolate) -> None:
 
 
 def _load(options: CodeOptions) -> tuple[LoadedModel, SampleSettings]:
-    settings = chosen_settings(options.sampling, {"steps": options.steps})
-    return load_model(selected_model(options), default_device()), settings
+    model = selected_model(options)
+    is_edm = read_artefact(model).process.schedule == "edm"  # its time is σ: even times are almost all noise
+    usual = {"steps": options.steps, "spacing": "karras" if is_edm else "uniform"}
+    settings = chosen_settings(options.sampling, usual)
+    return load_model(model, default_device()), settings
 
 
 def _counter(show: Show, total: int) -> OnStep:

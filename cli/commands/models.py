@@ -91,7 +91,10 @@ class CodeOptions(JsonOptions, ModelSourceOptions):
 
 @command(app, lambda: image_analysis.encode, "loading the model")
 class Encode(CodeOptions):
-    """Encode images as noise by DDIM inversion (η = 0). Also prints the error of the reconstruction."""
+    """Encode images as noise by DDIM inversion (η = 0). Also prints the error of the reconstruction.
+
+    For a model of process edm the spacing is karras by default.
+    """
 
     out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).", ".npz", ".png")
     images: list[str] | None = argument("Files or numbers in the store. [default: first --num]", paths=True)
@@ -102,7 +105,10 @@ class Encode(CodeOptions):
 
 @command(app, lambda: image_analysis.interpolate, "loading the model")
 class Interpolate(CodeOptions):
-    """Interpolate between two images by slerp of their codes."""
+    """Interpolate between two images by slerp of their codes.
+
+    For a model of process edm the spacing is karras by default.
+    """
 
     first: str = argument("An image file, or a number in the store.", paths=True)
     second: str = argument("Another one.", paths=True)

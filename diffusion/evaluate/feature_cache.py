@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def cached_features(
     `progress` receives (done, total) of the images left to extract. A damaged block is extracted again, with
     a warning; so is one that cannot be written, the next time. DiffctlErrors as `extract`.
     """
-    made = {"dtype": "float32", **extraction(extractor)}
+    made = {"dtype": "float32", "torch": version("torch"), **extraction(extractor)}
     root = cache_root() / "features"
     folders = [root / fingerprint({**made, "digest": store.digest}) for store in stores]
     sets = dict(zip(folders, stores, strict=True))  # equal images on both sides are extracted once

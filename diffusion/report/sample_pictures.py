@@ -16,6 +16,7 @@ PER_CLASS = 10
 MAX_PICTURED = 100  # classes with pictures; 1,000 would take tens of megabytes
 NEIGHBOURS = 10  # samples shown with their nearest training image
 TRAIN_BLOCK = 2048
+PIXEL_BLOCK = 16_384  # values of an image that are compared at a time: with TRAIN_BLOCK 134 MB in float32
 MAX_COMPARED = 1000  # images with a search for nearest neighbours
 
 
@@ -93,20 +94,26 @@ def nearest(images: Images, train: Images) -> tuple[NDArray[np.int64], NDArray[n
 
     A distance is the root mean square difference over pixels and channels, 0 to 255.
     """
-    queries = _flat(images)
-    best = np.full(len(queries), np.inf)
-    rows = np.zeros(len(queries), dtype=np.int64)
+    best = np.full(len(images), np.inf)
+    rows = np.zeros(len(images), dtype=np.int64)
     for start in range(0, len(train), TRAIN_BLOCK):
-        block = _flat(train[start : start + TRAIN_BLOCK])
-        # ‖a − b‖² without ‖a‖², which does not change the minimum
-        squared = (block**2).sum(axis=1) - 2 * queries @ block.T
+        squared = _relative_distances(images, train[start : start + TRAIN_BLOCK])
         closest = squared.argmin(axis=1)
-        values = squared[np.arange(len(queries)), closest]
+        values = squared[np.arange(len(images)), closest]
         better = values < best
         best[better], rows[better] = values[better], start + closest[better]
-    differences = images.astype(np.float64) - train[rows]
-    return rows, np.sqrt((differences**2).mean(axis=(1, 2, 3)))
+    pairs = zip(images, rows, strict=True)
+    means = [np.square(image.astype(np.float64) - train[row]).mean() for image, row in pairs]
+    return rows, np.sqrt(means)
 
 
-def _flat(images: Images) -> NDArray[np.float32]:
-    return images.reshape(len(images), -1).astype(np.float32)
+def _relative_distances(images: Images, block: Images) -> NDArray[np.float32]:
+    """Return ‖a − b‖² − ‖a‖² (N, M) for images a and b, in blocks of pixels."""
+    queries, others = (values.reshape(len(values), -1) for values in (images, block))
+    squared = np.zeros((len(queries), len(others)), np.float32)
+    for start in range(0, queries.shape[1], PIXEL_BLOCK):
+        ours, theirs = (
+            values[:, start : start + PIXEL_BLOCK].astype(np.float32) for values in (queries, others)
+        )
+        squared += np.square(theirs).sum(axis=1) - 2 * ours @ theirs.T
+    return squared

@@ -11,7 +11,7 @@ import yaml
 
 from cli.stages.context import enter_stage
 from diffusion.check import check, check_spacing, preflight
-from diffusion.check.dependency_checks import check_guides
+from diffusion.check.dependency_checks import check_base, check_guides
 from diffusion.check.findings import Project
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
@@ -347,6 +347,15 @@ def test_guides_are_checked_before_the_training(project):
     stages = {"sample": {"deps": [classifier]}, "later": {"outs": [{classifier: {"persist": True}}]}}
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     assert list(check_guides(Project(classified))) == []
+
+
+def test_base_is_not_compared_with_the_placeholders_of_data_that_are_not_prepared(project):
+    small_model(project / "base.safetensors", image_size=4, attention_resolutions=())
+    shape = {"low_res": 4, "attention_resolutions": []}
+    config = configuration(model=shape, sample={"base": {"file": "base.safetensors"}})
+    assert list(check_base(Project(config))) == []
+    copy_data(project)
+    assert "other classes" in next(check_base(Project(config))).message
 
 
 def test_missing_file_of_learned_times_hides_no_other_finding(project):

@@ -70,6 +70,19 @@ def test_encode_labels_files_by_the_class_option(run, tmp_path):
         assert bool((arrays["images"] == 200).all())
 
 
+def test_model_of_process_edm_is_encoded_with_spacing_karras(run, tmp_path):
+    """Uniform times are even in σ there, so that almost all are noise."""
+    spec = spec_of(out_channels=1)
+    process = ProcessConfig(schedule="edm")
+    save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec, process=process))
+    codes = []
+    for arguments in ((), ("--spacing", "karras"), ("--spacing", "uniform")):
+        run("encode", "0", "--out", "a.npz", "--steps", "3", *arguments)
+        codes.append(np.load(tmp_path / "a.npz")["codes"])
+    assert np.array_equal(codes[0], codes[1])
+    assert not np.array_equal(codes[0], codes[2])
+
+
 @pytest.mark.slow
 def test_interpolate_writes_a_strip_or_an_animation(run, tmp_path):
     out = run("interpolate", "0", "3", "--out", "strip.png", "--frames", "5", "--steps", "30")

@@ -82,6 +82,13 @@ def test_other_extractor_or_weights_miss_the_cache(extractor, images, field):
     assert seen(replace(extractor, **{field: other}), images)[1][0] == (0, 11)
 
 
+def test_another_version_of_torch_misses_the_cache(extractor, images, monkeypatch):
+    """The card has the version that scored, and features of another one differ by rounding."""
+    seen(extractor, images)
+    monkeypatch.setattr(feature_cache, "version", lambda name: "99")
+    assert seen(extractor, images)[1][0] == (0, 11)
+
+
 def test_interrupted_extraction_resumes(extractor, images, cache):
     (whole,), _ = seen(extractor, images)
     for path in files(cache):

@@ -16,7 +16,8 @@ from diffusion.evaluate.features.extractors import Features
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
 from diffusion.images.store import open_store
-from diffusion.model.model_file import load_model, tensors_sha256
+from diffusion.layout import MODEL, RUN
+from diffusion.model.model_file import load_model, read_artefact, tensors_sha256
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule
 from diffusion.protocol.settings import SampleSettings
 from diffusion.train.initial_state import new_state
@@ -216,6 +217,7 @@ def test_scoring_changes_no_bit_of_the_training(prepared: Path) -> None:
     assert diffctl(prepared, "stage", "train", "--fresh").returncode == 0
     assert model_bytes(prepared) == plain
     assert (prepared / "plots/loss.csv").read_bytes() == curve
+    assert json.loads((prepared / RUN).read_text())["model_sha256"] == read_artefact(MODEL).model_sha256
     found = scores(prepared)
     assert list(found) == ["12", "4", "8"]
     best = min(found, key=lambda step: (found[step]["kd_effnet_lite0_64"], int(step)))

@@ -1,11 +1,14 @@
 """Parts of the report: nearest images, figures with their axes, and the training's curve."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from diffusion.report import sample_pictures
 from diffusion.report.figure_base import as_png
 from diffusion.report.figures import (
     CurvePoint,
@@ -30,6 +33,22 @@ def test_nearest_image_equals_brute_force(train, data):
     _, distances = nearest(images, train)
     rms = np.sqrt(((images[:, None].astype(float) - train[None]) ** 2).mean(axis=(2, 3, 4)))
     np.testing.assert_allclose(distances, rms.min(axis=1), atol=1e-3)
+
+
+def test_nearest_images_of_many_pixels_are_found_in_bounded_memory(monkeypatch):
+    """The array of a block of pixels is smaller than the images as floats."""
+    monkeypatch.setattr(sample_pictures, "PIXEL_BLOCK", 500)
+    train = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), dtype=np.uint8)
+    images = train[[5, 123, 399]] ^ 1
+    tracemalloc.start()
+    try:
+        rows, distances = nearest(images, train)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows.tolist() == [5, 123, 399]
+    np.testing.assert_allclose(distances, 1.0)
+    assert peak < train.size
 
 
 def test_moving_average_skips_nan():
