@@ -41,8 +41,8 @@ class ServeConfig(Section):
     drain: Annotated[float, Field(ge=0, le=3600), NotBool] = 60.0
 
     @property
-    def most_images(self) -> int:
-        """The most images of a request: more than the queue takes would never fit."""
+    def max_images(self) -> int:
+        """The maximum of images per request: more than the queue takes would never fit."""
         return min(self.images, self.queue)
 
 
@@ -194,8 +194,8 @@ class EditEventsRequest(EditRequest):
 
 def check_count(count: int, config: ServeConfig) -> None:
     """Raise UsageError for more images than a request may have."""
-    if count > config.most_images:
-        raise UsageError(f"{count} images are too many at once: ask for {config.most_images} at most")
+    if count > config.max_images:
+        raise UsageError(f"{count} images are too many at once: ask for {config.max_images} at most")
 
 
 class ModelRef(BaseModel):

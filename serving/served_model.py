@@ -258,5 +258,5 @@ class ServedModel:
                 }
                 for one, cell in chosen
             ],
-            limits={"images": self.config.most_images, "steps": self.config.steps},
+            limits={"images": self.config.max_images, "steps": self.config.steps},
         )
