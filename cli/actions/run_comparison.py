@@ -9,6 +9,7 @@ from cli.commands.scores import Compare, Seeds
 from cli.shared.console import print_table
 from cli.stages.context import preflight
 from diffusion.choice.confidence import describe_comparison
+from diffusion.config import load
 from diffusion.layout import SCORES
 from diffusion.protocol.card import describe_difference
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
@@ -104,7 +105,9 @@ def show_seeds(options: Seeds) -> None:
     others = other_seeds(document)
     found, aside = compare_seeds(document, others), excluded_seeds(document, others)
     if options.html is not None:
-        write_output_text(options.html, page_with_seeds(read_inputs(preflight("report")), others))
+        inputs = read_inputs(load())
+        preflight("report")
+        write_output_text(options.html, page_with_seeds(inputs, others))
     values = {
         "cell": document.best.cell,
         "seed": document.training.seed if document.training else None,

@@ -3,6 +3,7 @@
 import typer
 
 from cli.stages.context import preflight
+from diffusion.config import load
 from diffusion.layout import REPORT
 from diffusion.report.write import read_inputs, write_report
 from tracking.runs.scored_runs import log_report
@@ -10,6 +11,8 @@ from tracking.runs.scored_runs import log_report
 
 def run_stage(_: object) -> None:
     """Write the report and log it."""
-    page = write_report(read_inputs(preflight("report")), REPORT)
+    inputs = read_inputs(load())
+    preflight("report")
+    page = write_report(inputs, REPORT)
     log_report()
     typer.echo(f"report: {page}")
