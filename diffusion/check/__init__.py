@@ -7,6 +7,7 @@ from diffusion.check.cost_estimate import check_cost
 from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.dependency_checks import (
     check_base,
+    check_dependencies,
     check_guides,
     check_model,
     check_plugins,
@@ -143,6 +144,7 @@ ALL: tuple[Check, ...] = (
     check_spacing,
     check_guidance,
     check_base,
+    check_dependencies,
     check_guides,
     check_device,
     check_weights,
@@ -165,7 +167,7 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
         check_memory,
         check_states,
     ),
-    "sample": (check_spacing, check_base, check_guides),
+    "sample": (check_spacing, check_base, check_dependencies, check_guides),
     "evaluate": (check_weights, check_samples),
     "report": (check_model, check_samples),
 }  # other stages check their inputs themselves, immediately

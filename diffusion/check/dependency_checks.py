@@ -52,29 +52,38 @@ def _check_entry(registry: Registry[Any], name: str) -> Finding:
     return Finding("ok", PLUGINS, f"{subject}: {registry.module(name)}")
 
 
-def check_guides(project: Project) -> Iterator[Finding]:
-    """Check EMA profiles, networks and learned times of the sweep. A file must be one of the stage's deps."""
-    config, stages = project.config, dvc_stages()
-    guided = [one for one in project.cells.values() if one.needs_guide or one.has_classifier or one.base]
-    deps = None if "sample" not in stages else set(map(str, stages["sample"].get("deps") or ()))
-    files = {file for settings in guided for file in _files(settings)}
+def check_dependencies(project: Project) -> Iterator[Finding]:
+    """Check that the sweep's networks and learned times are dependencies of the stage sample."""
+    config, stage = project.config, dvc_stages().get("sample")
+    if stage is None:
+        return
+    deps = set(map(str, stage.get("deps") or ()))
+    files = {file for settings in project.cells.values() for file in _files(settings)}
     is_learned = LEARNED in (config.sweep.spacing or (config.sample.spacing,))
     if is_learned and (learned := config.sample.spacing_options.get("file")):
         files.add(learned)
     for file in sorted(files):
-        if deps is not None and not _is_within(file, deps):
+        if not _is_within(file, deps):
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
             yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")
-    listed = (one for stage in stages.values() for one in stage.get("outs") or ())
+
+
+def check_guides(project: Project) -> Iterator[Finding]:
+    """Check EMA profiles and networks of the sweep, except files that a stage will make."""
+    guided = [one for one in project.cells.values() if one.needs_guide or one.has_classifier or one.base]
+    listed = (one for stage in dvc_stages().values() for one in stage.get("outs") or ())
     outs = {path for one in listed for path in ([one] if isinstance(one, str) else one)}
-    awaited = {file for file in files if not Path(file).is_file() and _is_within(file, outs)}
-    present = [one for one in guided if not awaited.intersection(_files(one))]
-    by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in present}
+
+    def is_awaited(file: str) -> bool:
+        return not Path(file).is_file() and _is_within(file, outs)
+
+    by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in guided}
     try:
-        if project.is_trained and config.sweep.sigma_rels:
+        if project.is_trained and project.config.sweep.sigma_rels:
             matching_snapshots(MODEL)
         for settings in by_networks.values():
-            _check_networks(project, settings)
+            if not any(map(is_awaited, _files(settings))):
+                _check_networks(project, settings)
     except DiffctlError as error:
         yield Finding("error", "sampling", str(error))
 

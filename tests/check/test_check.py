@@ -11,7 +11,7 @@ import yaml
 
 from cli.stages.context import enter_stage
 from diffusion.check import check, check_spacing, preflight
-from diffusion.check.dependency_checks import check_base, check_guides
+from diffusion.check.dependency_checks import check_base, check_dependencies, check_guides
 from diffusion.check.findings import Project
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
@@ -318,7 +318,8 @@ def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeyp
     config = configuration(sample={"guidance": 1.0, "guide": "guides/early.safetensors"})
 
     def errors() -> list[str]:
-        return [str(one.message) for one in check_guides(Project(config))]
+        checked = Project(config)
+        return [str(one.message) for one in (*check_dependencies(checked), *check_guides(checked))]
 
     first, second = errors()
     assert "is no dependency of the stage sample" in first
