@@ -167,6 +167,10 @@ def test_hostile_card_and_sha256_are_refused_before_any_request(registered, monk
         set_tag(keys.CARD, value)
         with pytest.raises(DiffctlError, match=rf"tag {keys.CARD}: expected 16 hex digits[^\n]*$"):
             fetch(NAME, 1)
+    set_tag(keys.CARD, "0" * 16)
+    set_tag(keys.UPLOAD, HOSTILE[0])
+    with pytest.raises(DiffctlError, match=rf"tag {keys.UPLOAD}: expected 8 hex digits"):
+        fetch_scores_of(NAME, 1)
     run_id = set_tag(keys.FILE_SHA256, HOSTILE[0])
     with pytest.raises(DiffctlError, match=keys.FILE_SHA256):
         fetch_model(run_id)

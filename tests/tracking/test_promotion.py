@@ -194,7 +194,7 @@ def test_version_describes_its_model_scores_and_samples(make_model, here):
     assert text.startswith("**digits**, 8×8×1, 10 classes: network unet, ")
     assert "| **2 steps, η = 0** | &emsp;200 | &emsp;175 | &emsp;0.2 |" in text
     assert f"diffctl sample --run-id {run_id} " in text
-    folder = f"registered/{tags[keys.CARD]}".replace("/", "%2F")
+    folder = f"registered/{tags[keys.CARD]}-{tags[keys.UPLOAD]}".replace("/", "%2F")
     assert f"![samples](get-artifact?path={folder}%2Fmontage.png&run_uuid=" in text
     (picture,) = here.glob("mlartifacts/**/montage.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
