@@ -82,7 +82,8 @@ def test_newest_points_are_of_the_scores_that_were_logged_last():
     other = document({(5, 0.0): 0.9, (20, 0.0): 0.8}, num_images=1000)
     for scores in (*documents, other, documents[0], documents[0]):
         run_id = log_scores(scores)
-    log_sweep(run_id, other)  # its own evaluation stays
+    log_sweep(run_id, other)  # the curves stay of one protocol
+    log_sweep(run_id, document({(40, 0.0): 0.8}))  # the run's own evaluation stays
     newest = {
         (metric, point.step): point.value
         for metric in ("best/kd_effnet_lite0_64", "best/steps", "kd_effnet_lite0_64/eta_0.0")
@@ -90,9 +91,8 @@ def test_newest_points_are_of_the_scores_that_were_logged_last():
             connect().get_metric_history(run_id, metric), key=lambda point: (point.timestamp, point.value)
         )
     }
-    curve = {
-        ("kd_effnet_lite0_64/eta_0.0", steps): value for steps, value in ((5, 0.1), (10, 0.2), (20, 0.8))
-    }
+    values = {5: 0.1, 10: 0.2, 20: 0.8, 40: 0.8}
+    curve = {("kd_effnet_lite0_64/eta_0.0", steps): value for steps, value in values.items()}
     assert newest == {("best/kd_effnet_lite0_64", 0): 0.1, ("best/steps", 0): 5.0} | curve
     assert connect().get_run(run_id).data.metrics["best/kd_effnet_lite0_64"] == 0.1
     assert len(history(run_id, "best/kd_effnet_lite0_64")) == 4, "nothing changed the last time"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion.choice.confidence import share_noise
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.images.pictures import read_picture, to_pil
@@ -68,16 +69,26 @@ def log_scores(document: ScoresDocument) -> str:
 def log_sweep(run_id: str, document: ScoresDocument) -> None:
     """Log the scores of another sweep of a run's model: its cells, and the document as an artifact.
 
-    The run's own evaluation stays: its curves only get further steps. Logging the same again changes nothing.
-    MlflowError if MLflow fails.
+    The run's own evaluation stays: its curves only get further steps, if they are of the same protocol.
+    Logging the same again changes nothing. MlflowError if MLflow fails.
     """
     values = document_values(document)
     name = fingerprint({key: value for key, value in values.items() if key != "diffctl"})
     with mlflow_client() as client:
         parent = client.get_run(run_id)
-        curves = _curves(document, _log_cells(client, parent, document))
-        _log_points(client, parent, curves, replace=False)
+        children = _log_cells(client, parent, document)
+        if _extends_evaluation(parent, document):
+            _log_points(client, parent, _curves(document, children), replace=False)
         client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{name}.json")
+
+
+def _extends_evaluation(run: "Run", document: ScoresDocument) -> bool:
+    """Return whether the run has an evaluation of the same protocol, from the same noise."""
+    try:
+        own = fetch_scores(run)
+    except UsageError:  # it was not evaluated
+        return False
+    return share_noise(*(next(iter(one.cells.values())) for one in (own, document)))
 
 
 def log_edit_scores(run_id: str, document: Mapping[str, Any]) -> None:
