@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from diffusion.analysis import learned_grid
 from diffusion.analysis.mixture import MixtureDenoiser, ring
-from diffusion.check.dependency_checks import check_guides
+from diffusion.check.dependency_checks import check_dependencies
 from diffusion.check.findings import Project
 from diffusion.choice.selection import usual_settings
 from diffusion.config import load
@@ -162,7 +162,7 @@ def test_the_file_must_be_a_dependency_of_the_stage(project, monkeypatch):
         sweep={"steps": [2, 3]},
     )
     project = Project(load(PARAMS))
-    (found,) = check_guides(project)
+    (found,) = check_dependencies(project)
     assert found.message.startswith(f"{GRIDS} is no dependency of the stage sample")
 
 

@@ -166,7 +166,7 @@ def test_image_rate_excludes_previews_saves_and_scores(store, tmp_path, monkeypa
     writer = SimpleNamespace(save=lambda state: take(200))
     folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, writer=writer)
     scorer: Any = SimpleNamespace(scores=lambda *_: {"kd": take(400)})
-    checkpoints: Any = SimpleNamespace(add=lambda *_: (None, []))
+    checkpoints: Any = SimpleNamespace(save=lambda *_: (None, []), record=lambda *_: None)
     validation = Validation(None, scorer, checkpoints, None)
     spool: Any = SimpleNamespace(
         metrics=lambda step, values: logged.append(values),

@@ -11,7 +11,7 @@ from diffusion.choice.ranking import best_cell, rank_metric
 from diffusion.choice.selection import scores_in_space
 from diffusion.protocol.scores_document import ImageScores as CellOf
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import UsageError
 from tests.helpers.scores_document import certain, chance, document, of_seed, with_errors, with_space
 from tracking.comparison.comparison_page import render_comparison
 from tracking.comparison.score_comparison import ScoredRun, compare
@@ -155,7 +155,7 @@ def test_command_prints_a_table_and_json(command):
         "tied": [False, False],
     }
     refused = command(a=a, c=document(seed=1)).exception
-    assert type(refused) is DiffctlError
+    assert isinstance(refused, UsageError)
     assert "seed (0 against 1)" in str(refused)
     assert isinstance(command(a=a).exception, UsageError)
 
