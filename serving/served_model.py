@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from diffusion.choice.selection import best_settings, budget_settings, usual_settings
-from diffusion.engine.engine import Engine, ForwardPass
+from diffusion.engine.engine import Engine
+from diffusion.engine.forward_pass import ForwardPass
 from diffusion.engine.job import ChunkStep, Job
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import LoadedModel

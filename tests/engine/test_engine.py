@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from diffusion.analysis.inversion import decode_images, encoding
-from diffusion.engine.engine import CHUNK_SIZE, Engine, Full, batched_forward
+from diffusion.engine.engine import CHUNK_SIZE, Engine, Full
+from diffusion.engine.forward_pass import batched_forward
 from diffusion.engine.job import Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Prediction
