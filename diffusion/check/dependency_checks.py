@@ -98,17 +98,15 @@ def _check_networks(project: Project, settings: SampleSettings) -> None:
 
 
 def check_base(project: Project) -> Iterator[Finding]:
-    """Check whether the base of a cascade fits the model; one in MLflow only if a stage has fetched it.
-
-    Before the data are prepared, the classes of the plan are placeholders.
-    """
+    """Check whether the base of a cascade fits the model; one in MLflow only if a stage has fetched it."""
     settings, plan = project.config.sample, project.plan
     base = settings.base
-    if base is None or plan is None or not project.is_ready or base_path(base) is None:
+    if base is None or plan is None or base_path(base) is None:
         return
     try:
         artefact = read_artefact(base_file(base))
-        guides.check_base(plan, artefact)
+        if project.is_ready:  # else the plan's classes are placeholders
+            guides.check_base(plan, artefact)
         check_base_settings(settings, artefact)
     except DiffctlError as error:
         yield Finding("error", "sampling", str(error))
