@@ -1,14 +1,12 @@
 """diffusers' trainings in the speedrun: its example as it ships, and with the care of this project's entries.
 
+A search chooses batch, rate and average: first all in a quarter of the time, then the best in all of it.
 The network has the shape of the entry that they are after, and sees labels. Images are made by DDIMScheduler.
 """
 
 import json
-import math
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.contenders import unet2d
+from benchmarks.diffusers_recipes import DECAYS, RECIPES, Recipe
 from benchmarks.quality import BATCH, OutOfTime, Size, Stopwatch
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images, ImageStore
@@ -26,74 +25,7 @@ from diffusion.system.files import write_json
 from diffusion.train.plan import TrainPlan
 
 SEARCH_SEED = 1000  # of the trainings and the samples by which the options are chosen
-SEARCH_DECAYS = (0.99, 0.995, 0.999)  # tracked in each training of the search, the chosen one alone later
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How diffusers trains and samples.
-
-    The rate rises over `warmup` steps. With `cosine` it then falls with the elapsed share of the time.
-    `decays` are those of the tracked averages; `ema_power` is that of EMAModel's warm-up, None without one.
-    `searched` are batches and rates to choose from.
-    """
-
-    batch: int = 64
-    rate: float = 1e-3
-    warmup: int = 0
-    cosine: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    decays: tuple[float, ...] = (0.995,)
-    ema_power: float | None = None
-    prediction: str = "epsilon"
-    schedule: str = "linear"
-    spacing: str = "leading"
-    bf16: bool = False
-    searched: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())
-
-    def rate_at(self, step: int, share: float) -> float:
-        """Return the rate of a step at an elapsed share of the time."""
-        rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return self.rate * rising * ((1 + math.cos(math.pi * share)) / 2 if self.cosine else 1.0)
-
-    def candidates(self) -> Iterator["Recipe"]:
-        """Yield the recipe of each training of the search."""
-        for batch, rate in product(*self.searched):
-            yield replace(self, batch=batch, rate=rate, decays=SEARCH_DECAYS)
-
-    def scheduler(self, kind: str, **options: Any) -> Any:
-        """Return diffusers' scheduler of a class name."""
-        import diffusers
-
-        return getattr(diffusers, kind)(
-            beta_schedule=self.schedule, prediction_type=self.prediction, **options
-        )
-
-
-RECIPES = {
-    "diffusers": Recipe(),
-    # train_unconditional.py with its defaults: the cosine's length is that of the training.
-    "diffusers-example": Recipe(
-        batch=16,
-        rate=1e-4,
-        warmup=500,
-        cosine=True,
-        betas=(0.95, 0.999),
-        weight_decay=1e-6,
-        decays=(0.9999,),
-        ema_power=0.75,
-    ),
-    "diffusers-tuned": Recipe(
-        warmup=100,
-        cosine=True,
-        prediction="v_prediction",
-        schedule="squaredcos_cap_v2",
-        spacing="trailing",
-        bf16=True,
-        searched=((16, 32, 64), (5e-4, 1e-3, 2e-3, 4e-3)),
-    ),
-}
+SHORT, FINALISTS = 4, 3  # the first round takes a quarter of the time, and its best three are in the second
 
 
 class Outcome(NamedTuple):
@@ -155,57 +87,54 @@ def _loss(
     noise, t = torch.randn_like(images), torch.randint(1000, (len(images),), device=images.device)
     noisy, is_velocity = scheduler.add_noise(images, noise, t), recipe.prediction == "v_prediction"
     target = scheduler.get_velocity(images, noise, t) if is_velocity else noise
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16 and plan.precision == "bf16"):
+    with recipe.autocast(images.device, plan.precision):
         output = network(noisy, t, labels).sample
     return F.mse_loss(output[:, : images.shape[1]].float(), target)
 
 
-@torch.no_grad()
-def images_of(
-    recipe: Recipe, network: nn.Module, store: ImageStore, size: Size, device: torch.device, seed: int
-) -> Images:
-    """Return `size.images` images in `size.steps` steps of DDIM, ten classes in equal numbers."""
-    scheduler = recipe.scheduler("DDIMScheduler", timestep_spacing=recipe.spacing)
-    scheduler.set_timesteps(size.steps)
-    draw, parts, shape = torch.Generator().manual_seed(seed), [], to_nchw(store.images[:1]).shape[1:]
-    network.eval()
-    for start in range(0, size.images, BATCH):
-        labels = torch.arange(start, min(start + BATCH, size.images), device=device) % 10
-        x = torch.randn(len(labels), *shape, generator=draw).to(device)
-        for t in scheduler.timesteps:
-            output = network(x, t.expand(len(x)).to(device), class_labels=labels).sample
-            x = scheduler.step(output[:, : x.shape[1]], t, x).prev_sample
-        parts.append(to_nhwc(to_uint8(x).cpu()))
-    return np.concatenate(parts)
+class Run(NamedTuple):
+    """What the trainings of an entry have in common."""
+
+    plan: TrainPlan
+    store: ImageStore
+    size: Size
+    device: torch.device
+
+    def train(self, recipe: Recipe, seed: int, share: float = 1.0) -> Outcome:
+        """Train by a recipe for a share of the time."""
+        assert self.size.seconds is not None, "a training takes a time"
+        return train(recipe, self.plan, self.store, self.size.seconds * share, self.device, seed)
+
+    @torch.no_grad()
+    def images(self, recipe: Recipe, network: nn.Module, count: int, seed: int) -> Images:
+        """Return so many images in `size.steps` steps of DDIM, ten classes in equal numbers."""
+        scheduler = recipe.scheduler("DDIMScheduler", timestep_spacing=recipe.spacing)
+        scheduler.set_timesteps(self.size.steps)
+        draw, shape = torch.Generator().manual_seed(seed), to_nchw(self.store.images[:1]).shape[1:]
+        network.eval()
+        parts = []
+        for start in range(0, count, BATCH):
+            labels = torch.arange(start, min(start + BATCH, count), device=self.device) % 10
+            x = torch.randn(len(labels), *shape, generator=draw).to(self.device)
+            for t in scheduler.timesteps:
+                with recipe.autocast(self.device, self.plan.precision):
+                    output = network(x, t.expand(len(x)).to(self.device), class_labels=labels).sample
+                x = scheduler.step(output[:, : x.shape[1]].float(), t, x).prev_sample
+            parts.append(to_nhwc(to_uint8(x).cpu()))
+        return np.concatenate(parts)
 
 
-def run(
-    name: str,
-    plan: TrainPlan,
-    store: ImageStore,
-    size: Size,
-    device: torch.device,
-    judges: Any,
-    folder: Path,
-    kept: Path,
-) -> dict[str, Any]:
+def run(name: str, started: Run, judges: Any, folder: Path, kept: Path) -> dict[str, Any]:
     """Choose the recipe's options if it has any, train, sample and score; return the result.
 
     The reported images are in the file `kept`.
     """
-    recipe, seed = RECIPES[name], plan.train.seed
-    assert size.seconds is not None, "a training takes a time"
-    tried = [
-        _tried(one, plan, store, size, device, judges.choice, folder / f"search/{name}")
-        for one in recipe.candidates()
-    ]
-    if tried:
-        best = min(tried, key=lambda one: min(one["fd"].values()))
-        decay = min(best["fd"], key=best["fd"].__getitem__)
-        recipe = replace(recipe, batch=best["batch"], rate=best["rate"], decays=(float(decay),))
-    trained = train(recipe, plan, store, size.seconds, device, seed)
+    recipe, plan, size = RECIPES[name], started.plan, started.size
+    seed = plan.train.seed
+    recipe, tried = choose(recipe, started, judges.choice, folder / f"search/{name}")
+    trained = started.train(recipe, seed)
     (network,) = trained.averages.values()
-    half, other_seed = size._replace(images=size.images // 2), SEARCH_SEED + seed
+    build = started.images(recipe, network, size.images // 4, SEARCH_SEED + seed)
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "steps": trained.steps,
@@ -214,38 +143,51 @@ def run(
         "average": f"decay {recipe.decays[0]:g}",
         "nfe": size.steps,
         "sample": {"spacing": recipe.spacing, "seed": seed, "batch": recipe.batch, "rate": recipe.rate},
-        "tried": [{"change": {"batch": one["batch"], "rate": one["rate"]}, "fd": one["fd"]} for one in tried],
+        "tried": [
+            {"change": {key: one[key] for key in ("batch", "rate", "seconds")}, "fd": one["fd"]}
+            for one in tried
+        ],
         "search": {"trainings": len(tried), "seconds": round(sum(one["seconds"] for one in tried), 1)},
         "precision": plan.precision if recipe.bf16 else "fp32",
-        "fd_build": round(judges.build(images_of(recipe, network, store, half, device, other_seed)), 1),
-        **judges.report_on(images_of(recipe, network, store, size, device, seed), kept),
+        "fd_build": round(judges.build(build), 1),
+        **judges.report_on(started.images(recipe, network, size.images, seed), kept),
     }
 
 
+def choose(recipe: Recipe, started: Run, judge: Any, folder: Path) -> tuple[Recipe, list[dict[str, Any]]]:
+    """Return the recipe with the best options in whole trainings of the best in short ones, and all tried."""
+    images = started.size.images
+    found = [
+        (_tried(one, started, 1 / SHORT, images // 8, judge, folder), one) for one in recipe.candidates()
+    ]
+    if not found:
+        return recipe, []
+    first = sorted(found, key=lambda pair: min(pair[0]["fd"].values()))
+    finalists = [replace(one, decays=DECAYS) for _, one in first[:FINALISTS]]
+    second = [(_tried(one, started, 1.0, images // 4, judge, folder), one) for one in finalists]
+    best, chosen = min(second, key=lambda pair: min(pair[0]["fd"].values()))
+    decay = float(min(best["fd"], key=best["fd"].__getitem__))
+    return replace(chosen, decays=(decay,)), [tried for tried, _ in found + second]
+
+
 def _tried(
-    recipe: Recipe,
-    plan: TrainPlan,
-    store: ImageStore,
-    size: Size,
-    device: torch.device,
-    judge: Any,
-    folder: Path,
+    recipe: Recipe, started: Run, share: float, count: int, judge: Any, folder: Path
 ) -> dict[str, Any]:
     """Return the distance of each average of a training of the search, which is stored in the folder."""
-    assert size.seconds is not None, "a training takes a time"
-    path = folder / f"{recipe.batch}-{recipe.rate:g}-{size.seconds:g}s-{size.images}.json"
+    path = folder / f"{recipe.batch}-{recipe.rate:g}-{share:g}-{started.size.seconds:g}s-{count}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-    trained = train(recipe, plan, store, size.seconds, device, SEARCH_SEED)
-    half = size._replace(images=size.images // 2)
+    trained = started.train(recipe, SEARCH_SEED, share)
     distances = {
-        f"{decay:g}": round(judge(images_of(recipe, network, store, half, device, SEARCH_SEED)), 1)
+        f"{decay:g}": round(judge(started.images(recipe, network, count, SEARCH_SEED)), 1)
         for decay, network in trained.averages.items()
     }
     found = {"batch": recipe.batch, "rate": recipe.rate, "steps": trained.steps, "fd": distances}
     found["seconds"] = round(trained.seconds, 2)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
-    print(f"    batch {recipe.batch}, rate {recipe.rate:g}: {distances}", flush=True)
+    print(
+        f"    batch {recipe.batch}, rate {recipe.rate:g}, {found['seconds']:.0f} s: {distances}", flush=True
+    )
     return found

@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from benchmarks import ROOT, diffusers_entry, quality
-from benchmarks.diffusers_entry import RECIPES
+from benchmarks.diffusers_recipes import RECIPES
 from benchmarks.quality import STEPS, Judge, Size, Trained
 from diffusion.config import Config, parse
 from diffusion.images.store import Images, ImageStore
@@ -193,11 +193,12 @@ def run(
     plan = plan_training(entry.config(seed), train.meta, device)
     if entry.name in RECIPES:
         kept = kept_images(entry.name, seed)
-        return diffusers_entry.run(entry.name, plan, train, size, device, judges, folder, kept)
+        started = diffusers_entry.Run(plan, train, size, device)
+        return diffusers_entry.run(entry.name, started, judges, folder, kept)
     share = entry.guide.get("share", 1.0)
     trained = quality.train_for(size.seconds, plan, train, device, share)
     finished, table = Finished(entry, plan, trained), model(plan.network)
-    average, settings, tried = choose(finished, size.images // 2, judges.choice)
+    average, settings, tried = choose(finished, size.images // 4, judges.choice)
     build = settings.model_copy(update={"seed": CHOICE_SEED + settings.seed})
     return {
         "parameters": table.parameters,
@@ -210,7 +211,7 @@ def run(
         "tried": tried,
         "sample": settings.model_dump(mode="json"),
         "params": entry.params,
-        "fd_build": round(judges.build(finished.images(average, build, size.images // 2)), 1),
+        "fd_build": round(judges.build(finished.images(average, build, size.images // 4)), 1),
         **judges.report_on(finished.images(average, settings, size.images), kept_images(entry.name, seed)),
     }
 

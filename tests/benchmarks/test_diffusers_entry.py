@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import diffusers_entry, quality
-from benchmarks.diffusers_entry import RECIPES
+from benchmarks.diffusers_recipes import RECIPES
 from diffusion.config import load
 from diffusion.system.devices import default_device
 from diffusion.train.planning import plan_training
@@ -34,12 +34,15 @@ def test_search_is_resumed_and_its_cost_is_stated(tmp_path: Path, monkeypatch: p
     judge = quality.Judge(test.images, device)
     judges = SimpleNamespace(choice=judge, build=judge, report_on=lambda images, file: {"fd": judge(images)})
     plan = plan_training(config, store.meta, device)
-    arguments = (plan, store, quality.Size(0.5, 20, 2), device, judges, tmp_path, tmp_path / "kept.npy")
+    started = diffusers_entry.Run(plan, store, quality.Size(0.5, 40, 2), device)
+    arguments = (started, judges, tmp_path, tmp_path / "kept.npy")
     first = diffusers_entry.run("small", *arguments)
-    assert first["search"]["trainings"] == 2
+    assert first["search"]["trainings"] == 4  # two short ones, and both of them whole
     assert first["search"]["seconds"] == pytest.approx(sum(one[1] for one in searched(tmp_path)), abs=0.1)
-    best = min(first["tried"], key=lambda one: min(one["fd"].values()))
-    assert best["change"] == {name: first["sample"][name] for name in ("batch", "rate")}
+    assert [len(one["fd"]) for one in first["tried"]] == [1, 1, 3, 3]  # averages
+    best = min(first["tried"][2:], key=lambda one: min(one["fd"].values()))
+    assert best["change"].items() >= {name: first["sample"][name] for name in ("batch", "rate")}.items()
+    assert first["average"] == f"decay {min(best['fd'], key=best['fd'].__getitem__)}"
     assert (first["batch"], first["nfe"]) == (best["change"]["batch"], 2)
     before = searched(tmp_path)
     assert diffusers_entry.run("small", *arguments)["tried"] == first["tried"]
