@@ -144,7 +144,11 @@ def run(name: str, started: Run, judges: Any, folder: Path, kept: Path) -> dict[
         "nfe": size.steps,
         "sample": {"spacing": recipe.spacing, "seed": seed, "batch": recipe.batch, "rate": recipe.rate},
         "tried": [
-            {"change": {key: one[key] for key in ("batch", "rate", "seconds")}, "fd": one["fd"]}
+            {
+                "change": {"batch": one["batch"], "rate": one["rate"]},
+                "seconds": one["seconds"],
+                "fd": one["fd"],
+            }
             for one in tried
         ],
         "search": {"trainings": len(tried), "seconds": round(sum(one["seconds"] for one in tried), 1)},
