@@ -21,7 +21,7 @@ EXPERIMENT: dict[str, dict[str, Any]] = {
     "data": {"name": "rings", "count": 200},
     "model": {"name": "tiny", "width": 6},
     "process": {
-        "schedule": "arc", "prediction": "velocity", "t_sampler": "log-uniform", "stratified": True,
+        "schedule": "arc", "prediction": "unit-velocity", "t_sampler": "log-uniform", "stratified": True,
         "weighting": "sigmoid", "weighting_options": {"shift": 1.0},
         "loss": "uncertainty", "loss_options": {"waves": 16},
     },
@@ -164,6 +164,7 @@ PLUGIN_EDITS = {  # whether the digests of training, sampling and the card chang
     ("plugins/sample/blurred.py", "(x, 3, 1, 1", "(x, 5, 1, 2"): [False, True, True],
     ("plugins/process/log_uniform.py", "0.01", "0.02"): [True, False, False],
     ("plugins/process/uncertainty.py", "/ 4", "/ 5"): [True, False, False],
+    ("plugins/process/unit_velocity.py", "0.5", "0.4"): [True, True, True],
     ("plugins/model/tiny.py", "/ 1000", "/ 100"): [True, True, True],
     ("plugins/model/tiny.py", "Two convolutions", "A few convolutions"): [False, False, False],
     ("plugins/data/rings.py", "0.7", "0.8"): [False, False, False],

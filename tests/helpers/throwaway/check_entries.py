@@ -1,4 +1,4 @@
-"""The added process, weight, times, objective, spacing, guidance rule, data and network: closed forms."""
+"""The added entries of process, training and sampling, the data and the network: closed forms."""
 
 from pathlib import Path
 
@@ -37,6 +37,17 @@ def test_target_is_the_velocity_and_determines_image_and_noise() -> None:
     target = process.target(x_0, TIMES, noise)
     assert torch.allclose(target[:, 0, 0, 0], t.grad)
     found = process.read(target, process.q_sample(x_0, TIMES, noise), TIMES)
+    assert torch.allclose(found.x0, x_0)
+    assert torch.allclose(found.eps, noise)
+
+
+def test_prediction_has_variance_one_and_determines_image_and_noise() -> None:
+    process = build_process(ProcessConfig(schedule="flow", prediction="unit-velocity"))
+    t = torch.full((2,), 0.3, dtype=torch.float64)
+    x_0, noise = torch.randn(2, 2, 1, 100, 100, dtype=torch.float64)
+    target = process.target(x_0, t, noise)
+    assert target.var().item() == pytest.approx(1, abs=0.05)
+    found = process.read(target, process.q_sample(x_0, t, noise), t)
     assert torch.allclose(found.x0, x_0)
     assert torch.allclose(found.eps, noise)
 
