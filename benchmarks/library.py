@@ -16,7 +16,7 @@ the processor counts instead of the wall time, which holds on a machine that has
 | --- | --- |
 | training and DDIM images/s with `precision: auto` | 1.1 times both |
 | the same in float32, not compiled | 1.1 times both |
-| peak memory | no higher |
+| peak memory | at most 1.05 times the least of a peer |
 """
 
 import argparse
@@ -68,6 +68,7 @@ PEERS = {
 }
 TASKS = ("train", "sample")
 GOAL = 1.1  # times the best peer of the same precision
+MEMORY = 1.05  # times the least of a peer, at most
 STEPS = 10  # of DDIM
 
 Results = dict[tuple[str, str], dict[str, float]]
@@ -222,7 +223,9 @@ def print_results(found: Results) -> None:
         print_goal(f"{contender} {task}", f"{ratio:.2f} times {best}", str(GOAL), ratio >= GOAL)
     for task in TASKS if peers else ():
         ratio = found["auto", task]["memory"] / min(found[peer, task]["memory"] for peer in peers)
-        print_goal(f"auto {task}", f"{ratio:.2f} times the least memory of a peer", "1", ratio <= 1)
+        print_goal(
+            f"auto {task}", f"{ratio:.2f} times the least memory of a peer", str(MEMORY), ratio <= MEMORY
+        )
 
 
 def main() -> None:
