@@ -16,7 +16,9 @@ from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import freeze
+from diffusion.model.weights_header import Unfilled
 from diffusion.process.noise_process import build_process
+from diffusion.process.objective import FeatureHooks
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.cell_images import shard_images
@@ -85,15 +87,22 @@ def trial_plan(plan: Plan) -> Plan:
 def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
     """Compute the gradients of step 0, and the first and the last learning rate; ValueError for NaN.
 
-    Without `network` the plan's own is built.
+    Without `network` the plan's own is built. A `StandIn` has no module whose output an objective may need:
+    for such an objective only the names of these modules are checked.
     """
     task, process, steps = build_task(plan), build_process(plan.process), plan.train.steps
-    data = ImageLoader(random_images(plan.network, IMAGES), CPU)
-    batch = draw_batch(plan, task.time_sampler(process), data, 0)
-    network, objective = network or task.network(plan.network), task.objective(process)
-    losses, *_ = accumulate_gradients(ForwardPasses(plan, network, objective, ProcessGroup(CPU)), batch, 0)
-    rates = torch.tensor([learning_rate(plan.train.lr, step, steps) for step in (0, steps - 1)])
-    if not torch.cat([*losses.values(), rates]).isfinite().all():
+    objective = task.objective(process)
+    numbers = [torch.tensor([learning_rate(plan.train.lr, step, steps) for step in (0, steps - 1)])]
+    if isinstance(network, StandIn) and objective.features:
+        with torch.device("meta"), Unfilled():
+            FeatureHooks(task.network(plan.network), objective.features)
+    else:
+        network = network or task.network(plan.network)
+        data = ImageLoader(random_images(plan.network, IMAGES), CPU)
+        batch = draw_batch(plan, task.time_sampler(process), data, 0)
+        passes = ForwardPasses(plan, network, objective, ProcessGroup(CPU))
+        numbers += accumulate_gradients(passes, batch, 0)[0].values()
+    if not torch.cat(numbers).isfinite().all():
         raise ValueError("the loss of random images, or the learning rate, is NaN or infinite")
 
 

@@ -99,6 +99,15 @@ def test_other_entries_are_tried_without_a_network_that_is_too_large(project, mo
     assert {finding.level for finding in check_trial(Project(config))} == {"error"}
 
 
+def test_features_of_a_network_that_is_too_large_are_checked_by_name(monkeypatch) -> None:
+    monkeypatch.setattr(trial, "MAX_FLOPS", 0)
+    for options, level in (({}, "ok"), ({"module": "nowhere"}, "error")):
+        process = {"loss": "dispersive", "variance": "small", "loss_options": options}
+        (finding,) = check_trial(Project(parse(params(process=process), "params")))
+        assert finding.level == level
+        assert level == "ok" or "needs the module 'nowhere'" in finding.message
+
+
 def test_entries_of_two_registries_with_one_name_are_both_tried(tmp_path: Path) -> None:
     grids = {"format": 1, "model_sha256": "a" * 64, "learned": {}, "levels": {"2": [2.0, 1.0]}}
     (tmp_path / "grids.json").write_text(json.dumps(grids))
