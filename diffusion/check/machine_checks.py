@@ -16,6 +16,7 @@ from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.images.image_size import height_and_width
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.model import counted_passes
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device, device_name
@@ -26,7 +27,7 @@ from diffusion.train import step_memory
 from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.plan import training_fingerprint
+from diffusion.train.plan import TrainPlan, training_fingerprint
 from diffusion.train.planning import resolve_precision
 
 BF16_SHARE = 0.5  # of the fp32 estimate, for a step in bf16
@@ -53,6 +54,11 @@ def check_memory(project: Project) -> Iterator[Finding]:
     except UsageError as error:
         yield Finding("error", "devices", str(error))
         return
+    loss = project.config.process.loss
+    if (whole_batch := OBJECTIVES[loss].whole_batch) and world > 1:
+        message = f"process.loss {loss} needs the whole batch, and there are {world} processes"
+        yield Finding("error", "devices", message, "set train.devices to 1")
+        return
     sharing = here if device.type == "cpu" else 1
     total, free = (size // sharing for size in step_memory.device_memory(device))
     shards = world if train.shard else 1
@@ -62,11 +68,8 @@ def check_memory(project: Project) -> Iterator[Finding]:
         return
     profiles, images = step_memory.profile_bytes(spec, len(train.sigma_rels)), share.stop - share.start
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
-    if train.microbatch == "auto":
-        fitting = int(total if device.type == "cpu" or shards > 1 else total / part) - profiles // shards
-        images = step_memory.fitting_microbatch(spec, images, fitting, shards=shards)
-    else:
-        images = min(train.microbatch or images, images)
+    fitting = int(total if device.type == "cpu" or shards > 1 else total / part) - profiles // shards
+    images = _pass_images(project.plan, images, fitting, shards)
 
     def at_most(parts: int) -> int:
         return step_memory.step_bytes(spec, images, shards=parts) + profiles // parts
@@ -82,12 +85,22 @@ def check_memory(project: Project) -> Iterator[Finding]:
         yield Finding("ok", "memory", message)
         return
     level: Level = "error" if BF16_SHARE * at_most(shards) > total else "warning"
-    remedy = "lower train.microbatch or train.batch_size"
+    remedy = "lower train.batch_size" if whole_batch else "lower train.microbatch or train.batch_size"
     if "gradient_checkpointing" in type(spec).model_fields:
         remedy += ", or set model.gradient_checkpointing: true"
     if world > shards and part * at_most(world) <= free:
         remedy = "set train.shard: true, with which each process holds a part of the weights"
     yield Finding(level, "memory", message, remedy)
+
+
+def _pass_images(plan: TrainPlan, images: int, total: int, shards: int) -> int:
+    """Return how many of a process's images a forward pass has at first, with `total` bytes of memory."""
+    wanted = plan.train.microbatch
+    if wanted is None or OBJECTIVES[plan.process.loss].whole_batch:
+        return images
+    if wanted == "auto":
+        return step_memory.fitting_microbatch(plan.network, images, total, shards)
+    return min(wanted, images)
 
 
 def check_device(project: Project) -> Iterator[Finding]:

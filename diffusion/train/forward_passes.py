@@ -159,7 +159,7 @@ class ForwardPasses:
         if is_out_of_memory(error):
             is_fixed = self._plan.train.microbatch != "auto" or self.objective.whole_batch
             if is_fixed or self.microbatch == 1 or self._shards:
-                hint = oom_hint(self._plan.train.PREFIX)
+                hint = oom_hint(self._plan.train.PREFIX, whole_batch=self.objective.whole_batch)
                 message = f"a step of {self.microbatch} images does not fit the memory: {hint}"
                 raise DiffctlError(message) from None
             self.microbatch = -(-self.microbatch // 2)

@@ -72,10 +72,14 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return machine_memory()
 
 
-def oom_hint(prefix: str) -> str:
-    """Return what to change if memory runs out; `prefix` is that of the sections in params.yaml."""
+def oom_hint(prefix: str, *, whole_batch: bool = False) -> str:
+    """Return what to change if memory runs out; `prefix` is that of the sections in params.yaml.
+
+    `whole_batch` is that of the objective, which then has no micro-batch.
+    """
+    size = "batch_size" if whole_batch else "microbatch (or set it to auto)"
     return (
-        f"lower {prefix}train.microbatch (or set it to auto), make the model smaller, or set "
+        f"lower {prefix}train.{size}, make the model smaller, or set "
         f"{prefix}model.gradient_checkpointing: true if the network has it"
     )
 

@@ -28,6 +28,7 @@ from tests.conftest import params
 from tests.helpers.prepared import copy_data
 
 GPU = torch.device("cuda")
+WHOLE_BATCH = {"loss": "contrastive", "variance": "small"}
 
 
 def configuration(**changes: dict[str, Any]) -> Config:
@@ -50,9 +51,11 @@ def estimate(images: int) -> int:
     return step_bytes(plan_here(configuration()).network, images)
 
 
-def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Finding:
+def memory_of(
+    monkeypatch: pytest.MonkeyPatch, total: float, process: dict[str, Any] | None = None, **train: Any
+) -> Finding:
     """Return the finding on a GPU with `total` bytes."""
-    config = configuration(train={"microbatch": None, "batch_size": 64, **train})
+    config = configuration(train={"microbatch": None, "batch_size": 64, **train}, process=process or {})
     with monkeypatch.context() as patch:
         for module in (machine_checks, findings):
             patch.setattr(module, "default_device", lambda: GPU)
@@ -86,6 +89,17 @@ def test_auto_microbatch_always_fits(monkeypatch: pytest.MonkeyPatch, precision:
     finding = memory_of(monkeypatch, total, precision=precision, microbatch="auto")
     assert finding.level == "ok"
     assert f"a step of {images} images" in finding.message
+
+
+def test_a_loss_of_the_whole_batch_has_neither_micro_batches_nor_several_processes(monkeypatch) -> None:
+    finding = memory_of(monkeypatch, estimate(64) * 0.7, WHOLE_BATCH, precision="fp32", microbatch="auto")
+    assert finding.level == "warning"
+    assert "a step of 64 images" in finding.message
+    assert finding.remedy.startswith("lower train.batch_size")
+    monkeypatch.setattr(machine_checks, "world_size", lambda train: (2, 2))
+    finding = memory_of(monkeypatch, estimate(64) * 2, WHOLE_BATCH, precision="fp32")
+    assert (finding.level, finding.remedy) == ("error", "set train.devices to 1")
+    assert "process.loss contrastive needs the whole batch" in finding.message
 
 
 def test_sharding_is_suggested_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:

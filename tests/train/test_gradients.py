@@ -87,6 +87,14 @@ def test_out_of_memory_is_an_error_with_advice(store, microbatch):
         gradient(plan, state, batch)
 
 
+def test_out_of_memory_with_a_loss_of_the_whole_batch_suggests_a_smaller_batch(store):
+    plan = plan_of(store, train=FP32, process={"loss": "contrastive", "variance": "small"})
+    state = new_state(plan, CPU)
+    refuse_more_than(state, 0)
+    with pytest.raises(DiffctlError, match=r"lower train\.batch_size, make"):
+        gradient(plan, state, draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0))
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
