@@ -1,5 +1,7 @@
 """Consistency tuning (ECT: Geng et al. 2024, 2406.14548): x̂_0 becomes the end of the probability-flow ODE."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,8 @@ from diffusion.process.objective import Batch, Objective, TrainedNetwork
 from diffusion.process.process_options import ConsistencyOptions
 from diffusion.system.devices import to_device
 from diffusion.system.limits import MAX_NOISE_LEVEL
+
+MIN_SHARE = 1e-4  # smallest q^−(a+1): at high levels float32 resolves x_t − x_r to about three digits
 
 
 class Consistency(Objective):
@@ -40,10 +44,13 @@ class Consistency(Objective):
     def lower_level(self, level: Tensor, step: int) -> Tensor:
         """Return r = u·(1 − q^−(a+1)·(1 + 8·sigmoid(−u))) of noise levels u (B,), 0 below the lowest level.
 
-        The stage a is the number of full `stage_steps` before this step.
+        The stage a is the number of full `stage_steps` before this step. It ends at the last one with
+        q^−(a+1) of at least MIN_SHARE, or at 0 if there is none.
         """
-        stage = step // self.options.stage_steps if self.options.stage_steps else 0
-        share = self.options.q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-level))
+        q, steps = self.options.q, self.options.stage_steps
+        last = max(0, math.floor(math.log(1 / MIN_SHARE, q)) - 1)
+        stage = min(step // steps, last) if steps else 0
+        share = q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-level))
         lower = level * (1 - share)
         lowest = self.process.noise_level(torch.tensor(self.process.t_min, dtype=torch.float64))
         return torch.where(lower > lowest.to(lower.device), lower, 0)

@@ -40,8 +40,9 @@ class VelocityOptions(Section):
 class ConsistencyOptions(Section):
     """The stages of consistency tuning: stage a has a part of q^−(a+1) between two noise levels.
 
-    A stage has `stage_steps` steps; None makes all one stage. `huber` is c of the pseudo-Huber distance
-    √(‖·‖² + c²) − c. The authors' code has q = 2 in eight stages, or one stage of q = 256 for short tunings.
+    A stage has `stage_steps` steps; None makes all one stage. The last one with q^−(a+1) ≥ 10⁻⁴ never ends.
+    `huber` is c of the pseudo-Huber distance √(‖·‖² + c²) − c. The authors' code has q = 2 in eight stages,
+    or one stage of q = 256 for short tunings.
     """
 
     q: Annotated[float, Field(gt=1, le=1e6), NotBool] = 2.0

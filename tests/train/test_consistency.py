@@ -110,6 +110,15 @@ def test_on_gaussian_data_the_minimiser_is_the_flows_end_up_to_the_step(schedule
     assert [one / two for one, two in itertools.pairwise(errors)] == pytest.approx([2, 2], rel=0.05)
 
 
+@pytest.mark.parametrize("q", [2.0, 4.0])
+def test_late_stages_keep_a_distance_that_float32_resolves(q):
+    process = process_of("edm", loss_options={"q": q, "stage_steps": 1})
+    levels = torch.logspace(-2, math.log10(TOP), 50, dtype=torch.float64)
+    lower = build_objective(process).lower_level(levels, 10**6)
+    assert ((levels - lower) / levels).min() >= 1e-4
+    assert losses_at(process, levels, torch.ones_like(levels), 10**6)[0].isfinite().all()
+
+
 def test_weight_and_huber_distance_are_those_of_the_authors_code():
     levels, gains = (
         torch.tensor([5.0, 0.3], dtype=torch.float64),
