@@ -57,6 +57,8 @@ def train(
             try:
                 check_stop()
                 metrics.add(train_step(state, passes, next(remaining)))
+                if state.step in config.snapshot_steps():  # before a save of this step
+                    snapshot(state, [state.full(profile) for profile in state.ema_profiles])
                 threads.count_step()
                 _record(state, metrics, observer, group)
             except (Interrupted, RankFailed, Diverged) as error:
@@ -68,8 +70,6 @@ def train(
                 if saved_at != state.step or state.step == 0:
                     observer.save(state.saved())
                 raise
-            if state.step in config.snapshot_steps():
-                snapshot(state, [state.full(profile) for profile in state.ema_profiles])
             if config.is_due(state.step, "save_every"):
                 observer.save(state.saved())
                 saved_at = state.step

@@ -85,9 +85,9 @@ class Trainer:
                 train(state, self.store, group, observer, check_stop, snapshot)
             write_loss_curve(self.curve, state.history)
             artefact = plan_artefact(plan, state.code)
+            save_artefact(self.model, state.ema.state_dict(), artefact)
             if self.averages is not None:
                 publish_snapshots(run.folder, self.averages, plan.train, artefact)
-            save_artefact(self.model, state.ema.state_dict(), artefact)
             observer.finished(self.model)
         return observer
 

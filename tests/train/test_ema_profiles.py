@@ -1,5 +1,6 @@
 """Power-function averages of a real training: values, snapshots, and no effect on the model."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.checkpoint.run_dir import RunDir, publish_snapshots
 from diffusion.train.initial_state import new_state
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
 from diffusion.train.train_state import TrainState
 from diffusion.train.train_step import lerp_tensors
+from diffusion.train.trainer import Trainer
 from tests.conftest import params
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, Killed, run, run_in
@@ -128,6 +130,15 @@ def test_a_resumed_training_has_the_same_snapshots(store, tmp_path, wanted, firs
     assert begun == resumed_at
     assert [one.digest for one in state.code] == [one.digest for one in (*before.code[:keep], *plan.code)]
     assert published(folder, plan, state, tmp_path / "ema") == wanted
+
+
+def test_a_missing_snapshot_does_not_prevent_the_model_file(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion.train.trainer.save_snapshots", lambda *_: None)
+    plan, model = plan_of(store, steps=4), tmp_path / "model.safetensors"
+    places = tmp_path / "runs", tmp_path / "loss.csv", model, tmp_path / "ema"
+    with pytest.raises(DiffctlError, match=r"is missing: .* `train\.ema_profiles: null`"):
+        Trainer(plan, store, [], print, *places).lead(lambda run, stop: nullcontext(Observer()))
+    assert read_artefact(model).step == 4
 
 
 def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():

@@ -12,6 +12,7 @@ from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.initial_state import new_state
+from diffusion.train.loop import Diverged
 from diffusion.train.observers import ThreadMonitor
 from diffusion.train.plan import plan_artefact, training_fingerprint
 from flows.dvc_stage import StageFailed, failure
@@ -117,6 +118,21 @@ def test_a_divergence_is_not_retried_and_its_advice_fits_the_precision(store, pr
     error = failure("train", outcome, [])
     assert isinstance(error, StageFailed)
     assert (error.exit_code, error.retry) == (1, False)
+
+
+def test_a_diverged_training_has_the_snapshot_of_its_last_step(store):
+    state = new_state(plan_of(store, train={"ema_profiles": {"every": 5}}), CPU)
+    state.network.register_forward_hook(lambda module, args, output: output * math.nan)
+    saves: list[int] = []
+    snapshots: list[int] = []
+    with pytest.raises(Diverged, match="at step 5"):
+        run(
+            state,
+            store,
+            lambda saved: saves.append(saved.values.step),
+            snapshot=lambda state, profiles: snapshots.append(state.step),
+        )
+    assert (saves[-1], snapshots) == (5, [5])
 
 
 def test_a_single_nan_step_is_skipped(store):

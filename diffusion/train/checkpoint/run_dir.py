@@ -231,7 +231,10 @@ def publish_snapshots(folder: Path, out: Path, config: OptimisationConfig, artef
             for step in config.snapshot_steps():
                 path = snapshot_path(folder / SNAPSHOTS, sigma_rel, step)
                 if not path.is_file():
-                    raise DiffctlError(f"{path} is missing: `diffctl run --fresh` trains from scratch")
+                    raise DiffctlError(
+                        f"{path} is missing: `diffctl run --fresh` trains from scratch, and "
+                        "`train.ema_profiles: null` finishes without snapshots"
+                    )
                 metadata = artefact.model_copy(update={"step": step, "ema_sigma_rel": sigma_rel})
                 weights = read_weights(path, read_artefact(path))
                 save_artefact(snapshot_path(made, sigma_rel, step), weights, metadata)
