@@ -48,6 +48,9 @@ class ValidationLoss:
 
     Draw i of n has its own image, the i-th n-th of the process's default distribution for its t, and noise
     from i.
+
+    A loss of the whole batch is computed in batches of `train.batch_size`, each with t of the whole range.
+    Images of an incomplete last batch are left out.
     """
 
     def __init__(self, plan: TrainPlan, store: ImageStore) -> None:
@@ -64,15 +67,14 @@ class ValidationLoss:
         The networks are those of the state, unsharded.
         """
         device = next(network.parameters()).device
-        wanted = self._plan.train.microbatch
-        size = min(wanted, MAX_BATCH) if isinstance(wanted, int) else MAX_BATCH
         found: Losses = {}
         for prefix, weights, objective in (("", ema, state.ema_objective), (RAW, network, state.objective)):
             hooks = FeatureHooks(weights, objective.features)
             forward = autocast(weights, self._plan.precision)
             trained = TrainedNetwork(forward, self._process, hooks.latest)
             parts: list[tuple[dict[str, Tensor], Tensor]] = [
-                (objective(trained, batch, state.step), batch.t) for batch in self._batches(size, device)
+                (objective(trained, batch, state.step), batch.t)
+                for batch in self._batches(self._draws(objective.whole_batch), device)
             ]
             hooks.remove()
             losses = {name: torch.cat([part[name] for part, _ in parts]).cpu() for name in parts[0][0]}
@@ -83,11 +85,19 @@ class ValidationLoss:
             found |= {f"{prefix}{name}": value for name, value in with_band_means(totals).items()}
         return found
 
-    def _batches(self, size: int, device: torch.device) -> Iterator[Batch]:
-        count, spec = len(self._rows), self._plan.network
-        for start in range(0, count, size):
-            draws = range(start, min(start + size, count))
-            rows = self._rows[draws.start : draws.stop].numpy()
+    def _draws(self, whole_batch: bool) -> list[range]:
+        """Return the draws of each batch."""
+        count, train = len(self._rows), self._plan.train
+        if whole_batch:
+            parts = max(1, count // train.batch_size)
+            return [range(first, min(count, parts * train.batch_size), parts) for first in range(parts)]
+        size = min(train.microbatch, MAX_BATCH) if isinstance(train.microbatch, int) else MAX_BATCH
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _batches(self, parts: list[range], device: torch.device) -> Iterator[Batch]:
+        count, spec = sum(map(len, parts)), self._plan.network
+        for draws in parts:
+            rows = self._rows[list(draws)].numpy()
             images = to_model(to_nchw(self._store.images[rows]))
             (uniforms,), noise = draw_rows(("held-out draws",), draws, spec.shape, count=1)
             t = self._times.times((torch.tensor(draws) + uniforms) / count)

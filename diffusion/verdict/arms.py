@@ -10,6 +10,7 @@ from diffusion.config import Config, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
 from diffusion.protocol.guidance_rules import ema_guide
@@ -124,16 +125,17 @@ def refuse_other_losses(control: Arm, changes: Sequence[Arm], *, equal_steps: bo
     if control.plan.process.loss_options.get("stage_steps") and (len(steps) > 1 or not equal_steps):
         raise UsageError("--metric loss: the loss has stages, and the arms end at other steps: use fd or kd")
     own = control.plan.process.model_dump(exclude=DRAWN_TIMES)
+    equal = ["val_images", "batch_size"] if OBJECTIVES[own["loss"]].whole_batch else ["val_images"]
     for arm in (control, *changes):
         if arm.config.train.val_every is None:
             raise UsageError(f"--metric loss: train.val_every of {arm.name} is null: give a number or auto")
         if fields := changed_fields(own, arm.plan.process.model_dump(exclude=DRAWN_TIMES)):
             found = f"--metric loss: {arm.name} changes the loss itself (process.{fields[0]})"
             raise UsageError(f"{found}: use --metric fd or kd")
-        if arm.config.train.val_images != control.config.train.val_images:
-            raise UsageError(
-                f"--metric loss: {arm.name} changes train.val_images: leave it equal in both arms"
-            )
+        for name in equal:
+            if getattr(arm.config.train, name) != getattr(control.config.train, name):
+                found = f"--metric loss: {arm.name} changes train.{name}"
+                raise UsageError(f"{found}: leave it equal in both arms")
 
 
 def common_subject(control: Arm, changes: Sequence[Arm], cell: str | None) -> Subject:

@@ -73,6 +73,21 @@ def test_validation_loss_is_the_mean_over_its_fixed_draws(store: ImageStore, pre
     assert found["raw_loss"] != found["loss"]
 
 
+@pytest.mark.parametrize("loss", ["contrastive", "dispersive"])
+def test_a_loss_of_the_whole_batch_is_validated_in_whole_batches(store: ImageStore, loss: str) -> None:
+    """Two batches of eight have t of every eighth of the range, and four of 20 images are left out."""
+    found: list[dict[str, float]] = []
+    times: list[torch.Tensor] = []
+    for microbatch in ("auto", 8):
+        train = {"batch_size": 8, "val_images": 20, "microbatch": microbatch}
+        plan = trainings.plan_of(store, process={"loss": loss, "variance": "small"}, train=train)
+        state = new_state(plan, CPU)
+        state.objective.register_forward_pre_hook(lambda module, given: times.append(given[1].t))
+        found.append(ValidationLoss(plan, store).losses(state, state.network.eval(), state.ema))
+    assert found[0] == found[1]
+    assert [(t // 125).tolist() for t in times] == [[*range(8)]] * 8
+
+
 @pytest.mark.slow
 def test_validation_loss_does_not_change_the_training(store: ImageStore) -> None:
     model = {"dropout": 0.3}
