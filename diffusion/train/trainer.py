@@ -116,9 +116,10 @@ def share_state(
 
 
 def _identity(plan: TrainPlan) -> str:
-    """Return what must be equal on all ranks: the training, and the steps with work of rank 0 alone."""
-    intervals = {name: value for name, value in plan.train.model_dump().items() if name.endswith("_every")}
-    return f"{training_fingerprint(plan)} {canonical_json(intervals)}"
+    """Return what must be equal on all ranks: the training, and what decides when rank 0 works alone."""
+    fields = plan.train.model_dump().items()  # the interval of `val_every: auto` follows from `val_images`
+    shared = {name: value for name, value in fields if name.endswith("_every") or name == "val_images"}
+    return f"{training_fingerprint(plan)} {canonical_json(shared)}"
 
 
 def _scored_ema(state: TrainState) -> nn.Module:

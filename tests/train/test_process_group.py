@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from diffusion.images.store import open_store
+from diffusion.system.errors import DiffctlError
 from diffusion.train.distributed.process_group import (
     ProcessGroup,
     RankFailed,
@@ -24,6 +25,7 @@ from diffusion.train.distributed.process_group import (
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record
 from diffusion.train.observers import AsyncMetrics, Observer
+from diffusion.train.trainer import share_state
 from tests.conftest import run_python, write_params
 from tests.helpers.training_process import (
     logged_steps,
@@ -76,6 +78,21 @@ def test_rank_zero_alone_ends_a_diverged_training(store):
             async_metrics.add({"loss": torch.tensor(torch.nan)})
         with expected:
             _record(state, async_metrics, Observer(), ProcessGroup(CPU, rank, 2))
+
+
+def test_a_rank_with_another_number_of_validation_images_is_refused(store, monkeypatch):
+    """With `val_every: auto` its interval differs too."""
+    sent: list[object] = []
+
+    def exchange(values: list[object], source: int) -> None:
+        sent.append(values[0])
+        values[0] = sent[0]
+
+    monkeypatch.setattr(dist, "broadcast_object_list", exchange)
+    first, other = (new_state(plan_of(store, train={"val_images": count}), CPU) for count in (256, 64))
+    share_state(first, ProcessGroup(CPU, 0, 2))
+    with pytest.raises(DiffctlError, match="would train something else"):
+        share_state(other, ProcessGroup(CPU, 1, 2))
 
 
 @pytest.fixture
