@@ -14,7 +14,7 @@ IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 
 class ClassifierTrainConfig(OptimisationConfig):
-    """The training of a classifier, with uniform t and all labels."""
+    """The training of a classifier, with all labels and the process's default distribution of t."""
 
     PREFIX: ClassVar[str] = "classifier."
 

@@ -1,4 +1,7 @@
-"""The training of a classifier of noised images: its plan, and cross-entropy at uniform t (ADM, sec. 4.1)."""
+"""The training of a classifier of noised images: its plan, and its cross-entropy (ADM, sec. 4.1).
+
+Its times have the default distribution of the process, such as log-normal for `edm`.
+"""
 
 from typing import Any, Literal
 
