@@ -195,6 +195,9 @@ def learning_rate(schedule: LRSchedule, step: int, steps: int) -> float:
 
 def first_divergent_step(schedule: LRSchedule, steps: int, other: LRSchedule, other_steps: int) -> int | None:
     """Return the first common step at which the rates differ, None without one."""
+    is_constant = schedule.schedule == "constant" and not schedule.cooldown
+    if schedule == other and (steps == other_steps or is_constant):
+        return None  # without a loop over millions of steps
     for step in range(min(steps, other_steps)):
         if learning_rate(schedule, step, steps) != learning_rate(other, step, other_steps):
             return step
