@@ -24,7 +24,7 @@ from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.guidance import build_guidance, guidance_weight
 from diffusion.sample.sampling_steps import call_times, check_eta, sampling_grid
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.registry import find_plugin_line, plugin_error
@@ -76,6 +76,19 @@ def check_repository(project: Project) -> Iterator[Finding]:
         yield Finding("error", "repository", *problem)
     if problem := version_problem(Path.cwd()):
         yield Finding("warning", "project", *problem)
+
+
+def check_rules(project: Project) -> Iterator[Finding]:
+    """Check whether the guidance rule of every cell fits its sampler and the process."""
+    process = build_process(project.config.process)
+    problems: dict[str, None] = {}
+    for one in project.cells.values():
+        try:
+            if one.guidance:
+                build_guidance(one, process)
+        except UsageError as error:
+            problems[str(error)] = None
+    yield from (Finding("error", "sampling", problem) for problem in problems)
 
 
 def check_guidance(project: Project) -> Iterator[Finding]:
@@ -151,6 +164,7 @@ ALL: tuple[Check, ...] = (
     check_protocol,
     check_start,
     check_trial,
+    check_rules,
     check_memory,
     check_disk,
     check_cost,
@@ -164,10 +178,11 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
         check_base,
         check_guides,
         check_trial,
+        check_rules,
         check_memory,
         check_states,
     ),
-    "sample": (check_spacing, check_base, check_dependencies, check_guides),
+    "sample": (check_spacing, check_rules, check_base, check_dependencies, check_guides),
     "evaluate": (check_weights, check_samples),
     "report": (check_model, check_samples),
 }  # other stages check their inputs themselves, immediately

@@ -365,3 +365,15 @@ def test_missing_file_of_learned_times_hides_no_other_finding(project):
     (error,) = [one for one in found if one.level == "error" and one.subject == "sampling"]
     assert "there is no file of learned times grids.json" in error.message
     assert {"extractor", "memory", "disk"} <= {one.subject for one in found}
+
+
+def test_guidance_rule_that_fits_only_some_samplers_is_refused_before_the_training(project):
+    """The trial has both samplers, and the rule with the other one."""
+    copy_data(project)
+    sweep = {"steps": [2], "eta": [0.0], "sampler": ["ddim", "unipc"], "guidance": [0, 0.6]}
+    rules = {"sample": {"guidance_rule": "cfg++"}, "train": {"p_uncond": 0.1}}
+    config = configuration(sweep=sweep, **rules)
+    assert "is of sampler ddim, not unipc" in with_level(check(config), "error")["sampling"].message
+    for stage in ("train", "sample"):
+        with pytest.raises(UsageError, match="is of sampler ddim, not unipc"):
+            preflight(config, stage)
