@@ -9,7 +9,7 @@ import numpy as np
 from diffusion.choice.confidence import errors_of, gap, share_noise
 from diffusion.choice.ranking import Cells, best_cell, front_metric, is_auxiliary
 from diffusion.protocol.card import Card
-from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.grid import sampling_version
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import split_list
 from diffusion.protocol.scores_document import (
@@ -249,7 +249,8 @@ def scores_for(scores: ScoresDocument, model: object, sha256: str) -> ScoresDocu
     own = model_scores(scores, sha256)
     if own is None:
         raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")
-    if {cell.card.get("sampling_version") for cell in own.cells.values()} != {SAMPLING_VERSION}:
-        found = f"the scores are not of sampling_version {SAMPLING_VERSION}, as this code samples"
-        raise UsageError(f"{found}: `diffctl run` makes new ones")
+    for cell in own.cells.values():
+        if cell.card.get("sampling_version") != (wanted := sampling_version(cell.card)):
+            found = f"the scores are not of sampling_version {wanted}, as this code samples"
+            raise UsageError(f"{found}: `diffctl run` makes new ones")
     return own

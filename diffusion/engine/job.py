@@ -10,14 +10,13 @@ from torch import Tensor
 from diffusion.images.pixels import to_model, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
-from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.classifier_guidance import classifier_guidance
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import build_guidance
 from diffusion.sample.guides import Guides, check_guides
-from diffusion.sample.low_res import noised_condition
+from diffusion.sample.low_res import image_noise, noised_condition
 from diffusion.sample.sampler import (
     CustomTrajectory,
     DenoiserCall,
@@ -140,8 +139,7 @@ class Chunk:
     def _start(self) -> SamplerDriver:
         """Start the trajectory, from the images' noise (x_T is drawn first) or from a custom start."""
         job, settings, custom = self.job, self.job.settings, self.job.custom
-        shape = job.loaded.artefact.network.shape
-        images = ImageNoise(settings.seed, self._indices, shape, job.grid.initial_noise_scale)
+        images = image_noise(job.loaded.artefact.network, settings, self._indices, job.grid)
 
         def noise() -> Tensor:
             return to_device(images.draw(), job.device)

@@ -45,13 +45,19 @@ class ImageNoise:
     """The noise of some images of a sample: image i's depends on (seed, i) alone.
 
     The first `draw` is x_T, standard-normal numbers times `initial_scale`; each further one is a step's z.
-    Draws are (B, C, H, W) float32 on the CPU, so that every device sees the same noise.
+    Another `purpose` has other noise. Draws are (B, C, H, W) float32 on the CPU, so that every device sees
+    the same noise.
     """
 
     def __init__(
-        self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], initial_scale: float = 1.0
+        self,
+        seed: int,
+        indices: Sequence[int],
+        shape: tuple[int, int, int],
+        initial_scale: float = 1.0,
+        purpose: str = "image",
     ) -> None:
-        self._generators = [full_state_generator("image", seed, index) for index in indices]
+        self._generators = [full_state_generator(purpose, seed, index) for index in indices]
         self._shape, self._scale = shape, initial_scale
 
     def draw(self) -> Tensor:

@@ -30,7 +30,9 @@ DERIVED_FIELDS = ("nfe", *NETWORK_DIGESTS[1:], "base_nfe", "weighted_nfe")
 OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sampling_plugins")
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
 MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what they add
-SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
+# Raise it when the same model and settings would no longer give the same images. The next one is 7: 6 is that
+# of `sampling_version` for models that enlarge images.
+SAMPLING_VERSION = 5
 
 
 def _axis_field(option: Option) -> tuple[Any, Any]:
@@ -148,7 +150,15 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
         values["classifier_scale"] = settings.classifier_scale
     if settings.nfe is not None:
         values["nfe"] = settings.nfe
-    return {**values, "sampling_version": SAMPLING_VERSION}
+    return {**values, "sampling_version": sampling_version(values)}
+
+
+def sampling_version(card: Mapping[str, Any]) -> int:
+    """Return the version of the code that samples as a card states.
+
+    That of models that enlarge images is one more, since only their images changed.
+    """
+    return SAMPLING_VERSION + (not {"base_sha256", "real_sha256"}.isdisjoint(card))
 
 
 def format_option(name: str, value: Any) -> str:
@@ -211,6 +221,7 @@ def open_cells(sample: SampleConfig, sweep: SweepConfig, samples: Path) -> dict[
         card = store.meta["card"]
         wanted = {**settings_card(cell_settings(sample, cell)), "num_images": sample.num_images}
         wanted |= {"ema": cell.ema} if cell.ema is not None else {}
+        wanted["sampling_version"] = sampling_version(card)
         decides = {*wanted, *SampleSettings.model_fields}  # also what is not wanted, where the card has it
         has = {field: card.get(field) for field in decides} | {"num_images": len(store)}
         if wrong := differing_fields([has, wanted], DERIVED_FIELDS):

@@ -11,7 +11,6 @@ from diffusion.images.image_size import Size
 from diffusion.images.pixels import to_model, to_uint8
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Condition, Denoiser
-from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import NetworkDenoiser, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
@@ -21,7 +20,7 @@ from diffusion.sample.classifier_guidance import classifier_guidance, without_la
 from diffusion.sample.conditions import base_condition
 from diffusion.sample.guidance import build_guidance, guided
 from diffusion.sample.guides import NO_GUIDES, OF_BASE, Guides, check_fit, check_guides
-from diffusion.sample.low_res import check_cond_noise, noised_condition
+from diffusion.sample.low_res import check_cond_noise, image_noise, noised_condition
 from diffusion.sample.sampler import (
     CustomTrajectory,
     NaNGuard,
@@ -102,7 +101,6 @@ def generate(
     infinity.
     """
     spec = loaded.artefact.network
-    shape = (spec.in_channels, *(size or spec.size))
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
     build_denoiser = denoiser_builder(loaded, settings, guides, fast=fast)
     condition = full_condition(loaded, settings, indices, condition, device, guides)
@@ -111,8 +109,8 @@ def generate(
     def images(part: slice, on_step: OnStep | None) -> Tensor:
         own = indices[part]
         guard = NaNGuard(lambda row: f"image {own[row]}", networks, settings.is_guided)
-        image_noise = ImageNoise(settings.seed, own, shape, grid.initial_noise_scale)
-        with prefetched_draws(lambda: to_device(image_noise.draw(), device), ahead, device) as noise:
+        source = image_noise(spec, settings, own, grid, size)
+        with prefetched_draws(lambda: to_device(source.draw(), device), ahead, device) as noise:
             chosen = sampler if custom is None else custom.samplers(part)
             trajectory = chosen(grid, noise(), noise)
             denoiser = build_denoiser() if size is None else tiled(build_denoiser(), spec.size)

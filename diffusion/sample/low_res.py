@@ -1,4 +1,4 @@
-"""The low-resolution images of samples: real ones by index, those of a base model, and the noise on them."""
+"""The low-resolution images of samples: real ones by index, those of a base model, and noise."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,8 @@ from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.process.denoiser import Condition
 from diffusion.process.low_res import add_noise, shrink
-from diffusion.process.noise import full_state_generator
+from diffusion.process.noise import ImageNoise, full_state_generator
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 
@@ -117,3 +118,18 @@ def noised_condition(
         noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
         found = add_noise(found, level, noise.to(found.device))
     return replace(condition, low_res=found, noise_level=level)
+
+
+def image_noise(
+    spec: NetworkSpec,
+    settings: SampleSettings,
+    indices: Sequence[int],
+    grid: TimeGrid,
+    size: Size | None = None,
+) -> ImageNoise:
+    """Return the noise of a model's images, of another size (H, W) if one is given.
+
+    A model that enlarges images has noise of its own: its condition is a function of its base's noise.
+    """
+    shape, purpose = (spec.in_channels, *(size or spec.size)), "enlarged image" if spec.low_res else "image"
+    return ImageNoise(settings.seed, indices, shape, grid.initial_noise_scale, purpose)

@@ -10,12 +10,12 @@ from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
-from diffusion.process.noise import ImageNoise
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import figure_style, image_row, new_figure
 from diffusion.sample.generate import check_settings, generate
 from diffusion.sample.guides import NO_GUIDES, Guides
+from diffusion.sample.low_res import image_noise
 from diffusion.sample.sampler import Step
 from diffusion.show.figure import FigureData, columns
 
@@ -68,8 +68,7 @@ def reverse(
 ) -> Reverse:
     """Return image `index` as `generate` makes it, at up to COLUMNS of its steps; errors as `generate`."""
     grid = check_settings(loaded.artefact, settings)
-    shape = loaded.artefact.network.shape
-    start = ImageNoise(settings.seed, [index], shape, grid.initial_noise_scale).draw()
+    start = image_noise(loaded.artefact.network, settings, [index], grid).draw()
     visited: list[Step] = []
     image = generate(loaded, settings, [index], condition, device, visited.append, guides)
     before = [start, *(step.x.cpu() for step in visited[:-1])]

@@ -6,7 +6,7 @@ import numpy as np
 
 from diffusion.choice.confidence import NORMAL, interval
 from diffusion.choice.selection import select_best, select_front
-from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.grid import SAMPLING_VERSION, sampling_version
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, pack
 
 CARD = {
@@ -55,7 +55,8 @@ def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) 
             "floor": 25.0,
             "excess": 1000 * value - 25,
         }
-        whole = {**CARD, "steps": steps, "eta": eta, "nfe": steps, **card}
+        version = {"sampling_version": sampling_version(card)}
+        whole = {**CARD, **version, "steps": steps, "eta": eta, "nfe": steps, **card}
         values = {"steps": steps, "eta": eta, "scores": scores, "card": whole, "errors": {}}
         cells[f"steps{steps}-eta{eta:g}"] = values
     made = {name: CellScores(**values) for name, values in cells.items()}

@@ -22,9 +22,10 @@ from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.layout import HELD_OUT, MODEL
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.process.denoiser import Condition
+from diffusion.process.noise import ImageNoise
 from diffusion.protocol.base_model import BaseConfig, base_text
-from diffusion.protocol.grid import Cell, cell_settings
-from diffusion.protocol.sample_sections import SampleConfig
+from diffusion.protocol.grid import SAMPLING_VERSION, Cell, cell_settings, open_cells
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import cell_labels, make_cell
 from diffusion.sample.conditions import base_condition, chosen_condition, image_condition, mixed_condition
@@ -96,6 +97,18 @@ def test_a_cascade_is_its_base_and_then_its_upsampler():
     small = generate(SMALL, SampleSettings(steps=3, eta=1.0), indices, own, CPU)
     given = replace(condition, low_res=to_model(small))
     assert torch.equal(generate(UPSAMPLER, settings, indices, given, CPU, guides=GUIDES), made)
+
+
+def test_the_noise_of_an_upsampler_is_not_that_of_its_base(monkeypatch):
+    drawn: list[torch.Tensor] = []
+    draw = ImageNoise.draw
+    monkeypatch.setattr(ImageNoise, "draw", lambda self: drawn.append(draw(self)) or drawn[-1])
+    settings = SampleSettings(**CASCADE)
+    condition = mixed_condition(UPSAMPLER.artefact, settings, [7])
+    generate(UPSAMPLER, settings, [7], condition, CPU, guides=GUIDES)
+    of_base, own = (next(x for x in drawn if x.shape[2] == size).flatten() for size in (4, 8))
+    assert torch.equal(of_base, ImageNoise(0, [7], (1, 4, 4)).draw().flatten())
+    assert not torch.equal(own[:16], of_base)
 
 
 def test_the_noise_on_an_image_is_normal_of_its_level_and_its_own():
@@ -197,10 +210,12 @@ def test_the_card_has_the_base_and_the_nfe_of_both():
     card = sampling_card(settings, NetworkArtefacts(UPSAMPLER.artefact, base=SMALL.artefact))
     assert card["base_sha256"] == SMALL.artefact.model_sha256
     assert (card["nfe"], card["base_nfe"]) == (2 * 4 + 3, 3)
+    assert card["sampling_version"] == SAMPLING_VERSION + 1
     assert 8 < card["weighted_nfe"] < 8 + 3 / 2, "a pass of the base takes less than half the FLOPs"
     known = {key: card[key] for key in SampleSettings.model_fields if key in card}
     assert SampleSettings(**known) == settings
     plain = sampling_card(SampleSettings(), NetworkArtefacts(SMALL.artefact))
+    assert plain["sampling_version"] == SAMPLING_VERSION
     assert not {"base", "cond_noise", "base_nfe", "base_sha256"} & plain.keys()
 
 
@@ -331,10 +346,12 @@ def test_a_cell_enlarges_held_out_images_with_their_labels(held_out):
     section = SampleConfig(num_images=8, batch_size=3)
     cell = Cell(steps=2, eta=0.0, cond_noise=0.2)
     settings = cell_settings(section, cell)
-    store = make_cell(section, cell, network_files(settings, MODEL), MODEL.parent / "cell")
+    store = make_cell(section, cell, network_files(settings, MODEL), Path("cells") / cell.name)
     assert store.labels.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
     assert store.meta["card"]["real_sha256"] == held_out.meta["digest"]
     assert store.meta["card"]["cond_noise"] == 0.2
+    sweep = SweepConfig(steps=(2,), eta=(0.0,), cond_noise=(0.2,))
+    assert [*open_cells(section, sweep, Path("cells"))] == [cell]
     loaded, guides = load_model(MODEL), Guides(real=RealImages(held_out))
     condition = image_condition(loaded, settings, range(8), guides)
     made = to_nhwc(generate(loaded, settings, range(8), condition, CPU))

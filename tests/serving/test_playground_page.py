@@ -11,6 +11,7 @@ from PIL import Image
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.process.process_registry import EDMConfig
+from diffusion.protocol.grid import sampling_version
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from tests.helpers.browser import NEEDS_CHROMIUM, WIDE
@@ -221,7 +222,7 @@ def test_the_base_model_of_a_cascade_is_named(browser, tmp_path):
     scores = scores_of(small_model(tmp_path / MODEL, low_res=4))
     cascade = {"base": '{"file":"small.safetensors"}', "base_sha256": read_artefact(base).model_sha256}
     for cell in scores.cells.values():
-        cell.card.update(cascade)
+        cell.card.update(cascade, sampling_version=sampling_version(cascade))
     write_scores_document(tmp_path / SCORES, scores)
     with ServerProcess(tmp_path, name="playground") as server, browser.new_context(viewport=WIDE) as context:
         page = opened(context, server)
