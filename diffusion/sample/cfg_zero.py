@@ -4,6 +4,7 @@ import torch
 
 from diffusion.process.denoiser import Prediction, expand, time_tensor
 from diffusion.process.noise_process import NoiseProcess
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import ClassifierFree, GuidedCall, along
 from diffusion.system.errors import UsageError
@@ -13,7 +14,7 @@ class CFGZero(ClassifierFree):
     """Guidance of the velocity v = ε − x_0 from s·v(∅), and no velocity in the first calls.
 
     s = ⟨v, v(∅)⟩/‖v(∅)‖² of each image makes s·v(∅) the part of v along v(∅). The result is
-    s·v(∅) + (1+w)·(v − s·v(∅)). UsageError for a process other than flow.
+    s·v(∅) + (1+w)·(v − s·v(∅)). UsageError for a process other than flow, or if no call moves the image.
     """
 
     def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:
@@ -22,6 +23,12 @@ class CFGZero(ClassifierFree):
             raise UsageError(
                 f"guidance_rule cfg-zero is of process.schedule flow, not {process.config.schedule}: "
                 "use another rule"
+            )
+        zero, calls = self.options.zero_calls, SAMPLERS[settings.sampler].nfe(settings.steps)
+        if zero >= calls:
+            raise UsageError(
+                f"guidance_rule_options.zero_calls {zero} of cfg-zero is not below the {calls} network calls "
+                "of an image: lower it, or use more steps"
             )
 
     def combine(self, call: GuidedCall, better: Prediction, worse: Prediction) -> Prediction:

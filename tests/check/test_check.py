@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from cli.stages.context import enter_stage
-from diffusion.check import check, check_spacing, preflight
+from diffusion.check import check, check_rules, check_spacing, preflight
 from diffusion.check.dependency_checks import check_base, check_dependencies, check_guides
 from diffusion.check.findings import Project
+from diffusion.check.trial import check_trial
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store
@@ -377,3 +378,13 @@ def test_guidance_rule_that_fits_only_some_samplers_is_refused_before_the_traini
     for stage in ("train", "sample"):
         with pytest.raises(UsageError, match="is of sampler ddim, not unipc"):
             preflight(config, stage)
+
+
+def test_cfg_zero_that_leaves_no_call_of_a_cell_is_refused():
+    flow = {"process": {"schedule": "flow", "prediction": "flow"}, "train": {"p_uncond": 0.1}}
+    sample = {"guidance_rule": "cfg-zero", "guidance_rule_options": {"zero_calls": 3}}
+    sweep = {"steps": [3, 5], "eta": [0.0], "guidance": [1]}
+    config = configuration(**flow, sample=sample, sweep=sweep)
+    (error,) = check_rules(Project(config))
+    assert "zero_calls 3 of cfg-zero is not below the 3 network calls" in error.message
+    assert [one.level for one in check_trial(Project(config))] == ["ok"], "in two steps"

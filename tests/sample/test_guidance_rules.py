@@ -98,13 +98,21 @@ def test_predictions_of_zero_stay_finite(rule, process):
 
 
 def test_cfg_zero_does_not_move_in_its_first_calls():
-    settings = settings_of("cfg-zero", sampler="euler", steps=4, options={"zero_calls": 4})
+    settings = settings_of("cfg-zero", sampler="euler", steps=4, options={"zero_calls": 3})
     grid, x = sampling_grid(settings, FLOW), randn(*SHAPE)
     condition = Condition(2, torch.zeros(2, dtype=torch.long), NULL)
-    made = run_sampler(
-        build_sampler(settings)(grid, x, lambda: x), guided(Drifting(FLOW), settings, FLOW), condition
+    visited: list[torch.Tensor] = []
+    run_sampler(
+        build_sampler(settings)(grid, x, lambda: x),
+        guided(Drifting(FLOW), settings, FLOW),
+        condition,
+        lambda step: visited.append(step.x),
     )
-    assert torch.allclose(made.x, x, atol=1e-9)
+    assert [torch.allclose(one, x, atol=1e-9) for one in visited] == [True, True, True, False]
+    for sampler, zero in (("euler", 4), ("heun", 7)):
+        late = settings_of("cfg-zero", sampler=sampler, steps=4, options={"zero_calls": zero})
+        with pytest.raises(UsageError, match=f"{zero} of cfg-zero is not below the {zero} network calls"):
+            guided(Drifting(FLOW), late, FLOW)
 
 
 def test_cfg_plus_plus_matches_a_loop_of_its_algorithm():
