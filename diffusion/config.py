@@ -53,11 +53,15 @@ class Config(TrainSections):
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:
         whole = self.process.timesteps if isinstance(self.process, DiscreteConfig) else None
-        for spacing, steps in product(self._axis("spacing")[1], self.sweep.steps):
+        listed = [("sweep.steps", *pair) for pair in product(self._axis("spacing")[1], self.sweep.steps)]
+        if self.train.eval_every:
+            scored = min(self.train.eval_steps, self.process.max_steps)
+            listed.append(("train.eval_steps", self.sample.spacing, scored))
+        for field, spacing, steps in listed:
             try:
                 check_steps(spacing, steps, whole)
             except UsageError as error:
-                raise ValueError(f"sweep.steps: {error}") from None
+                raise ValueError(f"{field}: {error}") from None
         return self
 
     @model_validator(mode="after")
