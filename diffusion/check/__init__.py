@@ -1,6 +1,7 @@
 """Checks that find in seconds what would fail later, each with a remedy."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion.check.cost_estimate import check_cost
@@ -18,12 +19,13 @@ from diffusion.check.machine_checks import check_device, check_disk, check_memor
 from diffusion.check.trial import check_trial
 from diffusion.config import Config
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
-from diffusion.process.noise_process import build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.project import version_problem
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import build_guidance, guidance_weight
 from diffusion.sample.sampling_steps import call_times, check_eta, sampling_grid
 from diffusion.system.errors import DiffctlError, UsageError
@@ -95,16 +97,20 @@ def check_guidance(project: Project) -> Iterator[Finding]:
     """Check whether every guidance interval contains a step."""
     process = build_process(project.config.process)
     with single_thread():
-        unguided = [
-            cell.name
-            for cell, one in project.cells.items()
-            if one.guidance_interval
-            and not any(guidance_weight(one, process, t) for t in call_times(one, process))
-        ]
+        unguided = [cell.name for cell, one in project.cells.items() if _is_never_guided(one, process)]
     if unguided:
         message = f"guidance applies at no step of {', '.join(unguided[:MAX_NAMED])}"
         message += f" and {len(unguided) - MAX_NAMED} more cells" if len(unguided) > MAX_NAMED else ""
         yield Finding("warning", "sampling", message, "`diffctl show steps` lists σ/α of each step")
+
+
+def _is_never_guided(settings: SampleSettings, process: NoiseProcess) -> bool:
+    """Return whether the settings have a guidance interval that contains no step."""
+    if settings.guidance_interval is None:
+        return False
+    with suppress(UsageError):  # reported by check_spacing
+        return not any(guidance_weight(settings, process, t) for t in call_times(settings, process))
+    return False
 
 
 def check_protocol(project: Project) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import psutil
 import torch
@@ -17,7 +18,7 @@ from diffusion.protocol.grid import grid
 from diffusion.sample.sampling_card import nfe_fields
 from diffusion.show.figure import format_quantity
 from diffusion.system.devices import acquire_device, default_device, device_name
-from diffusion.system.errors import DiffctlError, reason
+from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.memory import format_bytes
 from diffusion.train import step_memory
 from diffusion.train.distributed.launch import world_size
@@ -89,10 +90,12 @@ def network_evaluations(project: Project, plan: DenoiserPlan) -> int:
 
     A call of the base of a cascade counts by its share of the FLOPs, if the base is here.
     """
-    counts = (nfe_fields(one, plan, project.base) for one in project.cells.values())
-    return round(
-        project.config.sample.num_images * sum(one.get("weighted_nfe", one["nfe"]) for one in counts)
-    )
+    total = 0.0
+    for one in project.cells.values():
+        with suppress(UsageError):  # reported by check_spacing
+            fields = nfe_fields(one, plan, project.base)
+            total += fields.get("weighted_nfe", fields["nfe"])
+    return round(project.config.sample.num_images * total)
 
 
 def passes(network: NetworkSpec, loss: str) -> int:

@@ -388,3 +388,12 @@ def test_cfg_zero_that_leaves_no_call_of_a_cell_is_refused():
     (error,) = check_rules(Project(config))
     assert "zero_calls 3 of cfg-zero is not below the 3 network calls" in error.message
     assert [one.level for one in check_trial(Project(config))] == ["ok"], "in two steps"
+
+
+def test_impossible_noise_range_hides_no_other_finding(project):
+    levels = {"spacing": "karras", "spacing_options": {"sigma_max": 1e6}}
+    guided = {"guidance": 1.0, "guidance_interval": [0.1, 2]}
+    found = list(check(configuration(sample={**levels, **guided}, train={"p_uncond": 0.1})))
+    (error,) = [one for one in found if one.level == "error"]
+    assert "do not fit process" in error.message
+    assert {"trial", "memory", "disk", "cost"} <= {one.subject for one in found}
