@@ -49,8 +49,9 @@ class GuidanceRule(BuilderEntry, WithOptions):
 
     Each is a "module:name", loaded when it is needed, the options without torch. A rule that `needs_guide`
     compares the model with a second one, one that `needs_null` with itself without the condition, for which
-    it must have been trained with dropped labels. `nfe` is the NFE of a guided call. Without `clips` the ε of
-    its predictions is not that of x̂_0, so that x̂_0 is never clipped.
+    it must have been trained with dropped labels. `nfe` is the NFE of a guided call. Without `clips` x̂_0 is
+    never clipped. The ε of one that `keeps_eps` is not that of x̂_0, and ddim does not recompute it from a
+    clipped x̂_0.
     """
 
     builder: str
@@ -59,6 +60,7 @@ class GuidanceRule(BuilderEntry, WithOptions):
     needs_null: bool = False
     nfe: int = 2
     clips: bool = True
+    keeps_eps: bool = False
     options: str = "diffusion.system.section:NoOptions"
 
     def load(self) -> Any:
@@ -93,7 +95,7 @@ GUIDANCE_RULES: Registry[GuidanceRule] = Registry(
             "diffusion.sample.cfg_plus_plus:CFGPlusPlus",
             "Chung et al. 2025, 2406.08070, alg. 2",
             needs_null=True,
-            clips=False,
+            keeps_eps=True,
         ),
     },
 )

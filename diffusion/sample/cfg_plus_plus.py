@@ -10,7 +10,8 @@ from diffusion.system.errors import UsageError
 class CFGPlusPlus(ClassifierFree):
     """x̂_0(∅) + w·(x̂_0 − x̂_0(∅)), and the step of DDIM adds ε(∅) again.
 
-    So w interpolates, from 0, no class, to 1, the class; the paper has 0.6. UsageError for another sampler.
+    A w up to 1 interpolates between no class and the class; the paper has 0.6. w = 0 is no guidance: the
+    conditional model. x̂_0 may be clipped, ε(∅) is not recomputed. UsageError for another sampler.
     """
 
     def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:

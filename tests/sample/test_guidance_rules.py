@@ -115,8 +115,9 @@ def test_cfg_zero_does_not_move_in_its_first_calls():
             guided(Drifting(FLOW), late, FLOW)
 
 
-def test_cfg_plus_plus_matches_a_loop_of_its_algorithm():
-    settings, x = settings_of("cfg++", 0.6, clip=False, steps=6), randn(*SHAPE)
+@pytest.mark.parametrize("clip", [False, True])
+def test_cfg_plus_plus_matches_a_loop_of_its_algorithm(clip):
+    settings, x = settings_of("cfg++", 0.6, clip=clip, steps=6), randn(*SHAPE)
     network, reference = Drifting(COSINE), Drifting(COSINE)
     grid, condition = sampling_grid(settings, COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
     made = run_sampler(
@@ -125,7 +126,9 @@ def test_cfg_plus_plus_matches_a_loop_of_its_algorithm():
     for step in grid.reverse_steps():
         reference(torch.cat([x, x]), step.t, condition)
         of_class, free = reference.x0
-        x = step.alpha_prev * (free + 0.6 * (of_class - free)) + step.sigma_prev * reference.eps[1]
+        x0_hat = free + 0.6 * (of_class - free)
+        x0_hat = x0_hat.clamp(-1, 1) if clip else x0_hat
+        x = step.alpha_prev * x0_hat + step.sigma_prev * reference.eps[1]
     assert torch.allclose(made.x, x, atol=1e-9)
 
 
@@ -156,7 +159,7 @@ def test_rules_that_do_not_fit_are_refused_and_options_follow_their_rule():
         check_settings(model, settings_of("cfg-zero", steps=3))
     with pytest.raises(UsageError, match=r"cfg\+\+ is of sampler ddim, not heun"):
         check_settings(model, settings_of("cfg++", steps=3, sampler="heun"))
-    assert not settings_of("cfg++", clip=True).clip
+    assert not settings_of("cfg-zero", clip=True).clip
     with pytest.raises(ValueError, match="guidance_rule_options of apg: radius"):
         settings_of("apg", options={"radius": 0})
     settings = settings_of("apg", options={"radius": 3.0}, steps=3)

@@ -8,6 +8,7 @@ The paper has α² + σ² = 1. With c = 1/√(α² + σ²), c·x is the paper's 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.edits import DPSOptions
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.ddim import Ddim
+from diffusion.sample import ddim
 from diffusion.sample.sampler import DenoiserCall, Sampler, Step, Trajectory
 
 ZETA_OF_MASKS, ZETA = 0.5, 0.3  # app. D.1: inpainting; super-resolution and deblurring
@@ -31,7 +32,7 @@ def build(
     """Return the method; a call returns the gradient for x, which costs a backward pass."""
     operator, y = operator_of(measurement), measurement.y
     zeta = options.zeta or (ZETA_OF_MASKS if isinstance(operator, Mask) else ZETA)
-    ancestral = Ddim(options.eta, clip=settings.clip)
+    ancestral = replace(ddim.build(settings), eta=options.eta, noise="small")
 
     def distance(x0_hat: Tensor) -> Tensor:
         return ((y - operator.apply(x0_hat)).square().flatten(1).sum(1) + TINY**2).sqrt()

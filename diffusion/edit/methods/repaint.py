@@ -7,6 +7,7 @@ Moves back to larger noise harmonise both parts. A path of 250 steps with its us
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import GridStep, TimeGrid
 from diffusion.protocol.edits import RePaintOptions
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.ddim import Ddim
+from diffusion.sample import ddim
 from diffusion.sample.sampler import Sampler, Trajectory
 
 
@@ -26,7 +27,7 @@ def build(
 ) -> Sampler:
     """Return the method with DDPM's small variance."""
     operator, y = operator_of(measurement), measurement.y
-    ancestral = Ddim(1.0, clip=settings.clip)
+    ancestral = replace(ddim.build(settings), eta=1.0, noise="small")
 
     def sampler(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         def reverse(step: GridStep, x: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
