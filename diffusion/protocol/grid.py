@@ -31,7 +31,7 @@ OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sa
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
 MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what they add
 # Raise it when the same model and settings would no longer give the same images. The next one is 7: 6 is that
-# of `sampling_version` for models that enlarge images.
+# of `sampling_version` for models that enlarge images and for APG.
 SAMPLING_VERSION = 5
 
 
@@ -156,9 +156,10 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
 def sampling_version(card: Mapping[str, Any]) -> int:
     """Return the version of the code that samples as a card states.
 
-    That of models that enlarge images is one more, since only their images changed.
+    That of models that enlarge images and of APG is one more, since only their images changed.
     """
-    return SAMPLING_VERSION + (not {"base_sha256", "real_sha256"}.isdisjoint(card))
+    enlarges = not {"base_sha256", "real_sha256"}.isdisjoint(card)
+    return SAMPLING_VERSION + (enlarges or card.get("guidance_rule") == "apg")
 
 
 def format_option(name: str, value: Any) -> str:

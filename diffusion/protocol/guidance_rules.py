@@ -22,7 +22,7 @@ EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@0*([1-9]\d{0,8}))?")
 
 
 class ProjectionOptions(Section):
-    """Options of APG: with parallel 1, momentum 0 and no radius it is classifier-free guidance."""
+    """Options of APG: parallel 1, momentum 0, no radius and no clipping is classifier-free guidance."""
 
     parallel: Annotated[float, Field(ge=0, le=1), NotBool] = Field(
         default=0.0, description="η, the share of the difference's part along the prediction."

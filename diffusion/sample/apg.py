@@ -12,8 +12,9 @@ from diffusion.sample.guidance import ClassifierFree, GuidedCall, along
 class AdaptiveProjected(ClassifierFree):
     """Guidance by x̂_0 + w·(Δ⊥ + η·Δ∥), the parts across and along x̂_0 of the difference Δ to the worse x̂_0.
 
-    Before, Δ gets momentum, Δ + β·(the one before), and is shortened to the radius r. The paper's w is one
-    more. It is of high weights, where the part along x̂_0 saturates colours.
+    Both x̂_0 are clipped if `clip` is true: an error of ε at high noise would stay in the momentum. Δ gets
+    momentum, Δ + β·(the one before), and is shortened to the radius r. The paper's w is one more. It is of
+    high weights, where the part along x̂_0 saturates colours.
     """
 
     def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:
@@ -23,14 +24,15 @@ class AdaptiveProjected(ClassifierFree):
     def combine(self, call: GuidedCall, better: Prediction, worse: Prediction) -> Prediction:
         """Return the guided prediction; its ε is that of its x̂_0."""
         options = self.options
-        difference = better.x0 - worse.x0
+        good, bad = (one.x0.clamp(-1, 1) if self.settings.clip else one.x0 for one in (better, worse))
+        difference = good - bad
         if self.difference is not None:
             difference = difference + options.momentum * self.difference
         self.difference = difference.detach()
         if options.radius is not None:
             norm = torch.linalg.vector_norm(difference, dim=(1, 2, 3), keepdim=True)
             difference = difference * (options.radius / norm).clamp(max=1)
-        parallel = along(difference, better.x0)
+        parallel = along(difference, good)
         change = call.weight * (difference - (1 - options.parallel) * parallel)
         alpha, sigma = self.process.alpha_sigma(time_tensor(call.t))
         eps = better.eps - expand(alpha / sigma, call.x) * change

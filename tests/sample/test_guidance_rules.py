@@ -9,7 +9,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.grid import settings_card
+from diffusion.protocol.grid import SAMPLING_VERSION, settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import mixed_condition
 from diffusion.sample.generate import check_settings, generate
@@ -57,7 +57,7 @@ class Drifting:
 )
 def test_apg_is_that_of_diffusers_over_the_calls_of_a_trajectory(options):
     network, condition = Drifting(COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
-    denoiser = guided(network, settings_of("apg", options=options), COSINE)
+    denoiser = guided(network, settings_of("apg", options=options, clip=False), COSINE)
     buffer, x = MomentumBuffer(options.get("momentum", -0.5)), randn(*SHAPE)
     for t in (90, 60, 30, 10):
         found = denoiser(x, t, condition)
@@ -67,6 +67,20 @@ def test_apg_is_that_of_diffusers_over_the_calls_of_a_trajectory(options):
         assert torch.allclose(found.x0, expected, atol=1e-6)
         alpha, sigma = COSINE.alpha_sigma(torch.tensor(t))
         assert torch.allclose(alpha * found.x0 + sigma * found.eps, x, atol=1e-6)
+
+
+def test_apg_keeps_no_error_of_high_noise_in_its_momentum():
+    condition, x = Condition(2, torch.zeros(2, dtype=torch.long), NULL), randn(*SHAPE)
+
+    def network(x, t, condition):  # x̂_0 = 0, but for an error of 0.1 of ε without the class at T − 1
+        alpha, sigma = COSINE.alpha_sigma(torch.tensor(t))
+        eps = x / sigma
+        eps[len(x) // 2 :] += 0.1 * (t == 99)
+        return Prediction((x - sigma * eps) / alpha, eps)
+
+    denoiser = guided(network, settings_of("apg"), COSINE)
+    denoiser(x, 99, condition)
+    assert float(denoiser(x, 50, condition).x0.abs().max()) < 10, "unclipped about 200"
 
 
 @pytest.mark.parametrize("zero_calls", [0, 1, 3])
@@ -164,6 +178,7 @@ def test_rules_that_do_not_fit_are_refused_and_options_follow_their_rule():
         settings_of("apg", options={"radius": 0})
     settings = settings_of("apg", options={"radius": 3.0}, steps=3)
     card = settings_card(settings)
+    assert card["sampling_version"] == SAMPLING_VERSION + 1
     known = {key: card[key] for key in SampleSettings.model_fields if key in card}
     assert settings_card(SampleSettings(**known)) == card
     assert SampleSettings(**{**dict(settings), "guidance": 0.0}) == SampleSettings(steps=3)
