@@ -2,8 +2,8 @@
 
 Each call gives x̂_0, the end of the flow from x_t. After all but the last call new noise is added at the next
 time: x' = α'·x̂_0 + σ'·z. So one call samples already, and further calls correct its errors. In two steps the
-second time has the noise level `sigma_mid`: 0.821 for σ_data 0.5 (ECT, 2406.14548). In more steps the times
-are those of the grid.
+second time has the noise level `sigma_mid`: 0.821 for σ_data 0.5 (ECT, 2406.14548). In more steps, and where
+they are listed or learned, the times are those of the grid.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusion.process.time_grid import NoisePoint, TimeGrid
 from diffusion.protocol.samplers import ConsistencySamplerOptions
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
 from diffusion.system.errors import UsageError
 
@@ -52,4 +53,5 @@ class ConsistencySampler:
 def build(settings: SampleSettings) -> ConsistencySampler:
     """Return the sampler of these settings."""
     options = ConsistencySamplerOptions.model_validate(settings.sampler_options)
-    return ConsistencySampler(options.sigma_mid, settings.clip)
+    has_own_times = settings.timesteps is not None or settings.spacing == LEARNED
+    return ConsistencySampler(None if has_own_times else options.sigma_mid, settings.clip)

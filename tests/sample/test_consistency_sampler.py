@@ -68,3 +68,11 @@ def test_the_second_of_two_calls_is_at_sigma_mid():
     assert call_times(settings_of(3), edm)[1:] == call_times(settings_of(3, sigma_mid=0.5), edm)[1:]
     with pytest.raises(UsageError, match=r"sigma_mid 90 is not below the first noise level 80: lower it"):
         call_times(settings_of(2, sigma_mid=90.0), edm)
+
+
+def test_listed_and_learned_times_are_kept():
+    listed = SampleSettings(sampler="consistency", timesteps=(300, 999))
+    assert call_times(listed, PROCESSES[1]) == [999, 300]
+    learned = {"spacing": "learned", "spacing_options": {"levels": (80.0, 2.5)}}
+    chosen = SampleSettings(sampler="consistency", steps=2, **learned)
+    assert call_times(chosen, PROCESSES[0]) == pytest.approx([80, 2.5])
