@@ -210,6 +210,11 @@ class CommonSettings(Section):
         if value is not None:
             if taken := sorted(BASE_LACKS & value.sampling.keys()):
                 raise ValueError(f"sampling.{taken[0]}: a base has no such option: leave it out")
+            options = value.sampling.get("spacing_options")
+            if isinstance(options, dict) and options.get("file"):
+                raise ValueError(
+                    "sampling.spacing_options.file: a base takes no file of learned times: list the levels"
+                )
             try:
                 SampleSettings(**value.sampling)
             except ValidationError as error:

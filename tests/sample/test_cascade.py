@@ -325,6 +325,10 @@ def test_a_base_and_its_settings_are_checked_before_the_training(project, sampli
         ({"sampling": {}}, "give one of"),
         ({"file": "a", "sampling": {"step": 3}}, "sampling: step: unknown key"),
         ({"file": "a", "sampling": {"seed": 3}}, "sampling.seed: a base has no such option"),
+        (
+            {"file": "a", "sampling": {"spacing": "learned", "spacing_options": {"file": "grids.json"}}},
+            "sampling.spacing_options.file: a base takes no file of learned times: list the levels",
+        ),
     ],
 )
 def test_sections_of_a_base_that_mean_nothing_are_refused(base, message):
