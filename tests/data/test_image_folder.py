@@ -79,12 +79,13 @@ def test_flat_folder_has_no_labels(tmp_path):
     assert (len(train), len(test)) == (18, 2)
 
 
-def test_csv_gives_labels_and_splits(tmp_path):
+@pytest.mark.parametrize("header", ["file,label,split", "File, Label, Split"])
+def test_csv_gives_labels_and_splits(tmp_path, header):
     pool = random_images(0, 12, 8)
     write_folder(tmp_path / "raw", {f"pictures/{at}": image for at, image in enumerate(pool)})
     sides = ["left", "right"]
     rows = [f"pictures/{at}.png,{sides[at % 2]},{'test' if at > 8 else 'train'}\n" for at in range(12)]
-    (tmp_path / "raw/labels.csv").write_text("file,label,split\n" + "".join(rows), encoding="utf-8-sig")
+    (tmp_path / "raw/labels.csv").write_text(f"{header}\n" + "".join(rows), encoding="utf-8-sig")
     options = {"image_size": 8, "labels": "labels.csv"}
     train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", **options)
     assert (len(train), len(test)) == (9, 3)

@@ -20,6 +20,7 @@ from diffusion.system.files import read_regular_text
 SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
 MAX_LIST = 1 << 28  # bytes of a list of classes; a million images take less than half of it
 FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "class")
+SPLIT_COLUMNS = ("split",)
 
 Paths = NDArray[np.bytes_]
 """Relative paths of files."""
@@ -119,20 +120,25 @@ def read_labels(path: Path) -> Iterator[tuple[str, str, str | None]]:
     reader = csv.DictReader(io.StringIO(read_regular_text(path, MAX_LIST), newline=""))
     try:
         columns = list(reader.fieldnames or [])
-        name_column = _column(path, columns, FILE_COLUMNS)
-        label_column = _column(path, columns, LABEL_COLUMNS)
+        name_column = _required_column(path, columns, FILE_COLUMNS)
+        label_column = _required_column(path, columns, LABEL_COLUMNS)
+        split_column = _column(columns, SPLIT_COLUMNS)
         for values in reader:
             name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
-            yield name, (values[label_column] or "").strip(), _split(path, values.get("split"))
+            split = None if split_column is None else _split(path, values[split_column])
+            yield name, (values[label_column] or "").strip(), split
     except csv.Error as error:
         raise UsageError(f"data.labels: {path} is not readable as CSV ({error})") from None
 
 
-def _column(path: Path, columns: Sequence[str], names: Sequence[str]) -> str:
-    for column in columns:
-        if column.strip().lower() in names:
-            return column
-    raise UsageError(f"data.labels: {path} needs a first line with a column {' or '.join(names)}")
+def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((column for column in columns if column.strip().lower() in names), None)
+
+
+def _required_column(path: Path, columns: Sequence[str], names: Sequence[str]) -> str:
+    if (found := _column(columns, names)) is None:
+        raise UsageError(f"data.labels: {path} needs a first line with a column {' or '.join(names)}")
+    return found
 
 
 def _split(path: Path, name: str | None) -> str | None:
