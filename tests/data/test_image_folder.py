@@ -55,6 +55,33 @@ def test_train_and_test_folders_are_an_official_split(tmp_path, held_out):
         build_source(folder_config(tmp_path / "raw", test_fraction=0.2)).open()
 
 
+@pytest.mark.parametrize("stray", ["extra/a/s", "s"])
+@pytest.mark.parametrize("labels", ["folders", "none", "l.csv"])
+def test_images_next_to_train_and_test_folders_are_listed(tmp_path, stray, labels):
+    pool = random_images(0, 13, 8)
+    names = [f"{'test' if at % 4 == 0 else 'train'}/{'ab'[at % 2]}/{at}" for at in range(12)]
+    raw = write_folder(tmp_path / "raw", dict(zip([*names, stray], pool, strict=True)))
+    (raw / "l.csv").write_text("file,label\n" + "".join(f"{name}.png,c\n" for name in [*names, stray]))
+    options = {"image_size": 8, "labels": labels, "on_bad": "skip"}
+    source = build_source(folder_config(raw, labels=labels))
+    assert source.info().problems == [(f"{stray}.png", "outside train and test")]
+    train, test = prepared(tmp_path, name="image-folder", path=raw, **options)
+    assert {image.tobytes() for image in test.images} == {image.tobytes() for image in pool[:12:4]}
+    assert len(train) == 9
+    assert train.meta["classes"] == {"folders": ["a", "b"], "none": [], "l.csv": ["c"]}[labels]
+
+
+def test_train_without_a_test_folder_is_a_class_and_unlabelled_test_images_are_no_split(tmp_path):
+    raw = write_folder(tmp_path / "raw", {f"{top}/0": random_images(0, 1, 8)[0] for top in ("train", "car")})
+    assert build_source(folder_config(raw)).open().classes == ("car", "train")
+    (raw / "car").rename(raw / "test")
+    write_folder(raw, {"train/1": random_images(1, 1, 8)[0]})
+    (raw / "l.csv").write_text("file,label\ntrain/0.png,a\ntrain/1.png,b\n")
+    opened = build_source(folder_config(raw, labels="l.csv")).open()
+    assert [len(split.reader) for split in opened.splits.values()] == [1, 1]
+    assert list(opened.problems) == [("test/0.png", "without a label")]
+
+
 @pytest.mark.parametrize("top", ["train", "pictures"])
 def test_classes_below_train_alone_are_labels_and_below_one_class_are_reported(tmp_path, top):
     pool = random_images(0, 20, 8)

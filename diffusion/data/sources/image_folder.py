@@ -21,6 +21,7 @@ from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, pr
 from diffusion.system.section import NotBool, ShortText
 
 TEST_FRACTION = 0.1
+OUTSIDE = "outside train and test"  # why an image next to an official split cannot be used
 
 
 @dataclass(frozen=True)
@@ -111,36 +112,46 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(different, key=lambda name: (int(name), name) if numbers else (0, name)))
 
 
+def _split_folders(tops: Iterable[str]) -> set[str]:
+    """Return the folders at the top that are splits: train with a test folder, or train with all images."""
+    found = set(tops)
+    splits = SPLITS.keys() & found
+    return splits if "train" in splits and (len(splits) > 1 or len(found) == 1) else set()
+
+
 def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[ImageProblem]]:
     """Take classes from the first folder of a path, below the split's folder if there are such folders."""
     counts = [count for _, count in listing.folders]
     heads = [prefix.partition("/") for prefix, _ in listing.folders]
-    tops = {top for top, _, _ in heads}  # folders of splits if all are; train may be alone
-    splits = tops if "train" in tops and tops <= SPLITS.keys() else set()
-    in_test = np.repeat([SPLITS[top] == "test" for top, _, _ in heads], counts) if len(splits) > 1 else None
-    class_of = [below.partition("/")[0] if splits else top for top, _, below in heads]  # "": outside one
+    splits = _split_folders(top for top, _, _ in heads)
+    outside = np.repeat([bool(splits) and top not in splits for top, _, _ in heads], counts)
+    is_test = np.repeat([SPLITS.get(top) == "test" for top, _, _ in heads], counts)
+    if splits:  # a class of "" is none
+        class_of = [below.partition("/")[0] if top in splits else "" for top, _, below in heads]
+    else:
+        class_of = [top for top, _, _ in heads]
+    problems = [ImageProblem(name, OUTSIDE) for name in as_text(listing.paths[outside])]
     if labels == "none" or (labels is None and not any(class_of)):
-        return Items(np.arange(len(listing.paths)), in_test=in_test), _stray(listing, 0)
+        rows = np.flatnonzero(~outside)
+        in_test = is_test[rows] if len(splits) > 1 else None
+        return Items(rows, in_test=in_test), problems + _stray(listing, 0)
     if not any(class_of):
         raise UsageError(f"data.labels: folders, but {root} has no sub-folder with images")
     classes = class_names(class_order(name for name in class_of if name), root)
     number = {name: at for at, name in enumerate(classes)}
     found = np.repeat(np.array([number.get(name, -1) for name in class_of], dtype=np.int64), counts)
     rows = np.flatnonzero(found >= 0)
-    loose = [ImageProblem(name, "outside a class folder") for name in as_text(listing.paths[found < 0])]
-    empty = [
-        ImageProblem(name, "empty class") for name in sorted(_class_folders(root, splits) - number.keys())
-    ]
+    loose = as_text(listing.paths[(found < 0) & ~outside])
+    problems += [ImageProblem(name, "outside a class folder") for name in loose]
+    empty = sorted(_class_folders(root, splits) - number.keys())
+    problems += [ImageProblem(name, "empty class") for name in empty]
     if len(splits) == 1:
-        empty += [
-            ImageProblem(top, "empty split")
-            for top in sorted(SPLITS.keys() - splits)
-            if (root / top).is_dir()
-        ]
-    items = Items(rows, classes, found[rows], None if in_test is None else in_test[rows])
+        others = sorted(top for top in SPLITS.keys() - splits if (root / top).is_dir())
+        problems += [ImageProblem(top, "empty split") for top in others]
     if len(classes) == 1:
         _warn_of_subfolders(root, listing, 1 + bool(splits))
-    return items, loose + empty + _stray(listing, 1 + bool(splits))
+    items = Items(rows, classes, found[rows], is_test[rows] if len(splits) > 1 else None)
+    return items, problems + _stray(listing, 1 + bool(splits))
 
 
 def _warn_of_subfolders(root: Path, listing: Listing, depth: int) -> None:
@@ -166,7 +177,10 @@ def _stray(listing: Listing, depth: int) -> list[ImageProblem]:
 
 
 def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[ImageProblem]]:
-    """Take classes and splits from a CSV file; images without a label, or with two, are problems."""
+    """Take classes and splits from a CSV file; images without a label, or with two, are problems.
+
+    Without splits in the file they are the folders of the images that have a label.
+    """
     listed: dict[str, tuple[str, str | None]] = {}
     twice: set[str] = set()
     for name, label, split in read_labels(path):
@@ -174,19 +188,23 @@ def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[ImageProblem]]:
             twice.add(name)
     names = as_text(listing.paths)
     entries = [("", None) if name in twice else listed.get(name, ("", None)) for name in names]
-    usable = [row for row, (label, _) in enumerate(entries) if label]
-    labels, splits = [entries[row][0] for row in usable], [entries[row][1] for row in usable]
-    classes = class_order(class_names(sorted(set(labels)), path))
-    number = {name: at for at, name in enumerate(classes)}
-    found = np.array([number[label] for label in labels], dtype=np.int64)
-    in_test = np.array([split == "test" for split in splits]) if any(splits) else None
     problems = [
         ImageProblem(name, "listed twice with different labels" if name in twice else "without a label")
         for name, (label, _) in zip(names, entries, strict=True)
         if not label
     ]
     problems += [ImageProblem(name, "missing") for name in sorted(listed.keys() - set(names))]
-    items = Items(np.array(usable, dtype=np.int64), classes, found, in_test)
+    splits = {row: split for row, (label, split) in enumerate(entries) if label}
+    tops = {row: names[row].partition("/")[0] for row in splits}
+    if not any(splits.values()) and len(_split_folders(tops.values())) > 1:
+        splits = {row: SPLITS[top] for row, top in tops.items() if top in SPLITS}
+        problems += [ImageProblem(names[row], OUTSIDE) for row in sorted(tops.keys() - splits.keys())]
+    labels = [entries[row][0] for row in splits]
+    classes = class_order(class_names(sorted(set(labels)), path))
+    number = {name: at for at, name in enumerate(classes)}
+    found = np.array([number[label] for label in labels], dtype=np.int64)
+    in_test = np.array([split == "test" for split in splits.values()]) if any(splits.values()) else None
+    items = Items(np.array([*splits], dtype=np.int64), classes, found, in_test)
     return items, problems + _stray(listing, 0)
 
 
