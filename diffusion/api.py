@@ -5,7 +5,8 @@
 `diffctl` trained are loaded by `load_model` and sampled by `generate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -90,10 +91,10 @@ def sample(
 ) -> Tensor:
     """Return `count` images (count, *shape) of a network, float32 on the CPU, by 50 steps of DDIM by default.
 
-    Image i depends on the networks, the settings, its label and i alone. Classifier-free guidance needs
-    labels and the `null_label` that the network was trained with; autoguidance needs a `guide`, a worse
-    network of the same data, which `settings.guide` names. UsageError for settings that the process does not
-    allow, and for those of further networks.
+    Image i depends on the networks, the settings, its label and i alone; the networks are in eval mode during
+    the call. Classifier-free guidance needs labels and the `null_label` that the network was trained with;
+    autoguidance needs a `guide`, a worse network of the same data, which `settings.guide` names. UsageError
+    for settings that the process does not allow, and for those of further networks.
     """
     settings = settings or SampleSettings()
     for name in ("classifier", "base", "cond_noise"):
@@ -106,7 +107,21 @@ def sample(
     worse = None if guide is None else NetworkDenoiser(guide, process)
     denoiser = guided(NetworkDenoiser(network, process), settings, process, worse)
     condition = Condition(count, labels, null_label).to(device)
-    return run_sampler(trajectory, denoiser, condition).x.cpu()
+    with _eval_mode([network] if guide is None else [network, guide]):
+        return run_sampler(trajectory, denoiser, condition).x.cpu()
+
+
+@contextmanager
+def _eval_mode(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Put the networks into eval mode; each module returns to its own mode afterwards."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
 
 
 def save_model(

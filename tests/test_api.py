@@ -45,6 +45,17 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
             sample(model, PROCESS, 1, (2, 1, 1), SampleSettings(**further))
 
 
+def test_dropout_is_off_in_samples_and_each_module_keeps_its_mode() -> None:
+    network = PointNetwork(width=8)
+    network.layers.insert(1, torch.nn.Dropout(0.5))
+    network.layers[0].eval()
+    modes = [module.training for module in network.modules()]
+    assert any(modes)
+    three, one = (sample(network, PROCESS, count, (2, 1, 1), SampleSettings(steps=3)) for count in (3, 1))
+    assert torch.allclose(three[:1], one, atol=1e-5)
+    assert [module.training for module in network.modules()] == modes
+
+
 @pytest.mark.slow
 def test_continuous_process_is_learned() -> None:
     points = torch.tensor([0.7, -0.7])[:, None, None, None].repeat(200, 2, 1, 1)
