@@ -47,7 +47,10 @@ def open_weights(path: Path) -> Any:
         raise UsageError(f"no model file at {path}: train one with `diffctl run`, or name another file")
     try:
         with open(path, "rb") as file:
-            header = int.from_bytes(file.read(8), "little")
+            header, first = int.from_bytes(file.read(8), "little"), file.read(1)
+        if first != b"{":
+            remedy = f"give a file of weights that diffctl wrote, such as models/{NAME}"
+            raise DiffctlError(f"{path} is not a safetensors file: {remedy}")
         if header > MAX_HEADER_BYTES:
             raise DiffctlError(f"{path} is not a whole safetensors file (its header has {header:,} bytes)")
         return safe_open(path, framework="pt")

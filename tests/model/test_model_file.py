@@ -89,6 +89,11 @@ def load_error(tmp_path: Path, data: bytes) -> str:
     return str(caught.value)
 
 
+def test_file_of_another_format_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    message = load_error(tmp_path, b"# a file of settings\ndata:\n  name: digits\n")
+    assert "m.safetensors is not a safetensors file: give a file of weights that diffctl wrote" in message
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "[" * 100_000, '{"step":' + "9" * 5000 + "}", '{"kind": 5}', "{}"]
 )
