@@ -48,8 +48,16 @@ def encode(options: Encode) -> None:
     back = to_nhwc(torch.cat(decoded))
     _write_codes(options.out, pixels, torch.cat(codes), back, condition.labels)
     error, count = float(np.abs(back.astype(int) - pixels).mean()), len(pixels)
-    made = {"out": options.out, "images": count, "steps": options.steps, "mean_pixel_error": round(error, 4)}
-    options.answer(made, f"{count} image(s), mean reconstruction error {error:.2f} of 255: {options.out}")
+    resized = [image.resized for image in chosen if image.resized]
+    made = {
+        "out": options.out,
+        "images": count,
+        "steps": options.steps,
+        "mean_pixel_error": round(error, 4),
+        "resized": resized,
+    }
+    text = f"{count} image(s), mean reconstruction error {error:.2f} of 255: {options.out}"
+    options.answer(made, "\n".join([text, *resized]))
 
 
 def interpolate(options: Interpolate) -> None:
@@ -68,8 +76,10 @@ def interpolate(options: Interpolate) -> None:
         write_output(options.out, lambda file: file.write(data))
     else:
         _write_rows(options.out, images, columns=len(images))
-    made = {"out": options.out, "frames": options.frames, "steps": options.steps}
-    options.answer(made, f"{options.frames} images from {options.first} to {options.second}: {options.out}")
+    resized = [end.resized for end in ends if end.resized]
+    made = {"out": options.out, "frames": options.frames, "steps": options.steps, "resized": resized}
+    text = f"{options.frames} images from {options.first} to {options.second}: {options.out}"
+    options.answer(made, "\n".join([text, *resized]))
 
 
 def _load(options: CodeOptions) -> tuple[LoadedModel, SampleSettings]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from diffusion.images.image_size import format_size
-from diffusion.images.pictures import read_picture
+from diffusion.images.image_size import format_pixels, format_size
+from diffusion.images.pictures import fit, read_picture
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import PREPARED
 from diffusion.model.model_file import Artefact
@@ -16,23 +16,33 @@ from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import class_condition, labels_condition
 from diffusion.sample.low_res import low_res_of, noised_condition
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, printable
 
 DIGITS = 18  # of an image's number
 
 
 class InputImage(NamedTuple):
-    """`pixels` (H, W, C) uint8, and the label where it is known in the model's classes."""
+    """`pixels` (H, W, C) uint8, and the label where it is known in the model's classes.
+
+    `resized` has a sentence if they are the middle of a file of another size.
+    """
 
     pixels: Images
     label: int | None
+    resized: str = ""
 
 
 def load_input(name: str, store: Path | None, artefact: Artefact) -> InputImage:
-    """Return the image of a number or a file name; UsageError if it does not fit the model."""
+    """Return the image of a number or a file name, a file's middle at the model's size.
+
+    UsageError if there is none, or it cannot be read.
+    """
     spec = artefact.network
     if not name.isdecimal():
-        return InputImage(read_picture(Path(name), spec.size, spec.in_channels), None)
+        pixels = read_picture(Path(name), None, spec.in_channels)
+        found = pixels.shape[:2]
+        middle = f"{printable(name)}: the middle of {format_pixels(found)} at {format_size(spec.size)}"
+        return InputImage(fit(pixels, spec.size), None, "" if found == spec.size else middle)
     opened = open_matching_store(store, artefact)
     index = int(name) if len(name) <= DIGITS else len(opened)
     if index >= len(opened):

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.images.image_size import Size
-from diffusion.images.pictures import MODES, flatten, to_pil
+from diffusion.images.pictures import fit, flatten, to_pil
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.process.noise import counter_generator
@@ -21,14 +21,6 @@ from diffusion.system.errors import UsageError
 HIDDEN = 128  # the level of a mask from which a pixel is to be filled
 MIN_SHARE = 0.1  # of a resized pixel's weights; with less it is that of the whole picture
 SPREAD = 4  # the factor of deviations in a picture: 64 levels are white
-
-
-def fit(pixels: Images, size: Size) -> Images:
-    """Return the middle of a picture (H, W, C), resized to another height and width."""
-    if pixels.shape[:2] == size:
-        return pixels
-    fitted = ImageOps.fit(to_pil(pixels).convert(MODES[pixels.shape[2]]), size[::-1])
-    return np.asarray(fitted, dtype=np.uint8).reshape(*size, pixels.shape[2])
 
 
 def fit_input(pixels: Images, size: Size, operator: LinearOperator | None, *, degrade: bool) -> Images:

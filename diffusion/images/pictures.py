@@ -108,6 +108,14 @@ def _unreadable(name: str, why: object) -> UsageError:
     return UsageError(f"{name} is not an image that can be read ({why})")
 
 
+def fit(pixels: Images, size: Size) -> Images:
+    """Return the middle of a picture (H, W, C), resized to another height and width."""
+    if pixels.shape[:2] == size:
+        return pixels
+    fitted = ImageOps.fit(to_pil(pixels).convert(MODES[pixels.shape[2]]), size[::-1])
+    return np.asarray(fitted, dtype=np.uint8).reshape(*size, pixels.shape[2])
+
+
 def grid(images: Images, columns: int, gap: int = 1) -> Images:
     """Arrange (N, H, W, C) images in one (H', W', C) picture, row by row, with white gaps of `gap` pixels."""
     count, height, width, channels = images.shape

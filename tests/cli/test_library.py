@@ -70,6 +70,16 @@ def test_encode_labels_files_by_the_class_option(run, tmp_path):
         assert bool((arrays["images"] == 200).all())
 
 
+def test_middle_of_a_file_of_another_size_is_encoded(run, tmp_path):
+    pixels = np.zeros((8, 12), np.uint8)
+    pixels[:, 2:10] = 200
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    for command in ("encode wide.png --out a.npz", "interpolate wide.png 0 --out a.png --frames 2"):
+        text = run(*command.split(), "--steps", "2")
+        assert "wide.png: the middle of 8×12 pixels (height × width) at 8×8" in text
+    assert bool((np.load(tmp_path / "a.npz")["images"] == 200).all())
+
+
 def test_model_of_process_edm_is_encoded_with_spacing_karras(run, tmp_path):
     """Uniform times are even in σ there, so that almost all are noise."""
     spec = spec_of(out_channels=1)
@@ -157,7 +167,6 @@ def misuse(tmp_path_factory):
     small_model(folder / "models/unlabelled.safetensors", num_classes=0, null_class=False)
     images = np.zeros((6, 8, 8, 1), np.uint8)
     write_store(folder / "data/prepared/test", images, np.arange(6), {"classes": CLASSES})
-    Image.new("L", (9, 8)).save(folder / "wide.png")
     Image.new("L", (8, 8)).save(folder / "mine.png")
     (folder / "text.png").write_text("not an image")
     return folder
@@ -172,7 +181,6 @@ def misuse(tmp_path_factory):
         ("sample --out a.png --class 3 --model models/unlabelled.safetensors", "class"),
         (f"sample --num 1 --steps 1 --out {MODEL}/a.png", f"{MODEL}/a.png"),
         ("encode 6 --out a.npz", "0 to 5"),
-        ("encode wide.png --out a.npz", "8×8"),
         ("encode text.png --out a.npz", "text.png"),
         ("encode mine.png --out a.npz --model models/no-null.safetensors", "class"),
         ("encode 0 --out a.npz --model a --champion", "--champion"),
