@@ -72,12 +72,20 @@ def flatten(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == mode and (channels in (2, 4) or not is_transparent):
         return image
     if image.mode.startswith("I"):  # 16-bit grey
-        return image.convert("I").point(lambda level: level / 257 + 0.5).convert("L").convert(mode)
+        image = _eight_bits(image)
     if is_transparent and channels in (1, 3):
         picture = image.convert("RGBA")
         image = Image.new("RGBA", picture.size, "white")
         image.alpha_composite(picture)
     return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Convert 16-bit grey to 8 bits, and its transparent level, if any, to alpha."""
+    grey = image.convert("I").point(lambda level: level / 257 + 0.5).convert("L")
+    if image.has_transparency_data:
+        grey.putalpha(Image.fromarray(np.asarray(image) != image.info["transparency"]))
+    return grey
 
 
 def read_picture(path: Path, size: Size | None, channels: int) -> Images:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from diffusion.data.readers.image_files import conform, cover, decode
-from diffusion.images.pictures import BadImage, to_pil
+from diffusion.images.pictures import BadImage, flatten, to_pil
 from tests.helpers.raw_data import encoded, random_images
 
 
@@ -88,6 +88,17 @@ def test_sixteen_bits_are_scaled():
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     found = pixels_of(encoded(Image.fromarray(levels)), 8, 1)[..., 0]
     np.testing.assert_array_equal(found, np.round(levels / 257))
+
+
+def test_transparent_level_of_sixteen_bits_is_white():
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    content = encoded(Image.fromarray(levels), transparency=int(levels[0, 3]))
+    expected = np.round(levels / 257)
+    expected[0, 3] = 255
+    np.testing.assert_array_equal(pixels_of(content, 8, 1)[..., 0], expected)
+    with Image.open(io.BytesIO(content)) as image:
+        alpha = np.asarray(flatten(image, 2))[..., 1]
+    np.testing.assert_array_equal(alpha == 0, levels == levels[0, 3])
 
 
 @pytest.mark.parametrize(("form", "options"), [("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})])
