@@ -16,7 +16,7 @@ from diffusion.check import preflight
 from diffusion.config import Config, load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import PARAMS, PREPARED
+from diffusion.layout import HELD_OUT, PARAMS, PREPARED
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.learned_grid import refuse_learned_times
 from diffusion.protocol.scores_document import read_scores
@@ -81,11 +81,11 @@ def search_settings(options: Search) -> None:
         raise UsageError(f"{PARAMS} has no section `search`: add one, see `diffctl docs search`")
     if options.ray and "train.devices" in section.fields:
         raise UsageError("search.fields.train.devices: with --ray it is equal for all trials: leave it out")
-    settings, digest = _check_search(values, config, section)
+    settings, digests = _check_search(values, config, section)
     busy = f"the search {options.name} is running: wait for it, or use another --name"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
         bases = partial(fix_bases, [config.sample.base])
-        about = search_dir.open_search(folder, section, settings, digest, bases)
+        about = search_dir.open_search(folder, section, settings, digests, bases)
         trials = Trials(folder, values, search_config.count_trials(section))
         with trial_runner(options, config, folder, trials.run, options.address) as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)
@@ -94,8 +94,8 @@ def search_settings(options: Search) -> None:
 
 def _check_search(
     values: dict[str, Any], config: Config, section: SearchConfig
-) -> tuple[dict[str, Any], str]:
-    """Return the settings that all trials share, and the data's digest; UsageError for an invalid point."""
+) -> tuple[dict[str, Any], tuple[str, str]]:
+    """Return the settings and the data's digests that all trials share; UsageError for an invalid point."""
     search_config.refuse_invalid(values, section, parse)
     for cell in grid(config.sample, config.sweep):
         refuse_learned_times(cell_settings(config.sample, cell).spacing_options, "a search")
@@ -105,7 +105,8 @@ def _check_search(
     search_config.refuse_invalid(values, section, lambda *changed: plan_training(parse(*changed), meta, cpu))
     check_reference(config)
     first = parse(search_config.applied(values, search_config.grid(section)[0]), "search")
-    return first.model_dump(mode="json"), str(meta["digest"])
+    digests = str(meta["digest"]), open_store(HELD_OUT, PreparedMeta).digest
+    return first.model_dump(mode="json"), digests
 
 
 def _report(options: Search, folder: Path, about: About, title: str, trials: list[Trial]) -> None:

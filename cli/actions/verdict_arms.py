@@ -15,7 +15,9 @@ from cli.shared.process import command_line
 from diffusion.code_digest import code_digest, torch_version
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import extraction
-from diffusion.layout import MODEL, PARAMS, VERDICT_RUNS
+from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import HELD_OUT, MODEL, PARAMS, VERDICT_RUNS
 from diffusion.model.classifier import ClassifierArtefact
 from diffusion.model.model_file import read_artefact, read_description
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, settings_card
@@ -151,12 +153,16 @@ def identify(
         settings["bases"] = dict(bases)
     if options.equal == "time":
         settings["equal"] = {"time": device_name(default_device())}  # another machine has other steps
-    digest = control.plan.data.digest
-    key = fingerprint({**settings, "data": digest})
+    digests = control.plan.data.digest, open_store(HELD_OUT, PreparedMeta).digest
+    key = fingerprint({**settings, "data": digests})
     names = {"control": control.name, "changes": [arm.name for arm in arms[1:]], "cell": cell.name}
     config = control.config.model_dump(mode="json")
     return VERDICT_RUNS / key, About(
-        key=key, data_digest=digest, settings=config, search={**settings, **names}
+        key=key,
+        data_digest=digests[0],
+        heldout_digest=digests[1],
+        settings=config,
+        search={**settings, **names},
     )
 
 

@@ -54,11 +54,13 @@ class TrialResult:
 class About(Section):
     """The settings of a search or a verdict: its key in MLflow, and everything that its trials share.
 
+    The digests are of the training images and of the held-out ones (empty if an older version wrote it).
     `bases` are the SHA-256 of the files of base models by name, as they were when it began.
     """
 
     key: Annotated[str, Field(min_length=1, max_length=100)]
     data_digest: Annotated[str, Field(max_length=200)]
+    heldout_digest: Annotated[str, Field(max_length=200)] = ""
     settings: dict[str, Any]
     search: dict[str, Any]
     bases: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
@@ -75,19 +77,24 @@ def open_search(
     folder: Path,
     section: SearchConfig,
     settings: dict[str, Any],
-    data_digest: str,
+    digests: tuple[str, str],
     bases: Callable[[], dict[str, str]] = dict,
 ) -> About:
     """Return the settings of the search in the directory, written if it is new.
 
     `settings` are the whole configuration with the first point of the search, so that the values of searched
-    fields in params.yaml do not matter. UsageError if they, the data or the section differ from the stored
-    ones; only `trials` may increase. The caller holds the lock of the directory.
+    fields in params.yaml do not matter. `digests` are of the training and the held-out images. UsageError if
+    any of these or the section differ from the stored ones; only `trials` may increase. The caller holds the
+    lock of the directory.
     """
     search = section.model_dump(mode="json", exclude={"trials"})
-    about = About(key=uuid.uuid4().hex, data_digest=data_digest, settings=settings, search=search)
+    data, heldout = digests
+    about = About(
+        key=uuid.uuid4().hex, data_digest=data, heldout_digest=heldout, settings=settings, search=search
+    )
     known = open_about(folder, about, bases)
-    before, now = (one.model_dump(exclude={"key", "bases"}) for one in (known, about))
+    ignored = {"key", "bases"} if known.heldout_digest else {"key", "bases", "heldout_digest"}
+    before, now = (one.model_dump(exclude=ignored) for one in (known, about))
     fields_changed = changed_fields({"search": known.search}, {"search": search})  # they change settings too
     if changed := fields_changed or changed_fields(before, now):
         fields = ", ".join(changed[:3])

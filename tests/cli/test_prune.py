@@ -110,7 +110,8 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
     base = MODEL_RUNS / ("e" * 64)
     write_text(base / "model.safetensors", "weights")
     bases = lambda: {"champion small": base.name}  # noqa: E731
-    searches = [open_search(search_dir(name), SECTION, {}, "digest", bases) for name in ("first", "second")]
+    names, digests = ("first", "second"), ("train", "test")
+    searches = [open_search(search_dir(name), SECTION, {}, digests, bases) for name in names]
     shared, single = make_training("shared", "shared"), make_training("single", "single")
     for folder, of in ((shared, searches), (single, searches[1:])):
         spool = Spool(folder, folder.name, folder.name, "diffctl-digits")

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from cli.commands import pipeline
-from diffusion.layout import PREPARED, REFERENCE
+from diffusion.images.store import open_store, write_store
+from diffusion.layout import HELD_OUT, PREPARED, REFERENCE
 from tests.conftest import write_params
 
 
@@ -38,3 +39,10 @@ def copy_reference(folder: Path) -> None:
     """Give the project the outputs of the stages `data` and `reference` for the small digits profile."""
     copy_data(folder)
     shutil.copytree(_with_reference() / REFERENCE, folder / REFERENCE)
+
+
+def reverse_held_out_images() -> None:
+    """Reverse the order of the prepared held-out images of the working directory, and nothing else."""
+    store = open_store(HELD_OUT)
+    assert store.labels is not None, "digits have labels"
+    write_store(HELD_OUT, store.images[::-1].copy(), store.labels[::-1].copy(), store.meta)

@@ -9,15 +9,25 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli.actions import trial_search
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import TrialResult, open_search, read_result, trial_dir, write_trial_params
+from diffusion.search.search_dir import (
+    ABOUT,
+    TrialResult,
+    open_search,
+    read_result,
+    trial_dir,
+    write_trial_params,
+)
 from diffusion.search.study import SearchStudy
+from diffusion.system.checksums import JsonObject, add_checksum, read_json
+from diffusion.system.files import write_json
 from diffusion.system.locks import is_held
 from diffusion.system.params import read_params
 from tests.conftest import diffctl, start_diffctl, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.prepared import copy_data
+from tests.helpers.prepared import copy_data, reverse_held_out_images
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
 from tests.search.conftest import LONG, SEARCH, SWEEP, trials
@@ -88,7 +98,7 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     write_params(project, train={"val_every": 2, "val_images": 8}, search=search)
     copy_data(project)
     folder = project / "runs/search/search"
-    open_search(folder, section, {}, "digest")
+    open_search(folder, section, {}, ("train", "test"))
     study = SearchStudy(folder, section)
     for seed in range(3):
         number = study.start({"train.seed": seed}).number
@@ -138,3 +148,21 @@ def test_sigterm_saves_and_other_settings_need_another_name(searching: Path, inv
     assert "Traceback" not in stderr
     write_params(searching, train={**ENDLESS, "batch_size": 4}, search=SEARCH)
     assert_refused(invoke("search"), "batch_size", "--name")
+
+
+def test_search_on_other_held_out_images_needs_another_name(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search of an older version, which did not store their digest, is read."""
+    write_params(project, search=SEARCH)
+    copy_data(project)
+    monkeypatch.setattr(trial_search, "check_reference", lambda config: None)
+    monkeypatch.setattr(trial_search, "run_search", lambda *ignored: [])
+    assert_refused(invoke("search"), "none of the 0 trials", code=1)
+    reverse_held_out_images()
+    assert_refused(invoke("search"), "heldout_digest", "--name")
+    path = Path("runs/search/search", ABOUT)
+    about = read_json(path, JsonObject)
+    del about["heldout_digest"]
+    write_json(path, add_checksum(about))
+    assert_refused(invoke("search"), "none of the 0 trials", code=1)

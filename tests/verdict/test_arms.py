@@ -18,7 +18,7 @@ from diffusion.verdict.arms import Arm, find_subject
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.networks import small_model
-from tests.helpers.prepared import copy_data
+from tests.helpers.prepared import copy_data, reverse_held_out_images
 
 REFUSED = {
     "train.stepz=1": "unknown key",
@@ -179,7 +179,9 @@ def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
     keys.append(key())
     monkeypatch.setattr("diffusion.protocol.extractors.EVALUATION_VERSION", 99)
     keys.append(key())
+    reverse_held_out_images()
+    keys.append(key())
     monkeypatch.setattr("cli.actions.verdict_arms.torch_version", lambda: "0.1")
     keys += [key(), key(base="0" * 64), key(base="1" * 64)]
     assert keys[0] == keys[1]
-    assert len(set(keys)) == 6
+    assert len(set(keys)) == 7
