@@ -157,7 +157,7 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
             raise
         trial.stop.clear()
         return TrialResult("pruned")
-    if trial.section is None and about.search["metric"] == "loss":
+    if _is_by_loss(trial, about):
         return TrialResult("done", _validation_loss(trial.folder / search_dir.CURVE, plan.train.steps))
     config, folder = trial.config, training.run.folder
     base = fixed_base(config.sample.base, about.bases)
@@ -174,6 +174,10 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         spool.close("FINISHED")
     close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])
     return result
+
+
+def _is_by_loss(trial: TrialRun, about: About) -> bool:
+    return trial.section is None and about.search["metric"] == "loss"
 
 
 def _validation_loss(curve: Path, steps: int) -> float:
@@ -195,6 +199,7 @@ def _tracked_trial(
     trial.stop = stop
     with tracked_training(plan, trial.config, run, stop) as training:
         training.explains_start = False
+        training.repeats_validation = _is_by_loss(trial, about)
         tags = {SEARCH: trial.search.name, SEARCH_KEY: about.key, TRIAL: str(int(trial.folder.name))}
         training.spool.tags({VERDICT: about.key} if trial.section is None else tags)
         if trial.section is not None and trial.section.prune:

@@ -12,7 +12,14 @@ import typer
 from cli.actions.params_file import find_profile, parse_assignments
 from cli.commands.verdict import Verdict
 from cli.shared.process import command_line
-from diffusion.code_digest import code_digest, torch_version
+from diffusion.code_digest import (
+    code_digest,
+    module_digests,
+    module_tree,
+    modules_of,
+    syntax_digest,
+    torch_version,
+)
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import extraction
 from diffusion.images.store import open_store
@@ -28,6 +35,7 @@ from diffusion.system.devices import acquire_device, default_device, device_name
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.section import fingerprint
+from diffusion.train import validation_loss
 from diffusion.verdict.arms import APART, Arm, refuse_other_losses
 from diffusion.verdict.equal_work import (
     Ratio,
@@ -147,7 +155,9 @@ def identify(
         "pairs": options.looks,
         "metric": options.metric,
     }
-    if subject == "training" and options.metric != "loss":
+    if options.metric == "loss":
+        settings["scoring"] = _loss_scoring(control)
+    elif subject == "training":
         settings["scoring"] = [_scoring(arm, options.cell) for arm in arms]
     if bases:
         settings["bases"] = dict(bases)
@@ -186,6 +196,18 @@ def _scoring(arm: Arm, name: str | None) -> dict[str, Any]:
         "sampling": [SAMPLING_VERSION, torch_version(), code],
         "evaluation": [extraction(space_extractor(space)) for space in arm.config.evaluate.spaces],
     }
+
+
+def _loss_scoring(control: Arm) -> dict[str, Any]:
+    """Return what decides the validation losses of all arms next to their trainings.
+
+    The module of the loss changes no training, so that other digests leave it out.
+    """
+    module = validation_loss.__name__
+    tree = module_tree(module)
+    code = {**module_digests(*sorted(modules_of(tree))), module: syntax_digest(tree)}
+    images = control.config.train.val_images
+    return {"torch": torch_version(), "val_images": images, "code": code_digest(code)}
 
 
 def _model_sha256() -> str:

@@ -26,7 +26,7 @@ from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import Observer, observer_guard
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.train_state import TrainState
-from diffusion.train.validation_loss import ValidationLoss
+from diffusion.train.validation_loss import ValidationLoss, add_to_history
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags
 from tracking.spool.event_log import Spool
 from tracking.system_metrics import SystemMetrics
@@ -114,6 +114,7 @@ class TrackedTraining(ConsoleTraining):
         self._system, self._system_at = SystemMetrics(), 0.0
         self._window: tuple[float, int] | None = None
         self.on_validation: Callable[[int, float], None] | None = None  # of the step and the EMA's loss
+        self.repeats_validation = False  # of a complete training, whose loss may be of other images or code
         self.real: ImageStore | None = None  # below previews
         self._began, self._first_step = time.monotonic(), 0
         self._model_sha256: str | None = None
@@ -122,6 +123,9 @@ class TrackedTraining(ConsoleTraining):
         """As the base class; a score that a stop interrupted is repeated now."""
         super().announce(state, ema)
         self._began, self._first_step = time.monotonic(), state.step
+        if self.repeats_validation and state.step == self._plan.train.steps and state.shards is None:
+            losses = super().validate(state, state.network.eval(), ema)
+            add_to_history(state.history, state.step, losses)
         self.catch_up(state.step, ema)
 
     def save(self, saved: SavedState) -> None:

@@ -1,5 +1,6 @@
 """What a verdict compares, and the changes that it refuses."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,24 @@ def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
     keys += [key(), key(base="0" * 64), key(base="1" * 64)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("torch_version", lambda: "0.1"), ("syntax_digest", lambda tree: "another code")]
+)
+def test_a_verdict_by_the_loss_is_another_one_after_a_change_of_what_decides_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Callable[..., str]
+) -> None:
+    copy_data(project)
+    options = Verdict(changes=["train.batch_size=4"], metric="loss")
+
+    def key() -> str:
+        return identify(read_arms(options), options, "training", {})[1].key
+
+    keys = [key(), key()]
+    write_params(project, train={"val_images": 4})
+    keys.append(key())
+    monkeypatch.setattr(f"cli.actions.verdict_arms.{name}", value)
+    keys.append(key())
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
