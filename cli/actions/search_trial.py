@@ -25,20 +25,22 @@ from diffusion.config import Config, load
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
+from diffusion.sample.sampler import NonFiniteError
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import About, Trial, TrialResult
 from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
-from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
-from diffusion.system.locks import LockBusy, file_lock
+from diffusion.system.errors import DiffctlError, Interrupted, LastingError, UsageError
+from diffusion.system.locks import file_lock
 from diffusion.system.processes import die_with_parent
 from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.planning import plan_training
+from diffusion.train.step_memory import oom_hint
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
 from flows.dvc_stage import fetch_pretrained
@@ -58,8 +60,9 @@ LOCK = "lock"  # in a trial's folder
 def run_trial(options: SearchTrial) -> None:
     """Run or resume the trial in the folder, and write its result to ended.json.
 
-    It waits for another process of the same trial, such as one on an unreachable machine. UsageError if the
-    folder has no trial. Interrupted on a signal, after a save.
+    It waits for another process of the same trial, such as one on an unreachable machine. A failure that its
+    settings cause is a result. UsageError if the folder has no trial; other DiffctlErrors leave it without a
+    result. Interrupted on a signal, after a save.
     """
     folder = options.folder
     config = load(folder / PARAMS.name)
@@ -82,12 +85,17 @@ def run_trial(options: SearchTrial) -> None:
             started = time.monotonic()
             try:
                 result = _train_and_score(TrialRun(folder, config, config.search), trainer, plan)
-            except (TemporaryError, LockBusy):
-                raise
             except DiffctlError as error:
+                if not _is_of_settings(error):
+                    raise
                 result = TrialResult("failed", reason=str(error)[:1000])
             seconds = time.monotonic() - started
             search_dir.write_result(folder, replace(result, seconds=round(seconds, 1)))
+
+
+def _is_of_settings(error: DiffctlError) -> bool:
+    """Return whether the same trial would fail again, also with a free disk and repaired inputs."""
+    return isinstance(error, UsageError | LastingError | NonFiniteError) or oom_hint("") in str(error)
 
 
 def run_in_process(folder: Path) -> TrialResult:

@@ -218,4 +218,5 @@ def run_process(
         return ended
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     kind = TrialKilled if code < 0 else TemporaryError if code == TEMPORARY else DiffctlError
-    raise kind(f"the trial in {folder} ended with {how}: run the same command to resume it")
+    where = "" if log is None else f", see {LOG} there"
+    raise kind(f"the trial in {folder} ended with {how}{where}: run the same command to resume it")

@@ -1,5 +1,6 @@
 """The process of a trial: what it computes, stores and leaves to the next one."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from cli.commands.models import SearchTrial
 from cli.stages import training
 from cli.stages.observers import TrackedTraining
 from diffusion.layout import TRAIN_RUNS, VERDICT_RUNS
+from diffusion.sample.sampler import NonFiniteError
 from diffusion.search.search_dir import (
     About,
     TrialResult,
@@ -19,6 +21,10 @@ from diffusion.search.search_dir import (
     trial_dir,
     write_trial_params,
 )
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.system.locks import LockBusy
+from diffusion.train.loop import Diverged
+from diffusion.train.step_memory import oom_hint
 from tests.conftest import params
 from tests.helpers.prepared import copy_data
 
@@ -52,3 +58,33 @@ def test_validation_loss_of_a_reused_training_is_of_the_own_images(run_trial: Ru
     assert len(list(TRAIN_RUNS.glob("*/config.json"))) == 1
     shutil.rmtree(TRAIN_RUNS)
     assert run_trial("third", val_images=16) == reused != first
+
+
+def raising(error: BaseException) -> Callable[..., TrialResult]:
+    """Return a function that raises the error."""
+
+    def fail(*ignored: object) -> TrialResult:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("?"), Diverged("?"), NonFiniteError("?"), DiffctlError(oom_hint(""))]
+)
+def test_failure_that_the_settings_cause_is_the_result(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, error: DiffctlError
+) -> None:
+    monkeypatch.setattr(search_trial, "_train_and_score", raising(error))
+    assert run_trial() == TrialResult("failed", reason=str(error))
+
+
+@pytest.mark.parametrize("error", [DiffctlError("the disk is full"), TemporaryError("?"), LockBusy("?")])
+def test_other_failure_is_no_result(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, error: DiffctlError
+) -> None:
+    with monkeypatch.context() as failing, pytest.raises(type(error), match=re.escape(str(error))):
+        failing.setattr(search_trial, "_train_and_score", raising(error))
+        run_trial()
+    monkeypatch.setattr(search_trial, "_train_and_score", lambda *ignored: TrialResult("done", 1.0))
+    assert run_trial() == TrialResult("done", 1.0)

@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file
 from diffusion.search.search_dir import About, open_about, trial_dir
 from diffusion.system.checksums import add_checksum
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file, write_json
 from serving.model_source import model_of_file, model_of_run
 from tests.conftest import params, write_params
@@ -147,7 +147,7 @@ def test_the_base_of_scores_and_of_a_verdict_stays_when_its_champion_changes(mak
         assert base_file_of(ModelSourceOptions(run_id=run)) == first, "a run that was not registered"
         assert model_of_run(run).files.base.read_bytes() == first
         cached.unlink()
-    with pytest.raises(UsageError, match=f"the base champion {SMALL} that all trials share, is missing"):
+    with pytest.raises(DiffctlError, match=f"the base champion {SMALL} that all trials share, is missing"):
         fixed_base(BASE, fixed)
     cached.write_bytes(first)
     register()

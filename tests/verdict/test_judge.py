@@ -164,9 +164,9 @@ def test_failed_training_of_a_change_ends_it_and_of_the_control_ends_all(
     assert len(other.pairs) == 4
     assert (1, 2, 20) not in one.trained
     two = machine(EQUAL, name="two")
-    two.failures = {(0, 1): "the disk is full"}
+    two.failures = {(0, 1): "the loss is NaN"}
     with pytest.raises(
-        DiffctlError, match=r"arm0 with seed 1 failed because the disk is full: .*trials/00002"
+        DiffctlError, match=r"arm0 with seed 1 failed because the loss is NaN: .*trials/00002"
     ):
         two.judge()
 
