@@ -219,21 +219,24 @@ class Judge:
             trials.run(jobs, self._runner)
 
     def _with_pairs(self, outcome: TrainingOutcome, arm: int, pair: int) -> TrainingOutcome:
-        """Return the outcome with the scores of all pairs so far, which may be of more images now."""
-        trials, pairs = self._trials, list[Pair]()
-        for number in range(pair + 1):
-            for job in (Job(number, 0), Job(number, arm)):
-                end = trials.result(job)
-                assert end is not None, "every training of this pair has run"
-                if end.state != "done":
-                    found = f"the training of {trials.arms[job.arm].name} with seed {trials.seed(job)} failed"
-                    reason = f"{found} because {end.reason or end.state}"
-                    if job.arm == 0:
-                        raise DiffctlError(f"{reason}: correct that, and remove {trials.place(job)}")
-                    return replace(outcome, pairs=tuple(pairs), metrics=self._metrics(), failure=reason)
-            values = [trials.values(Job(number, one)) for one in (0, arm)]
-            pairs.append(Pair(trials.seed(Job(number, 0)), *values))
-        return replace(outcome, pairs=tuple(pairs), metrics=self._metrics())
+        """Return the outcome with the scores of all pairs so far, which may be of more images now.
+
+        With a failed training it has no pairs, since those before may be scored with fewer images.
+        """
+        trials, numbers = self._trials, range(pair + 1)
+        for job in (Job(number, one) for number in numbers for one in (0, arm)):
+            end = trials.result(job)
+            if end is not None and end.state != "done":
+                found = f"the training of {trials.arms[job.arm].name} with seed {trials.seed(job)} failed"
+                reason = f"{found} because {end.reason or end.state}"
+                if job.arm == 0:
+                    raise DiffctlError(f"{reason}: correct that, and remove {trials.place(job)}")
+                return replace(outcome, pairs=(), metrics=self._metrics(), failure=reason)
+        pairs = tuple(
+            Pair(trials.seed(Job(number, 0)), *(trials.values(Job(number, one)) for one in (0, arm)))
+            for number in numbers
+        )
+        return replace(outcome, pairs=pairs, metrics=self._metrics())
 
     def _metrics(self) -> tuple[str, ...]:
         """Return the names of the score that decides and of those that it is compared with."""

@@ -130,6 +130,16 @@ def test_noisy_scores_get_more_images_once_before_the_first_look(machine: Callab
     assert len(one.trained) == 12
 
 
+def test_failure_in_the_pair_whose_images_are_raised_ends_its_change(machine: Callable[..., Machine]) -> None:
+    one = machine(BETTER, EQUAL, noise=25.0)
+    one.failures = {(1, 2): "the loss is NaN"}
+    _, (failed, other) = one.judge(pairs=(3, 4))
+    assert failed.sentence() == "not judged: the training of arm1 with seed 2 failed because the loss is NaN"
+    assert (1, 0, 80) not in one.trained
+    assert [images for arm, _, images in one.trained if arm == 2] == [20] * 3 + [80] * 4
+    assert as_json(one.judge(pairs=(3, 4))[1]) == as_json([failed, other])
+
+
 def test_budget_ends_after_the_first_look_and_can_be_raised(machine: Callable[..., Machine]) -> None:
     one = machine(EQUAL)
     judge, (outcome,) = one.judge(budget=1.0)
