@@ -10,8 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import About, Trial, TrialResult
+from diffusion.search.search_dir import About, Elapsed, Trial, TrialResult
 from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
@@ -37,6 +37,7 @@ from diffusion.system.locks import file_lock
 from diffusion.system.processes import die_with_parent
 from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.planning import plan_training
@@ -82,15 +83,15 @@ def run_trial(options: SearchTrial) -> None:
         return follow(trainer)
     with file_lock(folder / LOCK):
         if search_dir.read_result(folder) is None:
-            started = time.monotonic()
-            try:
-                result = _train_and_score(TrialRun(folder, config, config.search), trainer, plan)
-            except DiffctlError as error:
-                if not _is_of_settings(error):
-                    raise
-                result = TrialResult("failed", reason=str(error)[:1000])
-            seconds = time.monotonic() - started
-            search_dir.write_result(folder, replace(result, seconds=round(seconds, 1)))
+            trial = TrialRun(folder, config, config.search)
+            with _timed(trial):
+                try:
+                    result = _train_and_score(trial, trainer, plan)
+                except DiffctlError as error:
+                    if not _is_of_settings(error):
+                        raise
+                    result = TrialResult("failed", reason=str(error)[:1000])
+            search_dir.write_result(folder, result)
 
 
 def _is_of_settings(error: DiffctlError) -> bool:
@@ -138,6 +139,8 @@ class TrialRun:
     """The request to stop of the running training."""
     pruned_at: int | None = None
     """The step at which the study stopped the training, if it did."""
+    is_new: bool = False
+    """Whether this process began the training."""
 
     @property
     def search(self) -> Path:
@@ -153,6 +156,19 @@ class TrialRun:
         prune = SearchStudy(self.search, self.section).report(int(self.folder.name), step, loss)
         if prune and step < self.config.train.steps and self.stop.request():
             self.pruned_at = step
+
+
+@contextmanager
+def _timed(trial: TrialRun) -> Iterator[None]:
+    """Add the seconds of the block to those of earlier processes of the trial, however it ends."""
+    before, started = search_dir.read_elapsed(trial.folder), time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = round(before.seconds + time.monotonic() - started, 1)
+        elapsed = Elapsed(seconds, is_full=before.is_full or trial.is_new)
+        with suppress(OSError):  # a full disk, which is the error of the block
+            search_dir.write_elapsed(trial.folder, elapsed)
 
 
 def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> TrialResult:
@@ -204,7 +220,7 @@ def _tracked_trial(
     trial: TrialRun, plan: DenoiserPlan, about: About, run: RunDir, stop: StopRequest
 ) -> Iterator[TrackedTraining]:
     """Track the training, in a search as a child run that its validation loss may prune."""
-    trial.stop = stop
+    trial.stop, trial.is_new = stop, newest_step(run.folder) == 0
     with tracked_training(plan, trial.config, run, stop) as training:
         training.explains_start = False
         training.repeats_validation = _is_by_loss(trial, about)

@@ -1,10 +1,10 @@
 """A verdict on changes of params.yaml: the arms, the work that decides, and what is printed and logged."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -108,14 +108,15 @@ def _judge_trainings(
     trials = VerdictTrials(folder, arms, options.cell, images, options.metric)
     first_seed = control.config.train.seed
     _announce(arms, f"and the seeds of a pair, from {first_seed} on: {test.first} to {test.last} pairs")
-    if options.seconds is not None and not options.ray:
-        _check_budget(options.seconds, trials, test)
+    measure: Callable[[], float] = (lambda: 0.0) if options.ray else partial(_measure, trials)
+    if options.seconds is not None and not options.ray and not trials.is_fixed:
+        _check_budget(options.seconds, measure() * len(arms), test)
 
     def run(trial: Trial) -> TrialResult:
         return run_in_process(trial_dir(folder, trial.number))
 
     with trial_runner(options, control.config, folder, run) as runner:
-        judge = Judge(trials, test, options.seconds, runner)
+        judge = Judge(trials, test, options.seconds, runner, measure)
         outcomes = judge.decide()
     values = {
         "cell": None if options.metric == "loss" else trials.cells[0].name,
@@ -178,17 +179,19 @@ def _announce(arms: Sequence[Arm], how: str) -> None:
     typer.echo(f"equal: all other settings, {how}", err=True)
 
 
-def _check_budget(budget: float, trials: VerdictTrials, test: PairedTest) -> None:
-    """Print what the pairs need by a measurement; UsageError if the first look is out of reach."""
-    if trials.is_fixed:
-        return  # the first look was reached, and later pairs are estimated by these
-    with acquire_device(partial(typer.echo, err=True)) as device:
-        each = zip(trials.arms, trials.cells, strict=True)
-        pair = sum(_trial_seconds(arm, cell, trials, device) for arm, cell in each)
+def _check_budget(budget: float, pair: float, test: PairedTest) -> None:
+    """Print what the pairs need, of so many seconds each; UsageError if the first look is out of reach."""
     needs = [f"{count} pairs need about {format_duration(count * pair)}" for count in (test.first, test.last)]
     if test.first * pair > budget:
         raise UsageError(f"--budget: {needs[0]} here: give more time, or train fewer steps")
     typer.echo(f"{needs[1]} here, and the budget is {format_duration(budget)}", err=True)
+
+
+def _measure(trials: VerdictTrials) -> float:
+    """Return the estimated duration of a training, the mean of all arms, by a measurement."""
+    with acquire_device(partial(typer.echo, err=True)) as device:
+        each = zip(trials.arms, trials.cells, strict=True)
+        return fmean(_trial_seconds(arm, cell, trials, device) for arm, cell in each)
 
 
 def _trial_seconds(arm: Arm, cell: Cell, trials: VerdictTrials, device: torch.device) -> float:

@@ -1,9 +1,10 @@
 """The trainings of a verdict: run pair by pair, resumed, and scored with enough images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +29,13 @@ MAX_FACTOR = 4  # by which the number of images is raised at most
 
 
 class Progress(Section):
-    """The number of images, fixed before the first look, and what the scores with fewer images took."""
+    """What is fixed at the first look: the number of images, and the estimated seconds of a training.
+
+    The latter are None while trainings that ran in full give a better estimate.
+    """
 
     images: int
-    seconds: float
+    seconds: float | None = None
 
 
 class Job(NamedTuple):
@@ -127,9 +131,23 @@ class VerdictTrials:
         return has_run
 
     def seconds(self, jobs: Sequence[Job]) -> float:
-        """Return what these finished trainings took, on this machine or before a kill."""
-        results = [result for job in jobs if (result := self.result(job)) is not None]
-        return sum(one.seconds for one in results) + (self._progress.seconds if self._progress else 0.0)
+        """Return what these trainings took with all interruptions, on this machine or another one."""
+        return sum(search_dir.read_elapsed(self.place(job)).seconds for job in jobs)
+
+    def mean_seconds(self, jobs: Sequence[Job], measure: Callable[[], float]) -> float:
+        """Return the mean duration of those of these trainings that ran in full.
+
+        Without one it is what `measure` returned at first: a resumed verdict ends at the same pair.
+        """
+        done = [job for job in jobs if (end := self.result(job)) is not None and end.state == "done"]
+        found = [search_dir.read_elapsed(self.place(job)) for job in done]
+        if seconds := [one.seconds for one in found if one.is_full]:
+            return fmean(seconds)
+        known = self._progress.seconds if self._progress else None
+        if known is None:
+            known = measure()
+            self._store(Progress(images=self.images, seconds=known))
+        return known
 
     def fix_images(self, jobs: Sequence[Job]) -> None:
         """Raise the number of images until scoring's noise is below a third of that between seeds.
@@ -139,11 +157,13 @@ class VerdictTrials:
         arms = {job.arm for job in jobs} - {0} if self.metric != "loss" else set()
         wanted = [self._needed(arm, jobs) for arm in arms]
         images = max(wanted, default=self.images)
-        spent = self.seconds(jobs) if images != self.images else 0.0
         if images != self.images:
             typer.echo(f"scoring is noisy next to seeds: {images:,} images from now on", err=True)
-        write_json(self.folder / PROGRESS, add_checksum(Progress(images=images, seconds=spent).model_dump()))
-        self._progress = Progress(images=images, seconds=spent)
+        self._store(Progress(images=images))
+
+    def _store(self, progress: Progress) -> None:
+        write_json(self.folder / PROGRESS, add_checksum(progress.model_dump()))
+        self._progress = progress
 
     def _needed(self, arm: int, jobs: Sequence[Job]) -> int:
         metric = next(iter(self.values(jobs[0])))
@@ -169,12 +189,21 @@ class VerdictTrials:
 
 
 class Judge:
-    """Decides on all changes, pair by pair."""
+    """Decides on all changes, pair by pair.
+
+    `measure` returns the estimated seconds of a training, for a budget before one has run in full.
+    """
 
     def __init__(
-        self, trials: VerdictTrials, test: PairedTest, budget: float | None, runner: TrialRunner
+        self,
+        trials: VerdictTrials,
+        test: PairedTest,
+        budget: float | None,
+        runner: TrialRunner,
+        measure: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._trials, self._test, self._budget, self._runner = trials, test, budget, runner
+        self._measure = measure
         self.seconds = 0.0
         self.is_over_budget = False
 
@@ -259,8 +288,14 @@ class Judge:
         return self.is_over_budget
 
     def _exceeds_budget(self, count: int, done: Sequence[Job]) -> bool:
-        """Return whether so many trainings more, of mean duration, exceed the budget."""
-        return self._budget is not None and self.seconds * (1 + count / len(done)) > self._budget
+        """Return whether so many trainings more exceed the budget.
+
+        Each is estimated by the mean of those that ran in full: a reused one takes almost no time.
+        """
+        if self._budget is None:
+            return False
+        each = self._trials.mean_seconds(done, self._measure)
+        return self.seconds + count * each > self._budget
 
     def _report(self, pair: int, outcomes: Sequence[TrainingOutcome], active: Sequence[int]) -> None:
         """Print the scores of a pair, and what all show so far."""

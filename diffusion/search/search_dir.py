@@ -19,7 +19,7 @@ from diffusion.system.files import write_json, write_text
 from diffusion.system.section import Section, brief
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-ABOUT, RESULT, LOCK = "search.json", "ended.json", "lock"
+ABOUT, RESULT, ELAPSED, LOCK = "search.json", "ended.json", "elapsed.json", "lock"
 MODEL, CURVE, SCORES = "model.safetensors", "loss.csv", "scores.json"  # of a trial
 
 State = Literal["running", "done", "pruned", "failed"]
@@ -43,12 +43,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The final state of a trial: its value if it is done, the reason if it failed, and what it took."""
+    """The final state of a trial: its value if it is done, the reason if it failed."""
 
     state: State
     value: float | None = None
     reason: Annotated[str, Field(max_length=2000)] = ""
+
+
+@dataclass(frozen=True)
+class Elapsed:
+    """The duration of all processes of a trial, and whether they contain its whole training.
+
+    A training that a trial resumes from the work of another command is not whole.
+    """
+
     seconds: float = 0.0
+    is_full: bool = False
 
 
 class About(Section):
@@ -142,3 +152,16 @@ def read_result(folder: Path) -> TrialResult | None:
         return read_checksummed_json(folder / RESULT, TrialResult)
     except (FileNotFoundError, DiffctlError):
         return None  # the trial is repeated from its saved state
+
+
+def write_elapsed(folder: Path, elapsed: Elapsed) -> None:
+    """Write what a trial has taken so far; it stays when its result is removed."""
+    write_json(folder / ELAPSED, add_checksum(asdict(elapsed)))
+
+
+def read_elapsed(folder: Path) -> Elapsed:
+    """Return what the trial in the directory has taken; nothing if it was not written or is damaged."""
+    try:
+        return read_checksummed_json(folder / ELAPSED, Elapsed)
+    except (FileNotFoundError, DiffctlError):
+        return Elapsed()

@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,13 +17,15 @@ from diffusion.layout import TRAIN_RUNS, VERDICT_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search.search_dir import (
     About,
+    Elapsed,
     TrialResult,
     open_about,
+    read_elapsed,
     read_result,
     trial_dir,
     write_trial_params,
 )
-from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
 from diffusion.system.locks import LockBusy
 from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import oom_hint
@@ -56,6 +60,8 @@ def run_trial(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunTrial:
 def test_validation_loss_of_a_reused_training_is_of_the_own_images(run_trial: RunTrial) -> None:
     first, reused = run_trial("first", val_images=8), run_trial("second", val_images=16)
     assert len(list(TRAIN_RUNS.glob("*/config.json"))) == 1
+    full = [read_elapsed(trial_dir(VERDICT_RUNS / name, 0)).is_full for name in ("first", "second")]
+    assert full == [True, False]
     shutil.rmtree(TRAIN_RUNS)
     assert run_trial("third", val_images=16) == reused != first
 
@@ -83,8 +89,31 @@ def test_failure_that_the_settings_cause_is_the_result(
 def test_other_failure_is_no_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, error: DiffctlError
 ) -> None:
-    with monkeypatch.context() as failing, pytest.raises(type(error), match=re.escape(str(error))):
-        failing.setattr(search_trial, "_train_and_score", raising(error))
+    monkeypatch.setattr(search_trial, "_train_and_score", raising(error))
+    with pytest.raises(type(error), match=re.escape(str(error))):
         run_trial()
     monkeypatch.setattr(search_trial, "_train_and_score", lambda *ignored: TrialResult("done", 1.0))
     assert run_trial() == TrialResult("done", 1.0)
+
+
+def test_seconds_of_interrupted_processes_are_added(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(search_trial, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def stopped(trial: search_trial.TrialRun, *ignored: object) -> TrialResult:
+        clock[0] += 90
+        trial.is_new = True
+        raise Interrupted("stopped", signal.SIGINT)
+
+    def resumed(*ignored: object) -> TrialResult:
+        clock[0] += 10
+        return TrialResult("done", 1.0)
+
+    monkeypatch.setattr(search_trial, "_train_and_score", stopped)
+    with pytest.raises(Interrupted):
+        run_trial()
+    monkeypatch.setattr(search_trial, "_train_and_score", resumed)
+    run_trial()
+    assert read_elapsed(trial_dir(VERDICT_RUNS / "first", 0)) == Elapsed(100.0, is_full=True)

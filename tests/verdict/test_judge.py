@@ -11,7 +11,15 @@ import yaml
 from cli.actions.verdict_trials import Judge, VerdictTrials
 from diffusion.choice.paired_test import PairedTest
 from diffusion.protocol.scores_document import write_scores_document
-from diffusion.search.search_dir import SCORES, Trial, TrialResult, trial_dir, write_result
+from diffusion.search.search_dir import (
+    SCORES,
+    Elapsed,
+    Trial,
+    TrialResult,
+    trial_dir,
+    write_elapsed,
+    write_result,
+)
 from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
 from diffusion.verdict.arms import Arm
@@ -51,6 +59,8 @@ class Machine:
         self.trained: list[tuple[int, int, int]] = []  # (arm, seed, images)
         self.stops_after = 10_000
         self.failures: dict[tuple[int, int], str] = {}
+        self.reused: set[tuple[int, int]] = set()  # trainings of other commands, which take no time
+        self.measured = 0.0  # the estimate of a training
 
     def run(self, trial: Trial) -> TrialResult:
         folder, arm = trial_dir(self.folder, trial.number), trial.number % (len(self.effects) + 1)
@@ -60,7 +70,7 @@ class Machine:
             raise Stopped
         self.trained.append((arm, seed, images))
         if reason := self.failures.get((arm, seed)):
-            result = TrialResult("failed", reason=reason, seconds=10.0)
+            result = TrialResult("failed", reason=reason)
         else:
             drawn = np.random.default_rng([arm, seed]).normal()
             value = 1000 + (0.0, *self.effects)[arm] + self.spread * drawn
@@ -70,7 +80,10 @@ class Machine:
                 with_errors(scores.cells["steps3-eta0"], FD, chance(arm, error))
                 with_errors(scores.cells["steps3-eta0"], KD, chance(arm, error / 1000))
             write_scores_document(folder / SCORES, scores)
-            result = TrialResult("done", value, seconds=10.0)
+            result = TrialResult("done", value)
+        times = [one[:2] for one in self.trained].count((arm, seed))  # with each number of images
+        reused = (arm, seed) in self.reused
+        write_elapsed(folder, Elapsed(0.0 if reused else 10.0 * times, is_full=not reused))
         write_result(folder, result)
         return result
 
@@ -84,7 +97,7 @@ class Machine:
         ]
         trials = VerdictTrials(self.folder, arms, None, 20, "fd")
         test = PairedTest(*pairs, 0.05 / len(self.effects))
-        judge = Judge(trials, test, budget, Workers(self.run, workers))
+        judge = Judge(trials, test, budget, Workers(self.run, workers), lambda: self.measured)
         return judge, judge.decide()
 
 
@@ -148,6 +161,24 @@ def test_budget_ends_after_the_first_look_and_can_be_raised(machine: Callable[..
     assert (len(outcome.pairs), judge.seconds, judge.is_over_budget) == (5, 100, True)
     assert one.judge(budget=100.0)[1] == [outcome]
     assert len(one.trained) == 10
+
+
+def test_reused_trainings_do_not_count_in_the_estimate_of_a_pair(machine: Callable[..., Machine]) -> None:
+    one = machine(EQUAL)
+    one.reused = {(0, seed) for seed in range(12)}
+    judge, (outcome,) = one.judge(budget=45.0)
+    assert (len(outcome.pairs), judge.seconds, judge.is_over_budget) == (3, 30, True)
+
+
+def test_without_a_full_training_the_measurement_is_the_estimate(machine: Callable[..., Machine]) -> None:
+    one = machine(EQUAL)
+    one.reused, one.measured = {(arm, seed) for arm in range(2) for seed in range(3)}, 30.0
+    judge, (outcome,) = one.judge(budget=50.0)
+    assert (len(outcome.pairs), judge.seconds, judge.is_over_budget) == (3, 0, True)
+    one.measured = 1.0  # the first one stays
+    assert one.judge(budget=50.0)[1] == [outcome]
+    judge, (outcome,) = one.judge(budget=60.0)
+    assert (len(outcome.pairs), judge.seconds) == (6, 60)
 
 
 @pytest.mark.parametrize("budget", [None, 165.0])

@@ -10,7 +10,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.base_model import BaseConfig
 from diffusion.sample.base_file import base_file, fetched_base, fetched_file, pin_base
 from diffusion.sample.network_files import not_of_the_scores
-from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import sha256_file
 from tracking.registry.model_versions import cached_model
 from tracking.registry.registered_models import fetch_version_files, find_version_model
