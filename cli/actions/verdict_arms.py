@@ -20,6 +20,7 @@ from diffusion.code_digest import (
     syntax_digest,
     torch_version,
 )
+from diffusion.evaluate import sweep_scores
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import extraction
 from diffusion.images.store import open_store
@@ -45,6 +46,7 @@ from diffusion.verdict.equal_work import (
     with_equal_work,
 )
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, git_tags
+from tracking.runs.base_models import fixed_base
 
 
 def read_arms(options: Verdict) -> list[Arm]:
@@ -158,7 +160,7 @@ def identify(
     if options.metric == "loss":
         settings["scoring"] = _loss_scoring(control)
     elif subject == "training":
-        settings["scoring"] = [_scoring(arm, options.cell) for arm in arms]
+        settings["scoring"] = [_scoring(arm, options.cell, bases) for arm in arms]
     if bases:
         settings["bases"] = dict(bases)
     if options.equal == "time":
@@ -182,19 +184,22 @@ def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
     return {**card, "ema": cell.ema, "num_images": sample.num_images, "seed": sample.seed}
 
 
-def _scoring(arm: Arm, name: str | None) -> dict[str, Any]:
+def _scoring(arm: Arm, name: str | None, bases: Mapping[str, str]) -> dict[str, Any]:
     """Return what decides an arm's scores next to its settings: guide, classifier, code and versions."""
     settings = cell_settings(arm.config.sample, arm.cell(name))
     guide = read_artefact(Path(settings.guide)) if settings.needs_guide and settings.guide else None
     classifier = None
     if settings.has_classifier and settings.classifier:
         classifier = read_description(Path(settings.classifier), ClassifierArtefact)
-    models = [arm.plan] if guide is None else [arm.plan, guide]
+    base = fixed_base(arm.config.sample.base, bases)
+    others = guide, None if base is None else read_artefact(base)
+    models = [arm.plan, *(one for one in others if one is not None)]
     code = code_digest(code_of_models(settings, models, classifier))
     return {
         "networks": [one and one.model_sha256 for one in (guide, classifier)],
         "sampling": [SAMPLING_VERSION, torch_version(), code],
         "evaluation": [extraction(space_extractor(space)) for space in arm.config.evaluate.spaces],
+        "scores": code_digest(module_digests(sweep_scores.__name__)),
     }
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli.actions import verdict_arms
 from cli.actions.verdict_arms import identify, read_arms
 from cli.actions.verdict_trials import Job, VerdictTrials
 from cli.commands.verdict import Verdict
+from diffusion.code_digest import module_digests
 from diffusion.config import load
 from diffusion.layout import GRIDS, PARAMS
+from diffusion.model.model_file import ModelDescription, read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.learned_grid import LearnedGrids
 from diffusion.search.search_dir import Trial, TrialResult, trial_dir, write_result
@@ -207,3 +210,25 @@ def test_a_verdict_by_the_loss_is_another_one_after_a_change_of_what_decides_it(
     keys.append(key())
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
+
+
+@pytest.mark.slow
+def test_scores_depend_on_the_code_of_their_modules_and_of_the_base(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_data(project)
+    write_params(project, model={"low_res": 4}, sample={"base": {"file": "base.safetensors"}})
+    base = small_model(Path("base.safetensors"), image_size=4, attention_resolutions=())
+    monkeypatch.setattr(verdict_arms, "fixed_base", lambda *ignored: base)
+    models: list[ModelDescription] = []
+    monkeypatch.setattr(
+        verdict_arms, "code_of_models", lambda settings, found, classifier: models.extend(found) or {}
+    )
+    (arm, _) = read_arms(Verdict(changes=["train.batch_size=4"]))
+    before = verdict_arms._scoring(arm, None, {})
+    assert models == [arm.plan, read_artefact(base)]
+    monkeypatch.setattr(
+        verdict_arms, "module_digests", lambda *roots: {"diffusion.evaluate.scores.scorer": "0"}
+    )
+    assert verdict_arms._scoring(arm, None, {}) != before
+    assert "diffusion.evaluate.scores.frechet" in module_digests("diffusion.evaluate.sweep_scores")
