@@ -134,16 +134,20 @@ def test_cfg_plus_plus_matches_a_loop_of_its_algorithm(clip):
     settings, x = settings_of("cfg++", 0.6, clip=clip, steps=6), randn(*SHAPE)
     network, reference = Drifting(COSINE), Drifting(COSINE)
     grid, condition = sampling_grid(settings, COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
-    made = run_sampler(
-        build_sampler(settings)(grid, x, lambda: x), guided(network, settings, COSINE), condition
+    made: list[torch.Tensor] = []
+    run_sampler(
+        build_sampler(settings)(grid, x, lambda: x),
+        guided(network, settings, COSINE),
+        condition,
+        lambda step: made.append(step.x),
     )
-    for step in grid.reverse_steps():
+    for step, found in zip(grid.reverse_steps(), made, strict=True):
         reference(torch.cat([x, x]), step.t, condition)
         of_class, free = reference.x0
         x0_hat = free + 0.6 * (of_class - free)
         x0_hat = x0_hat.clamp(-1, 1) if clip else x0_hat
         x = step.alpha_prev * x0_hat + step.sigma_prev * reference.eps[1]
-    assert torch.allclose(made.x, x, atol=1e-9)
+        assert torch.allclose(found, x, atol=1e-9)
 
 
 @pytest.mark.parametrize(
