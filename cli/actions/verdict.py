@@ -20,7 +20,8 @@ from cli.actions.verdict_arms import (
     read_arms,
     time_equal_work,
 )
-from cli.actions.verdict_trials import Judge, VerdictTrials
+from cli.actions.verdict_judge import Judge
+from cli.actions.verdict_trials import VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.check import preflight
 from diffusion.check.cost_estimate import format_duration
