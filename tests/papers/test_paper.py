@@ -22,6 +22,7 @@ from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError, UsageError
+from tests.conftest import ROOT
 from tests.helpers.scores_document import document
 
 FIGURE = {"name": "ours", "where": "table 1", "metric": "fid", "value": 2.0, "protocol": {"steps": 10}}
@@ -45,6 +46,13 @@ def test_every_paper_states_its_protocol(name):
         assert {"clip", "spacing"} <= stated.keys()
         assert stated.keys() <= card_fields()
         assert paper.datasets_of(figure)
+
+
+def test_file_of_the_docs_compares_real_images():
+    paper = open_paper(str(ROOT / "docs/evaluation/cifar10-real.yaml"))
+    stated = {"num_images": 10_000, "reference_split": "train", "reference_count": 50_000, "data": "cifar10"}
+    assert all(paper.protocol_of(figure).items() >= stated.items() for figure in paper.figures)
+    assert [figure.value for figure in paper.figures] == [3.2, 3.1]
 
 
 def test_table_1_of_ddim_is_complete():
