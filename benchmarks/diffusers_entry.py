@@ -159,7 +159,10 @@ def run(name: str, started: Run, judges: Any, folder: Path, kept: Path) -> dict[
 
 
 def choose(recipe: Recipe, started: Run, judge: Any, folder: Path) -> tuple[Recipe, list[dict[str, Any]]]:
-    """Return the recipe with the best options in whole trainings of the best in short ones, and all tried."""
+    """Return the recipe with the best batch, rate and average, and what was tried.
+
+    All batches and rates have short trainings, the best of them whole ones, which also choose the average.
+    """
     images = started.size.images
     found = [
         (_tried(one, started, 1 / SHORT, images // 8, judge, folder), one) for one in recipe.candidates()

@@ -45,7 +45,7 @@ class Recipe:
             yield replace(self, batch=batch, rate=rate, decays=DECAYS[:1])
 
     def autocast(self, device: torch.device, precision: str) -> torch.autocast:
-        """Return the context of a forward pass on a machine for whose trainings this precision is chosen."""
+        """Return the context of a forward pass: in bf16 if the recipe has it and `precision` is bf16."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and precision == "bf16")
 
     def scheduler(self, kind: str, **options: Any) -> Any:

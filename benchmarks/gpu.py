@@ -37,7 +37,7 @@ from diffusion.system.files import write_json
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import allow_tf32
 from diffusion.train.plan import TrainPlan
-from diffusion.train.step_memory import is_out_of_memory, oom_hint
+from diffusion.train.step_memory import OutOfMemory, is_out_of_memory
 
 FILE = Path("benchmarks-gpu.json")
 BATCHES = {"cifar10": 128, "imagenet64": 128, "imagenet64-adm": 64}  # images a step that one GPU takes of it
@@ -151,9 +151,8 @@ def measured(rate: Callable[[], float], operations: int, device: torch.device) -
         torch.cuda.reset_peak_memory_stats(device)
     try:
         value = rate()
-    except (DiffctlError, RuntimeError) as error:
-        is_translated = isinstance(error, DiffctlError) and oom_hint("") in str(error)
-        if not is_translated and not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+    except (OutOfMemory, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         return {"failed": "the memory does not suffice"}
     memory = torch.cuda.max_memory_allocated(device) if is_cuda else 0

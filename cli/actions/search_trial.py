@@ -41,7 +41,7 @@ from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.planning import plan_training
-from diffusion.train.step_memory import oom_hint
+from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
 from flows.dvc_stage import fetch_pretrained
@@ -96,7 +96,7 @@ def run_trial(options: SearchTrial) -> None:
 
 def _is_of_settings(error: DiffctlError) -> bool:
     """Return whether the same trial would fail again, also with a free disk and repaired inputs."""
-    return isinstance(error, UsageError | LastingError | NonFiniteError) or oom_hint("") in str(error)
+    return isinstance(error, UsageError | LastingError | NonFiniteError | OutOfMemory)
 
 
 def run_in_process(folder: Path) -> TrialResult:

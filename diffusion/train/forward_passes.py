@@ -23,11 +23,12 @@ from diffusion.process.denoiser import Network
 from diffusion.process.noise import counter_generator
 from diffusion.process.objective import Batch, FeatureHooks, Objective, TrainedNetwork
 from diffusion.system.devices import to_device
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, first_line
+from diffusion.system.errors import DiffctlWarning, UsageError, first_line
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards, meta_copy
 from diffusion.train.plan import TrainPlan, build_task
 from diffusion.train.step_memory import (
+    OutOfMemory,
     device_memory,
     fitting_microbatch,
     is_out_of_memory,
@@ -109,7 +110,7 @@ class ForwardPasses:
             row += len(part.t)
 
     def retried(self, compute: Callable[[], Losses]) -> Losses:
-        """Run the passes of a step, again after a failure that can be handled; DiffctlError for no memory."""
+        """Run the passes of a step, again after a failure that can be handled; OutOfMemory for no memory."""
         while True:
             try:
                 with translate_dist_errors():  # with shards a pass is a collective
@@ -161,7 +162,7 @@ class ForwardPasses:
             if is_fixed or self.microbatch == 1 or self._shards:
                 hint = oom_hint(self._plan.train.PREFIX, whole_batch=self.objective.whole_batch)
                 message = f"a step of {self.microbatch} images does not fit the memory: {hint}"
-                raise DiffctlError(message) from None
+                raise OutOfMemory(message) from None
             self.microbatch = -(-self.microbatch // 2)
             message = f"out of memory: continuing with micro-batches of {self.microbatch} images"
         elif self._is_compiling:

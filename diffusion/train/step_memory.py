@@ -84,6 +84,10 @@ def oom_hint(prefix: str, *, whole_batch: bool = False) -> str:
     )
 
 
+class OutOfMemory(DiffctlError):
+    """The memory does not suffice for the work, however often it is repeated."""
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether the error is that the GPU's or the CPU's memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in OOM_MARKS)
@@ -91,10 +95,10 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def translate_oom(prefix: str) -> Iterator[None]:
-    """Raise DiffctlError with the `oom_hint` for out-of-memory errors of torch and numpy."""
+    """Raise OutOfMemory with the `oom_hint` for out-of-memory errors of torch and numpy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        raise DiffctlError(f"out of memory: {oom_hint(prefix)}") from None
+        raise OutOfMemory(f"out of memory: {oom_hint(prefix)}") from None

@@ -8,8 +8,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.contenders import CPU
 from benchmarks.gpu import SMALL, WHOLE
-from diffusion.system.errors import DiffctlError
-from diffusion.train.step_memory import oom_hint
+from diffusion.train.step_memory import OutOfMemory
 
 RESULT = {"rate": 10.0, "memory": 2e9, "flop": 4}
 
@@ -39,7 +38,7 @@ def test_results_are_stored_and_not_measured_again(made, tmp_path, capsys):
     assert "| a | b | c | 10 | 40.0% | 2.0 GB |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), DiffctlError(oom_hint(""))])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory("?")])
 def test_lack_of_memory_is_a_result_and_other_errors_are_raised(error, monkeypatch):
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # which loads the compiler
 

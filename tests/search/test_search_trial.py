@@ -28,7 +28,7 @@ from diffusion.search.search_dir import (
 from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
 from diffusion.system.locks import LockBusy
 from diffusion.train.loop import Diverged
-from diffusion.train.step_memory import oom_hint
+from diffusion.train.step_memory import OutOfMemory
 from tests.conftest import params
 from tests.helpers.prepared import copy_data
 
@@ -75,9 +75,7 @@ def raising(error: BaseException) -> Callable[..., TrialResult]:
     return fail
 
 
-@pytest.mark.parametrize(
-    "error", [UsageError("?"), Diverged("?"), NonFiniteError("?"), DiffctlError(oom_hint(""))]
-)
+@pytest.mark.parametrize("error", [UsageError("?"), Diverged("?"), NonFiniteError("?"), OutOfMemory("?")])
 def test_failure_that_the_settings_cause_is_the_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, error: DiffctlError
 ) -> None:

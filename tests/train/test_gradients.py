@@ -18,6 +18,7 @@ from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan
 from diffusion.train.step_memory import (
     STEP_SHARE,
+    OutOfMemory,
     device_memory,
     fitting_microbatch,
     is_out_of_memory,
@@ -91,7 +92,7 @@ def test_out_of_memory_with_a_loss_of_the_whole_batch_suggests_a_smaller_batch(s
     plan = plan_of(store, train=FP32, process={"loss": "contrastive", "variance": "small"})
     state = new_state(plan, CPU)
     refuse_more_than(state, 0)
-    with pytest.raises(DiffctlError, match=r"lower train\.batch_size, make"):
+    with pytest.raises(OutOfMemory, match=r"lower train\.batch_size, make"):
         gradient(plan, state, draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0))
 
 
