@@ -103,10 +103,12 @@ def our_sample(
     return lambda: generate(model, settings, range(number), condition, device, fast=fast)
 
 
-def unet2d(spec: UNetSpec) -> Any:
+def unet2d(spec: UNetSpec, norm_groups: int | None = None) -> Any:
+    """Return diffusers' network of a shape, with another number of groups in all norms if it is given."""
     from diffusers import UNet2DModel
 
-    return UNet2DModel(**unet_config(UNet(spec)))
+    config = unet_config(UNet(spec))
+    return UNet2DModel(**config if norm_groups is None else config | {"norm_num_groups": norm_groups})
 
 
 def ddim_pipeline(network: nn.Module) -> Any:

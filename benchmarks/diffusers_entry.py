@@ -46,10 +46,10 @@ def train(
     assert isinstance(spec, UNetSpec), "UNet2DModel is a U-Net"
     # Imports do not count, so what imports parts of diffusers comes before.
     scheduler = recipe.scheduler("DDPMScheduler")
-    averages = {decay: unet2d(spec).to(device) for decay in recipe.decays}
+    averages = {decay: unet2d(spec, recipe.norm_groups).to(device) for decay in recipe.decays}
     watch = Stopwatch(seconds)
     torch.manual_seed(seed)
-    network = unet2d(spec).to(device)
+    network = unet2d(spec, recipe.norm_groups).to(device)
     options = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, **options)  # type: ignore[arg-type]
     warm = {} if recipe.ema_power is None else {"use_ema_warmup": True, "power": recipe.ema_power}

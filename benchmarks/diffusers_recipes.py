@@ -17,7 +17,7 @@ class Recipe:
 
     The rate rises over `warmup` steps. With `cosine` it then falls with the elapsed share of the time.
     `decays` are those of the tracked averages; `ema_power` is that of EMAModel's warm-up, None without one.
-    `searched` are batches and rates to choose from.
+    `norm_groups` is the number of groups in each norm, None for that of the network's shape. `searched` are batches and rates to choose from.
     """
 
     batch: int = 64
@@ -32,6 +32,7 @@ class Recipe:
     schedule: str = "linear"
     spacing: str = "leading"
     bf16: bool = False
+    norm_groups: int | None = None
     searched: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())
 
     def rate_at(self, step: int, share: float) -> float:
@@ -79,5 +80,7 @@ RECIPES = {
         ema_power=0.75,
     ),
     "diffusers-tuned": replace(TUNED, searched=((16, 32, 64), (5e-4, 1e-3, 2e-3, 4e-3))),
-    "diffusers-groups": replace(TUNED, batch=32, rate=4e-3, decays=(0.99,)),  # that search's choice
+    "diffusers-groups": replace(
+        TUNED, batch=32, rate=4e-3, decays=(0.99,), norm_groups=4
+    ),  # with that search's choice
 }
