@@ -17,10 +17,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.protocol.card import GROUPS, NETWORK_DIGESTS, STATISTICS_FIELDS, differing_fields
+from diffusion.protocol.card import GROUPS, NETWORK_DIGESTS, STATISTICS_FIELDS, Card, differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument, unpack
 from diffusion.protocol.settings import AXES
+from diffusion.protocol.spacing import LEARNED
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # standard deviations of a 95 % interval
@@ -29,6 +30,7 @@ Trainings = Sequence[ImageScores]  # one cell of the trainings of a group
 
 # The compared networks: fields of a card that may differ.
 SUBJECT = (*NETWORK_DIGESTS, "ema", "weighted_nfe")
+OF_MODEL = '"model_sha256":"'  # in the `spacing_options` of times that were learned for a model
 # Cells that differ in these alone share x_T by index.
 SAME_NOISE = ("model_sha256", "base", *AXES, *DERIVED_FIELDS, *OPTION_FIELDS)
 
@@ -100,8 +102,17 @@ def share_noise(cell: ImageScores, other: ImageScores) -> bool:
 def card_diff(
     cell: ImageScores, other: ImageScores, free: Collection[str] = STATISTICS_FIELDS
 ) -> dict[str, list[Any]]:
-    """Return the fields in which the cards differ, except networks and `free`, each with both values."""
-    return differing_fields([cell.card, other.card], (*SUBJECT, *free))
+    """Return the fields in which the cards differ, except networks and `free`, each with both values.
+
+    Times that were learned for a model are part of it: only the fact that they are learned is compared.
+    """
+    return differing_fields([_without_times(one.card) for one in (cell, other)], (*SUBJECT, *free))
+
+
+def _without_times(card: Card) -> Card:
+    """Return a card without the noise levels that were learned for its model."""
+    is_learned = OF_MODEL in str(card.get("spacing_options"))
+    return {**card, "spacing_options": LEARNED} if is_learned else card
 
 
 def gap(cell: ImageScores, other: ImageScores, metric: str) -> Gap | None:

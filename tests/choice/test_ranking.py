@@ -94,6 +94,21 @@ def test_comparable_or_identical_model_is_not_outdated():
         assert outdated_best_cell(document({best: 0.1}, **card).cells, champion()) is None
 
 
+def learned(digest, levels, **options):
+    settings = SampleSettings(spacing="learned", steps=2, spacing_options={"levels": levels, **options})
+    return {**settings_card(settings), "steps": 10, "nfe": 10, "model_sha256": digest * 64}
+
+
+def test_times_learned_for_a_model_are_part_of_it():
+    held = document({(10, 0.0): 0.9}, **learned("a", (80.0, 2.0), model_sha256="a" * 64)).cells
+    other = learned("b", (80.0, 3.0), model_sha256="b" * 64)
+    assert decide(document({(10, 0.0): 0.5}, **other).cells, held, "version 1").better
+    newer = document({(10, 0.0): 0.5}, **other | {"torch": "3"}).cells
+    assert outdated_best_cell(newer, held) == BEST_CELL
+    listed = document({(10, 0.0): 0.5}, **learned("b", (80.0, 3.0))).cells
+    assert "the protocols differ in spacing_options (learned against" in decide(listed, held, "it").reason
+
+
 @pytest.mark.parametrize("network", ["guide", "classifier", "base"])
 def test_the_champions_model_with_another_network_passes_by_its_scores_alone(network):
     def scored(digest, value, **card):
