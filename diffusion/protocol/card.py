@@ -87,8 +87,9 @@ STATISTICS_FIELDS = ("statistics_name", "statistics_sha256", "statistics_source"
 COUNT_FIELDS = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # N, and what follows from it
 REAL_ROLES = ("reference", "heldout")
 SPLIT_FIELDS = [f"{role}_{key}" for role in REAL_ROLES for key in ("split", "digest", "count")]
-REAL_IMAGE_FIELDS = (  # the images of both splits, and what follows from their number
+REAL_IMAGE_FIELDS = (  # the images of both splits, those that are enlarged, and what follows from the numbers
     *(f"{role}_{key}" for role in REAL_ROLES for key in ("digest", "count")),
+    "real_sha256",
     "kid_subset_size",
     "prc_reference_images",
 )

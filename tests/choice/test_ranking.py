@@ -76,6 +76,7 @@ def test_champion_is_outdated_if_only_code_versions_differ(fields):
 def test_champion_is_outdated_by_more_real_images_but_not_by_fewer_or_others():
     more = {"reference_digest": "other", "reference_count": 11, "heldout_digest": "other", "heldout_count": 4}
     before = {"reference_digest": "one", "reference_count": 10, "heldout_digest": "one", "heldout_count": 3}
+    before, more = before | {"real_sha256": "one"}, more | {"real_sha256": "other"}  # images to enlarge
     champions = document({(5, 0.0): 1.3, (10, 0.0): 0.897}, **before).cells
 
     def outdated(**changes):
@@ -128,6 +129,6 @@ def test_the_champions_model_with_another_network_passes_by_its_scores_alone(net
 def test_gate_fields_are_fields_of_a_card():
     names = ("name", "image_size", "extractor", "weights_sha256", "dtype")
     reference = {**dict.fromkeys(names, "x"), "image_size": 8, "reference_count": 10}
-    sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
+    sampling = {**settings_card(SampleSettings()), "sampling_torch": "2", "real_sha256": "x"}
     card = protocol_card(sampling, 10, reference, EXTRACTORS["effnet-lite0-64"], Limits(10, 10))
     assert card.keys() >= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) - {*PLUGIN_FIELDS}
