@@ -13,6 +13,7 @@ from diffusion.check.dependency_checks import (
     check_model,
     check_plugins,
     check_samples,
+    check_times,
 )
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_disk, check_memory, check_states, check_weights
@@ -161,6 +162,7 @@ ALL: tuple[Check, ...] = (
     check_prepared,
     check_fit,
     check_spacing,
+    check_times,
     check_guidance,
     check_base,
     check_dependencies,
@@ -181,6 +183,7 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
         check_prepared,
         check_fit,
         check_spacing,
+        check_times,
         check_base,
         check_guides,
         check_trial,

@@ -20,6 +20,7 @@ from diffusion.sample import guides
 from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.ema_files import matching_snapshots
 from diffusion.sample.network_files import check_base_settings, check_future_model, check_networks
+from diffusion.sample.sampling_steps import check_learned_times
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.fields import changed_fields
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
@@ -66,6 +67,21 @@ def check_dependencies(project: Project) -> Iterator[Finding]:
         if not _is_within(file, deps):
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
             yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")
+
+
+def check_times(project: Project) -> Iterator[Finding]:
+    """Check that learned times are of the model in models/; the one that a training will make is unknown."""
+    models = {settings.spacing_options.get("model_sha256") for settings in project.cells.values()} - {None}
+    if models and not project.is_trained:
+        message = "a training is due, and the stage sample refuses learned times of another model"
+        yield Finding("warning", "sampling", message, "make new ones with `diffctl grid` after the training")
+    elif models:
+        own = read_artefact(MODEL).model_sha256
+        try:
+            for settings in project.cells.values():
+                check_learned_times(settings, own)
+        except UsageError as error:
+            yield Finding("error", "sampling", str(error))
 
 
 def check_guides(project: Project) -> Iterator[Finding]:

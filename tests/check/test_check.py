@@ -11,7 +11,7 @@ import yaml
 
 from cli.stages.context import enter_stage
 from diffusion.check import check, check_rules, check_spacing, preflight
-from diffusion.check.dependency_checks import check_base, check_dependencies, check_guides
+from diffusion.check.dependency_checks import check_base, check_dependencies, check_guides, check_times
 from diffusion.check.findings import Project
 from diffusion.check.trial import check_trial
 from diffusion.config import load, parse
@@ -20,7 +20,7 @@ from diffusion.images.store import write_store
 from diffusion.layout import MODEL, PREPARED
 from diffusion.model import counted_passes
 from diffusion.model.counted_passes import activation_bytes
-from diffusion.model.model_file import save_artefact
+from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.network_registry import build_network
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
@@ -366,6 +366,25 @@ def test_missing_file_of_learned_times_hides_no_other_finding(project):
     (error,) = [one for one in found if one.level == "error" and one.subject == "sampling"]
     assert "there is no file of learned times grids.json" in error.message
     assert {"extractor", "memory", "disk"} <= {one.subject for one in found}
+
+
+def test_learned_times_of_another_model_are_found_before_the_training(project):
+    copy_data(project)
+
+    def times_of(model: str):
+        options = {"levels": [9.0, 0.5], "model_sha256": model}
+        sample = {"spacing": "learned", "spacing_options": options}
+        return configuration(sample=sample, sweep={"steps": [2], "eta": [0.0]})
+
+    config = times_of("0" * 64)
+    (finding,) = check_times(Project(config))
+    assert (finding.level, "a training is due" in finding.message) == ("warning", True)
+    assert finding in preflight(config, "train")
+    plan = Project(config).plan
+    save_artefact(project / MODEL, build_network(plan.network).state_dict(), plan_artefact(plan))
+    with pytest.raises(UsageError, match="the learned times are of model 0000"):
+        preflight(config, "train")
+    assert list(check_times(Project(times_of(read_artefact(MODEL).model_sha256)))) == []
 
 
 def test_guidance_rule_that_fits_only_some_samplers_is_refused_before_the_training(project):
