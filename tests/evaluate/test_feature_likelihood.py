@@ -11,6 +11,7 @@ from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import feature_likelihood as fld
 from diffusion.evaluate.scores.feature_likelihood import FeatureLikelihood, fit_variances, log_likelihood
 from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.protocol.card import Limits, neighbour_card
 from tests.evaluate.test_scorer import META
 
 FLD, FD = "fld_effnet_lite0_64", "fd_effnet_lite0_64"
@@ -67,8 +68,19 @@ def test_copies_and_near_copies_score_high_although_their_frechet_distance_is_lo
     assert FLD not in Scorer(reference, EvaluateConfig()).scores(Features(fresh))
 
 
+def test_divergences_of_equal_cards_are_of_as_many_images():
+    train, test, sample = images(0, 40), images(1, 90), images(2, 80)
+    reference = Reference({**META, "heldout_split": "test"}, train, Features(test))
+    first, second = (
+        Scorer(reference, EvaluateConfig(feature_likelihood=True, prc_samples=100, prc_images=most))
+        for most in (50, 100)
+    )
+    assert neighbour_card(80, 40, first.limits) == neighbour_card(80, 40, second.limits)
+    assert first.scores(Features(sample))[FLD] == second.scores(Features(sample))[FLD]
+
+
 def test_equal_or_constant_features_give_finite_values():
     train = images(0, 20)
     train[:, 3] = 1.0
-    likelihood = FeatureLikelihood(train, train[:10], 100, torch.device("cpu"))
+    likelihood = FeatureLikelihood(train, train[:10], Limits(100, 100), torch.device("cpu"))
     assert math.isfinite(likelihood(np.repeat(train[:1], 10, axis=0)))

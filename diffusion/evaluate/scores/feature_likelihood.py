@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.scores.moments import random_subset
-from diffusion.protocol.card import SEED
+from diffusion.protocol.card import SEED, Limits
 
 SCALE = 100.0  # of the divergence in nats per feature, as published
 MAX_ITERATIONS = 50
@@ -30,19 +30,19 @@ BLOCK = 1024  # points at a time
 
 
 class FeatureLikelihood:
-    """Divergences of samples from one data set, of at most `most` samples and as many test images.
+    """Divergences from one data set, of at most `limits.samples` samples and `limits.real` test images.
 
     It takes up to MAX_FITTED training images, since a copy of an image that is left out is not detected.
     """
 
-    def __init__(self, train: FeatureArray, test: FeatureArray, most: int, device: torch.device) -> None:
+    def __init__(self, train: FeatureArray, test: FeatureArray, limits: Limits, device: torch.device) -> None:
         fitted, scored = (
             torch.from_numpy(random_subset(split, size)).to(device)
-            for split, size in ((train, MAX_FITTED), (test, most))
+            for split, size in ((train, MAX_FITTED), (test, limits.real))
         )
         deviation, self.mean = torch.std_mean(scored, dim=0)
         self.deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-        self.most, self.device = most, device
+        self.most, self.device = limits.samples, device
         self.train, self.test = self._normalized(fitted), self._normalized(scored)
         self._baselines: dict[int, float] = {}
 

@@ -205,7 +205,8 @@ class Scorer:
         train, test = self.reference.train_and_test
         if not self.has_likelihood or train is None or test is None:
             return None
-        return FeatureLikelihood(train, test, self.limits.real, self.device)
+        limits = self.limits._replace(real=len(self._real_manifold))  # so that the card determines FLD
+        return FeatureLikelihood(train, test, limits, self.device)
 
     @cached_property
     def _statistics(self) -> Statistics:
