@@ -116,7 +116,8 @@ def two_scoring_threads() -> Iterator[Executor]:
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
     """Return the values of `ImageScores` for one set of images."""
-    card, (scores, errors) = scorer.card(store.meta.get("card", {}), len(sample)), scorer.scored(sample)
+    card = scorer.card(store.meta.get("card", {}), len(sample))
+    scores, errors = scorer.scored(sample, enlarged="real_sha256" in card)
     entry: Values = {"scores": scores, "card": card}
     if errors:
         entry["errors"] = {name: pack(parts) for name, parts in errors.items()}

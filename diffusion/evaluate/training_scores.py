@@ -89,7 +89,8 @@ class ValidationScorer:
             )
             parts.append(to_nhwc(images))
         seen = extract(self.extractor, np.concatenate(parts), self.features_at_once)
-        return {name: value for name, value in self.scorer.scores(seen).items() if not is_auxiliary(name)}
+        scores = self.scorer.scores(seen, enlarged=guides.real is not None)
+        return {name: value for name, value in scores.items() if not is_auxiliary(name)}
 
 
 class _KnownScores(Section):

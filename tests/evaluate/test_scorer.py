@@ -14,7 +14,8 @@ from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import PublishedStatistics, floor_at, limit_and_errors
 from diffusion.evaluate.scores.moments import Statistics
 from diffusion.evaluate.scores.scorer import Scorer
-from diffusion.images.store import write_store
+from diffusion.evaluate.sweep_scores import score
+from diffusion.images.store import ImageStore, write_store
 from diffusion.protocol.card import SHARES, subset_size
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.errors import DiffctlError
@@ -38,6 +39,17 @@ def test_few_images_have_finite_scores(count):
     assert all(np.isfinite(value) for value in scores.values())
     assert {"floor", "excess", "memorisation"} <= scores.keys()
     assert bool(errors) == any(name.endswith("_low") for name in scores) == (count > 2)
+
+
+def test_enlarged_test_images_have_no_score_of_copies(tmp_path):
+    meta = {**META, "name": "digits", "image_size": 8, "reference_count": 200, "weights_sha256": "w" * 64}
+    reference = Reference(meta, normal(0, 200), made_up(40, seed=1))
+    one = Scorer(reference, EvaluateConfig(feature_likelihood=True))
+    scores, enlarged = (
+        score(made_up(30, seed=2), ImageStore(tmp_path, None, None, {"card": card}), one)["scores"]
+        for card in ({}, {"real_sha256": "c" * 64})
+    )
+    assert scores.keys() - enlarged.keys() == {"memorisation", "memorisation_std", "fld_effnet_lite0_64"}
 
 
 def allowed():

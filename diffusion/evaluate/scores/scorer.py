@@ -74,16 +74,17 @@ class Scorer:
         published = {} if self.published is None else statistics_fields(self.published.facts)
         return card | plugin_card("extractor_plugins", extraction_code(self.spec)) | published
 
-    def scores(self, sample: Features) -> Scores:
+    def scores(self, sample: Features, *, enlarged: bool = False) -> Scores:
         """Return every score of a sample that the reference allows, and the ends of intervals."""
-        return self.scored(sample)[0]
+        return self.scored(sample, enlarged=enlarged)[0]
 
     @exact_float32()
-    def scored(self, sample: Features) -> SampleScores:
+    def scored(self, sample: Features, *, enlarged: bool = False) -> SampleScores:
         """Return the scores, and the errors of those with an interval.
 
-        The projection of a set takes the most memory, so that no two are held at a time: the held-out images
-        come first, and only a number of them is kept.
+        A sample of `enlarged` test images has no score of copies. The projection of a set takes the most
+        memory, so that no two are held at a time: the held-out images come first, and only a number of them
+        is kept.
         """
         count, spec = len(sample), self.spec
         floor, has_errors = self.floor(count), self._has_errors(count)
@@ -97,12 +98,7 @@ class Scorer:
         compared, compared_errors = self._compared(sample, manifold, has_errors)
         scores |= compared
         errors |= compared_errors
-        train, test = self.reference.train_and_test
-        if train is not None and test is not None:
-            found = memorisation(manifold, train, test)
-            scores |= {"memorisation": found.mean, "memorisation_std": found.std}
-        if self._likelihood is not None:
-            scores[spec.named("fld")] = self._likelihood(sample.features)
+        scores |= {} if enlarged else self._of_copies(sample, manifold)
         if floor is not None:
             scores |= {"floor": floor, "excess": distance - floor}
         if self.published is not None:
@@ -157,6 +153,17 @@ class Scorer:
         if len(manifold) < min(num_images, self.limits.samples):
             of_fewer |= {self.spec.named(share) for share in SHARES}
         return {name: value for name, value in scores.items() if name not in of_fewer}
+
+    def _of_copies(self, sample: Features, manifold: Manifold) -> Scores:
+        """Return the scores that compare a sample with both splits; none if one is missing."""
+        train, test = self.reference.train_and_test
+        if train is None or test is None:
+            return {}
+        found = memorisation(manifold, train, test)
+        scores = {"memorisation": found.mean, "memorisation_std": found.std}
+        if self._likelihood is not None:
+            scores[self.spec.named("fld")] = self._likelihood(sample.features)
+        return scores
 
     def _has_errors(self, num_images: int) -> bool:
         return self.intervals and num_images >= MIN_FOR_INTERVAL
