@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def import_inception(path: Path) -> dict[str, Tensor]:
         torch.save(tensors, file)
         file.seek(0)
         build(INCEPTION, file)
-    except (ValueError, LookupError, RuntimeError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         found = f"{printable(path)} does not hold TensorFlow's Inception ({first_line(error)})"
         raise DiffctlError(f"{found}: give the file of {INCEPTION_PACKAGE}, or NVIDIA's {NVIDIA}") from None
     return tensors
@@ -105,12 +106,13 @@ def layer_name(path: str) -> str:
     if not rest:
         return block
     found = CONVOLUTION.fullmatch(rest)
-    if found is None:
+    branches = next((one for pattern, one in TOWERS.items() if re.fullmatch(pattern, block)), None)
+    if found is None or branches is None:
         raise LookupError(f"{path} is no layer of it")
     tower, inner, number = found.groups("")
     if tower == "tower_2":
         return f"{block}.branch_pool"
-    branch = next(branches for pattern, branches in TOWERS.items() if re.fullmatch(pattern, block))[tower]
+    branch = branches[tower]
     if not tower:
         return f"{block}.{branch}"
     if inner:  # the two halves of a split layer, after the one or two layers before it

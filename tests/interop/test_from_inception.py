@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.interop.from_inception import import_inception
+from diffusion.interop.from_inception import PACKAGED, import_inception
 from diffusion.protocol.extractors import INCEPTION
 from diffusion.system.errors import DiffctlError
 from tests.helpers.torch_fidelity_adapter import write_random_inception
@@ -114,9 +114,32 @@ def archive(path, **files):
     return path
 
 
+def torchscript_of(name):
+    """Return a TorchScript file with one tensor."""
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(module_of({name: torch.zeros(32, 3, 3, 3)})), file)
+    return file.getvalue()
+
+
+def damaged_package():
+    """Return a package whose compressed network is damaged."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as package:
+        package.writestr(PACKAGED, bytes(1000))
+    content = bytearray(file.getvalue())
+    content[30 + len(PACKAGED)] = 0xFF  # the first byte after the header: no type of a block
+    return bytes(content)
+
+
 def test_other_files_are_refused_and_no_code_is_run(tmp_path):
-    empty = io.BytesIO()
-    torch.jit.save(torch.jit.script(module_of({"layers.conv.weight": torch.zeros(32, 3, 3, 3)})), empty)
+    contents = {
+        "e.pt": b"text",
+        "f.pt": torchscript_of("layers.conv.weight"),
+        "g.pt": torchscript_of("layers.conv.tower.conv.weight"),
+        "h.whl": damaged_package(),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
     for path, message in (
         (archive(tmp_path / "a.pt", **{"x__data.pkl": pickle.dumps(Malicious())}), "exec, which is refused"),
         (archive(tmp_path / "b.pt", other=b""), r"no data\.pkl"),
@@ -124,8 +147,8 @@ def test_other_files_are_refused_and_no_code_is_run(tmp_path):
         (archive(tmp_path / "d.whl", other=b""), "There is no item named"),
         (tmp_path / "e.pt", "not a zip file"),
         (tmp_path / "f.pt", "in loading state_dict"),
+        (tmp_path / "g.pt", r"conv\.tower\.conv is no layer"),
+        (tmp_path / "h.whl", "Error -3 while decompressing"),
     ):
-        if not path.exists():
-            path.write_bytes(empty.getvalue() if path.stem == "f" else b"text")
         with pytest.raises(DiffctlError, match=f"does not hold TensorFlow's Inception .*{message}"):
             import_inception(path)
