@@ -15,9 +15,9 @@ from pydantic import Field
 
 from diffusion.layout import EVALUATE_RUN, PREPARED, SCORES, SWEEP_RUN
 from diffusion.protocol.grid import format_option
+from diffusion.protocol.option_tables import AXES
 from diffusion.protocol.sample_sections import SweepConfig
 from diffusion.protocol.scores_document import read_scores
-from diffusion.protocol.settings import AXES
 from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_PATH

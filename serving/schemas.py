@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self, get_origin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion.protocol.edits import MAX_SIGMA_Y, METHODS, OPERATORS, PRODUCT
+from diffusion.protocol.option_tables import SAMPLING_OPTIONS
 from diffusion.protocol.options import Option, fields_section
-from diffusion.protocol.settings import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_NAME, MAX_STEPS
 from diffusion.system.section import NotBool, PositiveInt, Section, Seed

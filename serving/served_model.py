@@ -20,7 +20,8 @@ from diffusion.engine.job import ChunkStep, Job
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
-from diffusion.protocol.settings import SampleSettings, refuse_idle
+from diffusion.protocol.option_tables import refuse_idle
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.guides import Guides, check_served_guide
 from diffusion.sample.sampler import CustomTrajectory

@@ -201,7 +201,7 @@ def test_edit_of_a_plugin_after_the_training_is_reported(experiment: Path, tmp_p
 
 
 OPTION_EDITS = {  # every file that a new sampling option touches: its declaration and its effect
-    "diffusion/protocol/settings.py": (
+    "diffusion/protocol/sampling_options.py": (
         "    clip: Annotated[\n",
         """    temperature: Annotated[
         GuidanceScale,
@@ -209,7 +209,7 @@ OPTION_EDITS = {  # every file that a new sampling option touches: its declarati
             "Scales the added noise.",
             label="τ",
             phrase="τ = {}",
-            no_effect=(NoEffect("eta", "at {option} 0", _equal_to(0)),),
+            no_effect=(NoEffect("eta", "at {option} 0", equal_to(0)),),
         ),
     ] = 1.0
     clip: Annotated[

@@ -11,8 +11,9 @@ from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
+from diffusion.protocol.option_tables import refuse_idle
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
+from diffusion.protocol.settings import SampleSettings, parse_settings
 from diffusion.sample.network_files import NetworkFiles, network_files, not_of_the_scores
 from diffusion.system.errors import TemporaryError, UsageError
 from tracking.registry.registered_models import (

@@ -17,9 +17,9 @@ from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import open_references
 from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES, SWEEP_RUN
 from diffusion.protocol.grid import open_cells
+from diffusion.protocol.option_tables import ALL_OPTIONS, MODEL_AXES
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.scores_document import ScoresDocument, document_values
-from diffusion.protocol.settings import ALL_OPTIONS, MODEL_AXES
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from tracking.runs.base_models import fetch_base

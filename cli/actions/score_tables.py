@@ -10,9 +10,9 @@ from diffusion.choice.selection import describe_disagreement, describe_optimism
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_order
+from diffusion.protocol.option_tables import AXES
 from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.protocol.settings import AXES
 from diffusion.report.score_tables import real_label
 
 TWO_SIDED = 1.96  # standard deviations of a 95 % interval

@@ -8,7 +8,7 @@ import typer
 from cli.actions import figures
 from cli.shared.command import command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelSourceOptions, ProfileOptions, sampling_options
-from diffusion.protocol.settings import SAMPLING_OPTIONS
+from diffusion.protocol.option_tables import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 

@@ -13,14 +13,10 @@ from cli.shared.command import CommandOptions, option, option_table
 from diffusion.layout import MODEL, PROFILES
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.option_tables import ALL_OPTIONS, AXES, SAMPLING_OPTIONS
 from diffusion.protocol.options import Option
-from diffusion.protocol.settings import (
-    ALL_OPTIONS,
-    AXES,
-    REGISTRIES_WITH_OPTIONS,
-    SAMPLING_OPTIONS,
-    SampleSettings,
-)
+from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
+from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 
 OWN_OPTIONS = {

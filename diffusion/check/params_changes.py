@@ -19,7 +19,7 @@ from diffusion.protocol.card import statistics_source
 from diffusion.protocol.paper_mismatches import format_setting, mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField
 from diffusion.protocol.sample_sections import idle_axes
-from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS
+from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.system.files import sha256_file
 from diffusion.system.params import REMOVED
 from diffusion.system.registry import load_reference

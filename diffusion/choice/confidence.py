@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from diffusion.protocol.card import GROUPS, NETWORK_DIGESTS, STATISTICS_FIELDS, Card, differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
+from diffusion.protocol.option_tables import AXES
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument, unpack
-from diffusion.protocol.settings import AXES
 from diffusion.protocol.spacing import LEARNED
 
 CONFIDENCE = 0.95

@@ -11,6 +11,7 @@ from diffusion.choice.ranking import Cells, best_cell, front_metric, is_auxiliar
 from diffusion.protocol.card import Card
 from diffusion.protocol.grid import sampling_version
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
+from diffusion.protocol.option_tables import MODEL_AXES, SAMPLING_OPTIONS
 from diffusion.protocol.options import split_list
 from diffusion.protocol.scores_document import (
     CellScores,
@@ -19,7 +20,7 @@ from diffusion.protocol.scores_document import (
     ScoresDocument,
     SelectedCell,
 )
-from diffusion.protocol.settings import MODEL_AXES, SAMPLING_OPTIONS, SampleSettings
+from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json

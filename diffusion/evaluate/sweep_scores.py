@@ -30,8 +30,8 @@ from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import Cell, cell_order, describe_line
+from diffusion.protocol.option_tables import AXES
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, pack, write_scores_document
-from diffusion.protocol.settings import AXES
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
 from diffusion.system.section import explain

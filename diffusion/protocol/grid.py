@@ -10,17 +10,11 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.card import NETWORK_DIGESTS, differing_fields
 from diffusion.protocol.learned_grid import with_learned_levels
+from diffusion.protocol.option_tables import ALL_OPTIONS, AXES, MODEL_AXES, SAMPLING_OPTIONS
 from diffusion.protocol.options import Option, fields_section, format_value
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
-from diffusion.protocol.settings import (
-    ALL_OPTIONS,
-    AXES,
-    MODEL_AXES,
-    REGISTRIES_WITH_OPTIONS,
-    SAMPLING_OPTIONS,
-    CommonSettings,
-    SampleSettings,
-)
+from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
+from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import Section, ShortText, canonical_json
 

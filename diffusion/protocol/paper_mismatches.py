@@ -5,7 +5,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS
+from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 
 
 class Mismatch(NamedTuple):

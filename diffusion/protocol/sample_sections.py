@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
 from pydantic import Field, model_validator
 
+from diffusion.protocol.option_tables import ALL_OPTIONS, AXES
 from diffusion.protocol.options import Option, fields_section
-from diffusion.protocol.settings import ALL_OPTIONS, AXES, CommonSettings
+from diffusion.protocol.settings import CommonSettings
 from diffusion.system.limits import MAX_COUNT
 from diffusion.system.section import BatchSize, NotBool, Section, ShortText, Unique
 

@@ -1,208 +1,33 @@
-"""The declaration of every sampling option.
+"""The settings of sampling: which options fit together, and what follows from them. It loads no torch."""
 
-A new option is a field here with an `Option` in its annotation; its effect is in a sampler or in guidance.
-This module loads no torch.
-"""
+from typing import Annotated, Any, Self
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Annotated, Any, Literal, Self, get_args
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
-
-from diffusion.protocol.base_model import Base, BaseConfig, base_text
-from diffusion.protocol.guidance_rules import (
-    GUIDANCE_RULES,
-    implied_rule,
-    normalize_guide,
-    rules_without_guide,
-)
+from diffusion.protocol.base_model import BaseConfig
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule, rules_without_guide
 from diffusion.protocol.learned_grid import with_learned_levels
-from diffusion.protocol.options import (
-    EntryOptions,
-    Interval,
-    NoEffect,
-    Option,
-    Timesteps,
-    declared_options,
-    interval_text,
-    split_list,
+from diffusion.protocol.options import NoEffect, Option, Timesteps, split_list
+from diffusion.protocol.samplers import SAMPLERS, without_eta
+from diffusion.protocol.sampling_options import (
+    REGISTRIES_WITH_OPTIONS,
+    WITHOUT_ETA,
+    SamplingOptions,
+    equal_to,
 )
-from diffusion.protocol.samplers import SAMPLERS, Noise, without_eta
-from diffusion.protocol.spacing import LEARNED, SPACINGS
-from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_COND_NOISE, MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
-from diffusion.system.registry import WithOptions, check_name, is_entry, load_reference
-from diffusion.system.section import NotBool, Section, Seed, ShortText, SigmaRel, Steps, explain, validate
+from diffusion.protocol.spacing import LEARNED
+from diffusion.system.limits import MAX_ETA
+from diffusion.system.registry import is_entry, load_reference
+from diffusion.system.section import NotBool, Steps, explain, validate
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
-# The options whose entries have options of their own, in the field `<name>_options`.
-REGISTRIES_WITH_OPTIONS: dict[str, Mapping[str, WithOptions]] = {
-    "sampler": SAMPLERS,
-    "spacing": SPACINGS,
-    "guidance_rule": GUIDANCE_RULES,
-}
-
-SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
 # Of a cascade as a whole, or with further networks.
 BASE_LACKS = {"base", "seed", "classes", "cond_noise", "guide", "guidance_rule", "classifier"}
 
-SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
-RuleName = Annotated[str, AfterValidator(partial(check_name, registry=GUIDANCE_RULES))]
-Guide = Annotated[str, Field(max_length=MAX_PATH), AfterValidator(normalize_guide)]
-FileName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]+$")]
-GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE), NotBool]
 
-
-def _samplers_without_eta() -> list[str]:
-    return [name for name, entry in SAMPLERS.items() if not entry.uses_eta]
-
-
-def _equal_to(*values: Any) -> Callable[[], tuple[Any, ...]]:
-    return lambda: values
-
-
-_UNGUIDED = NoEffect("guidance", "without {option}", _equal_to(0))
-_WITHOUT_ETA = NoEffect("sampler", "with {option} {value}, which does not use eta", _samplers_without_eta)
-
-
-class CommonSettings(Section):
-    """The sampler's options, except steps and eta; the help of each states what it is.
-
-    `guidance` is w of D + w·(D − D_worse). `guidance_rule` selects D_worse: the network without the condition
-    (classifier-free, CFG eq. 6), or a `guide`, a worse model of the same data (autoguidance, 2406.02507).
-    Guidance applies where low < σ/α ≤ high of `guidance_interval` (2404.07724). `classifier_scale` is
-    s of ADM's alg. 1 and 2. `sampler` ddim is the reverse step of DDPM, iDDPM and DDIM. All noise follows
-    from `seed` and the image's index.
-    """
-
-    sampler: Annotated[
-        SamplerName,
-        Option("How a step is made.", phrase="{}", choices=SAMPLERS, always_in_card=True, registered=False),
-    ] = "ddim"
-    sampler_options: Annotated[
-        EntryOptions, Option("Options of this sampler alone.", axis=None, registered=False)
-    ] = Field(default_factory=dict)
-    seed: Annotated[Seed, Option("Another seed gives other images.", axis=None, always_in_card=True)] = 0
-    noise: Annotated[
-        Noise,
-        Option(
-            "The variance that η scales.",
-            choices=get_args(Noise),
-            always_in_card=True,
-            no_effect=(_WITHOUT_ETA, NoEffect("eta", "at {option} 0, where no noise is added", _equal_to(0))),
-        ),
-    ] = "small"
-    spacing: Annotated[
-        SpacingName,
-        Option(
-            "The times of the steps.",
-            choices=SPACINGS,
-            always_in_card=True,
-            no_effect=(NoEffect("timesteps", "next to {option}"),),
-        ),
-    ] = "uniform"
-    spacing_options: Annotated[
-        EntryOptions, Option("Options of this spacing alone.", axis=None, registered=False)
-    ] = Field(default_factory=dict)
-    guidance: Annotated[
-        GuidanceScale,
-        Option(
-            "The weight w of guidance: diffusers' guidance_scale - 1; 0 is none.",
-            label="w",
-            phrase="w = {}",
-            always_in_card=True,
-        ),
-    ] = 0.0
-    guidance_rule: Annotated[
-        RuleName | None,
-        Option(
-            "What guidance extrapolates from: the model without the class, or a guide; by default the guide, "
-            "if there is one.",
-            phrase="{}",
-            choices=GUIDANCE_RULES,
-            no_effect=(_UNGUIDED,),
-        ),
-    ] = None
-    guidance_rule_options: Annotated[
-        EntryOptions, Option("Options of this guidance rule alone.", axis=None, registered=False)
-    ] = Field(default_factory=dict)
-    guide: Annotated[
-        Guide | None,
-        Option(
-            "A worse model of the same data that guides: ema:SIGMA_REL[@STEP] of the same training, "
-            "or a model file.",
-            metavar="ema:SIGMA_REL[@STEP]|FILE",
-            phrase="guided by {}",
-            write=str,
-            no_effect=(
-                _UNGUIDED,
-                NoEffect("guidance_rule", "with {option} {value}, which takes no guide", rules_without_guide),
-            ),
-        ),
-    ] = None
-    guidance_interval: Annotated[
-        Interval | None,
-        Option(
-            "Guide only where LOW < σ/α ≤ HIGH; without it everywhere.",
-            metavar="LOW:HIGH",
-            label="σ/α",
-            phrase="σ/α in {}",
-            write=interval_text,
-            stored=ShortText,
-            no_effect=(_UNGUIDED,),
-        ),
-    ] = None
-    classifier: Annotated[
-        FileName | None,
-        Option(
-            "Guide by a classifier that `diffctl stage classifier` trained.",
-            metavar="FILE",
-            axis=None,
-            write=str,
-            http=False,
-            registered=False,
-        ),
-    ] = None
-    classifier_scale: Annotated[
-        GuidanceScale,
-        Option(
-            "How strongly a classifier guides (ADM's s).",
-            label="s",
-            phrase="s = {}",
-            http=False,
-            registered=False,
-            no_effect=(NoEffect("classifier", "without {option}", _equal_to(None)),),
-        ),
-    ] = 1.0
-    cond_noise: Annotated[
-        Annotated[float, Field(ge=0, le=MAX_COND_NOISE), NotBool],
-        Option(
-            "The noise on low-resolution images, in units of [-1, 1], of a model with model.low_res.",
-            phrase="noise {} on low resolutions",
-        ),
-    ] = 0.0
-    base: Annotated[
-        Base | None,
-        Option(
-            "The model whose images a model with model.low_res enlarges; by default it enlarges real images.",
-            metavar="FILE|JSON",
-            axis=None,
-            write=base_text,
-            http=False,
-            registered=False,
-        ),
-    ] = None
-    clip: Annotated[
-        bool, Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False)
-    ] = True
-    classes: Annotated[
-        Literal["balanced", "data"],
-        Option(
-            "The mix of classes.", axis=None, always_in_card=True, cli=False, http=False, registered=False
-        ),
-    ] = "balanced"
+class CommonSettings(SamplingOptions):
+    """The options that all cells of a sweep share: those of a sampler, a spacing and a base must fit it."""
 
     @field_validator("base")
     @classmethod
@@ -273,8 +98,8 @@ class SampleSettings(CommonSettings):
             axis="required",
             always_in_card=True,
             no_effect=(
-                NoEffect("steps", "with a single step, which adds no noise", _equal_to(1)),
-                _WITHOUT_ETA,
+                NoEffect("steps", "with a single step, which adds no noise", equal_to(1)),
+                WITHOUT_ETA,
             ),
         ),
     ] = 0.0
@@ -373,44 +198,11 @@ class SampleSettings(CommonSettings):
         return self.model_copy(update={"guidance_interval": None})
 
 
-class ModelOptions(Section):
-    """The options of a cell that select its model's weights."""
-
-    ema: Annotated[
-        SigmaRel | Literal["decay"] | None,
-        Option(
-            "EMA profiles by their σ_rel; decay: the EMA of the model file.",
-            label="σ_rel",
-            phrase="σ_rel = {}",
-            stored=SigmaRel,
-            unset="decay",  # the model file of a training, averaged by `train.ema_decay`
-            cli=False,
-            http=False,
-            registered=False,
-        ),
-    ] = None
-
-
-SAMPLING_OPTIONS = declared_options(SampleSettings)  # the sampler's, by name
-ALL_OPTIONS: Mapping[str, Option] = {**SAMPLING_OPTIONS, **declared_options(ModelOptions)}
-AXES = tuple(name for name, one in ALL_OPTIONS.items() if one.axis)  # what a sweep may vary, in this order
-MODEL_AXES = tuple(ModelOptions.model_fields)
-
-
-def refuse_idle(given: Mapping[str, Any], settings: SampleSettings) -> None:
-    """Raise UsageError for a nullable option that was given and has no effect next to the settings."""
-    for name, value in given.items():
-        option = ALL_OPTIONS.get(name)
-        if option is None or option.default is not None or value is None:
-            continue
-        if why := option.idle_reason(lambda other: getattr(settings, other)):
-            raise UsageError(f"{name} has no effect {why}: change that, or leave it out")
-
-
 def parse_settings(
     optional: dict[str, Any], usual: dict[str, Any] | None = None, **values: Any
 ) -> SampleSettings:
     """Return a command's settings, with `usual` values for None; UsageError if they do not fit."""
     given = {name: value for name, value in optional.items() if value is not None}
-    chosen = with_learned_levels({**(usual or {}), **given, **values}, SAMPLING_OPTIONS["steps"].default)
+    steps = SampleSettings.model_fields["steps"].default
+    chosen = with_learned_levels({**(usual or {}), **given, **values}, steps)
     return validate(SampleSettings, chosen, "these options do not fit")

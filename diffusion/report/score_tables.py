@@ -12,7 +12,7 @@ from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
 from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument
-from diffusion.protocol.settings import ALL_OPTIONS, AXES
+from diffusion.protocol.option_tables import ALL_OPTIONS, AXES
 
 FAR_RECALL = 0.2  # of the recall of real images, or of 1: samples with less leave out most of the data
 PROTOCOL = {

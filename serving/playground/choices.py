@@ -12,8 +12,9 @@ from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import METHODS
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import Option
+from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
-from diffusion.protocol.settings import REGISTRIES_WITH_OPTIONS, SampleSettings
+from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import build_guidance, guidance_weight

@@ -22,9 +22,10 @@ from diffusion.protocol.grid import (
     settings_axes,
     settings_card,
 )
+from diffusion.protocol.option_tables import AXES, MODEL_AXES
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.samplers import SAMPLERS, Noise
-from diffusion.protocol.settings import AXES, MODEL_AXES, SampleSettings
+from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from tests.conftest import params

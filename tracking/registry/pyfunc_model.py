@@ -24,9 +24,10 @@ from diffusion.choice.selection import usual_settings
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
+from diffusion.protocol.option_tables import SAMPLING_OPTIONS, refuse_idle
 from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.scores_document import read_scores
-from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import check_served_guide
