@@ -16,8 +16,9 @@ from diffusion.images.pictures import MONTAGE
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import SampleSettings
+from diffusion.report.headline import headline
 from diffusion.report.markdown import describe_model, escape_markdown, markdown_table
-from diffusion.report.score_tables import headline, protocol_table, score_columns, score_table
+from diffusion.report.score_tables import protocol_table, score_columns, score_table
 from diffusion.report.theme import render_text
 from diffusion.system.section import fingerprint
 

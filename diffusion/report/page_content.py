@@ -19,9 +19,10 @@ from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_li
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.report import figures, sample_pictures, score_tables
+from diffusion.report import figures, sample_pictures, score_format, score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint
+from diffusion.report.headline import best_cell, headline
 from diffusion.report.published_figures import published_content
 from diffusion.report.seed_comparison import seeds_content
 from diffusion.train.checkpoint.run_record import TrainingFacts
@@ -49,7 +50,7 @@ class ReportInputs:
 def draw(inputs: ReportInputs) -> dict[str, Figure]:
     """Draw the figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
     document, spec = inputs.document, inputs.document.spec
-    names = score_tables.short_names(spec)
+    names = score_format.short_names(spec)
     distance, kernel = f"Fréchet distance, {names['distance']}", f"kernel distance, {names['kernel']}"
     tiles = {
         (cell.steps, describe_line(cell.axes)): sample_pictures.tile(store)
@@ -69,8 +70,8 @@ def page_content(
 ) -> dict[str, Any]:
     """Return the variables of the template. `others` are scores of trainings with other seeds."""
     document, spec = inputs.document, inputs.document.spec
-    names, front_metric = score_tables.short_names(spec), document.front[0].metric
-    front_name = score_tables.score_name(spec, front_metric)
+    names, front_metric = score_format.short_names(spec), document.front[0].metric
+    front_name = score_format.score_name(spec, front_metric)
     if published := published_content(document):
         title = f"The curve of the sweep and {len(published['rows'])} published figures"
         published["drawing"] = as_svg(published["drawing"], "published", title)
@@ -88,8 +89,8 @@ def page_content(
         "names": names,
         "reference": document.reference,
         "small": next(iter(document.cells.values())).num_images < FEW_IMAGES,
-        "found": score_tables.headline(document),
-        "headline": score_tables.best_cell(document),
+        "found": headline(document),
+        "headline": best_cell(document),
         "scores": score_tables.score_table(document),
         "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
         "budgets": score_tables.front_table(document),
@@ -128,12 +129,12 @@ def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
     curves = []
     for number, one in enumerate(seen):
         distance = one.spec.distance
-        label = f"{score_tables.short_names(one.spec)['distance']}, {one.extractor}"
+        label = f"{score_format.short_names(one.spec)['distance']}, {one.extractor}"
         description = _describe_curve(one, distance, label)
         curves.append(as_svg(_curve(one, distance, label), f"space{number}", description))
     return {
         "curves": curves,
-        "best": [score_tables.best_cell(one) | {"extractor": one.extractor} for one in seen],
+        "best": [best_cell(one) | {"extractor": one.extractor} for one in seen],
         "table": score_tables.spaces_table(seen),
     }
 
@@ -150,7 +151,7 @@ def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
 def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
     """Return the score of held-out real images and the name of its line."""
     floor = document.reference.floor
-    return (floor[metric], score_tables.real_label(floor)) if floor and metric in floor else None
+    return (floor[metric], score_format.real_label(floor)) if floor and metric in floor else None
 
 
 def _front(document: ScoresDocument, label: str) -> Figure:
@@ -170,21 +171,21 @@ def _class_scores(inputs: ReportInputs) -> dict[str, Any] | None:
     values = {name: entry[metric] for name, entry in classes.items() if metric in entry}
     if not values:
         return None
-    places = score_tables.decimals(list(values.values()))
-    texts = {name: score_tables.number(value, places) for name, value in values.items()}
+    places = score_format.decimals(list(values.values()))
+    texts = {name: score_format.number(value, places) for name, value in values.items()}
     return {"is_excess": metric == "excess", "all": len(texts) == len(classes), "values": texts}
 
 
 def _montage(inputs: ReportInputs) -> dict[str, Any]:
     """Return the montage: a row per line of the curves, with an entry or None for each number of steps."""
     spec, scores = inputs.document.spec, inputs.document.cells
-    places = score_tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
+    places = score_format.decimals([cell.scores[spec.distance] for cell in scores.values()])
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):
         entry = {
             "image": sample_pictures.data_uri(png_bytes(sample_pictures.tile(store))),
             "alt": f"Images 0 to {sample_pictures.TILE - 1} sampled in {describe_cell(cell.axes)}",
-            "distance": score_tables.number(scores[cell.name].scores[spec.distance], places),
+            "distance": score_format.number(scores[cell.name].scores[spec.distance], places),
             "best": cell.name == inputs.document.best.cell,
         }
         rows.setdefault(describe_line(cell.axes), {})[cell.steps] = entry
@@ -263,8 +264,8 @@ def _describe_curve(
 ) -> str:
     """Describe a curve in words."""
     values = [cell.scores[metric] for cell in document.cells.values()]
-    places = score_tables.decimals(values)
-    low, high = score_tables.number(min(values), places), score_tables.number(max(values), places)
+    places = score_format.decimals(values)
+    low, high = score_format.number(min(values), places), score_format.number(max(values), places)
     return f"{label} over {cost}, between {low} and {high}"
 
 

@@ -1,20 +1,24 @@
-"""The headline and the tables of the report: scores of every cell, the Pareto front and the protocol."""
+"""The tables of the report: scores of every cell, the Pareto front and the protocol."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from diffusion.choice.confidence import describe_comparison, errors_of, gap, interval_of
+from diffusion.choice.confidence import describe_comparison, errors_of, gap
 from diffusion.choice.ranking import leader
-from diffusion.choice.selection import describe_disagreement, describe_optimism
 from diffusion.protocol.card import SHARES, Card
-from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
-from diffusion.protocol.options import format_value
-from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument
 from diffusion.protocol.option_tables import ALL_OPTIONS, AXES
+from diffusion.protocol.options import format_value
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
+from diffusion.report.score_format import (
+    column_places,
+    half_width,
+    is_tied,
+    number,
+    real_label,
+    short_names,
+)
 
-FAR_RECALL = 0.2  # of the recall of real images, or of 1: samples with less leave out most of the data
 PROTOCOL = {
     "Samples": " ".join(("num_images", "model_sha256", *ALL_OPTIONS, "precision")),
     "Reference": (
@@ -29,115 +33,6 @@ PROTOCOL = {
         "sampling_version sampling_torch sampling_plugins evaluation extractor_plugins torch torch_fidelity"
     ),
 }
-
-
-def headline(document: ScoresDocument) -> str:
-    """Return a sentence with the best cell, and the cheapest of the cells that are tied with it."""
-    best, count = document.cells[document.best.cell], len(document.cells)
-    if count == 1:
-        return f"One cell was sampled: {describe_cell(best.axes)}."
-    score, tied = score_name(document.spec, document.best.metric), tied_cells(document)
-    if not tied:
-        return f"Of {count} cells, {describe_cell(best.axes)} is the best by {score}."
-    others = "one other is" if len(tied) == 1 else f"{len(tied)} others are"
-    lowest = f"Of {count} cells, {describe_cell(best.axes)} has the lowest {score}"
-    sentence = f"{lowest}, and {others} statistically tied with it"
-    if tied[0].nfe >= best.nfe:
-        return f"{sentence}."
-    which = "" if len(tied) == 1 else "the cheapest is "
-    cost = f"{tied[0].nfe:,} NFE per image instead of {best.nfe:,}"
-    return f"{sentence}: {which}{describe_cell(tied[0].axes)}, for {cost}."
-
-
-def tied_cells(document: ScoresDocument) -> list[CellScores]:
-    """Return the cells whose gap to the best one is within its confidence interval, the cheapest first."""
-    best, metric = document.cells[document.best.cell], document.best.metric
-    others = [cell for cell in document.cells.values() if cell is not best]
-    tied = (cell for cell in others if _tied(cell, best, metric))
-    return sorted(tied, key=lambda cell: (cell.nfe, cell.scores[metric]))
-
-
-def score_name(spec: ExtractorSpec, metric: str) -> str:
-    """Return the page's name of a score that selects cells."""
-    names = short_names(spec)
-    return {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}.get(metric, metric)
-
-
-def best_cell(document: ScoresDocument) -> dict[str, Any]:
-    """Return the best cell and its scores as text, and the number of cells `tied` with it."""
-    name, spec = document.best.cell, document.spec
-    cell = document.cells[name]
-    scores = cell.scores
-    distance_places = column_places(document, spec.distance)
-    kernel_places = column_places(document, spec.kernel_distance)
-    words: dict[str, Any] = {
-        "name": name,
-        "cell": describe_cell(cell.axes),
-        "by": score_name(spec, document.best.metric),
-        "tied": len(tied_cells(document)),
-        "distance": number(scores[spec.distance], distance_places),
-        "kernel": number(scores[spec.kernel_distance], kernel_places),
-        "kernel_half": half_width(cell, spec.kernel_distance, kernel_places),
-        "distance_half": half_width(cell, spec.distance, distance_places),
-        "num_images": f"{cell.num_images:,}",
-        "too_low": describe_optimism(document.best),
-        "disagreement": describe_disagreement(document),
-    }
-    if "floor" in scores:
-        words["floor"] = number(scores["floor"], distance_places)
-        words["excess"] = number(scores["excess"], distance_places)
-    real = document.reference.floor
-    for key, metric in {"limit": spec.limit, **{share: spec.named(share) for share in SHARES}}.items():
-        if metric in scores:
-            places = distance_places if key == "limit" else 2
-            words[key] = number(scores[metric], places)
-            words[f"{key}_real"] = number(real[metric], places) if metric in real else None
-    if is_far(cell, real):
-        words["far"] = True
-    if "memorisation" in scores:
-        words["memorisation"] = number(scores["memorisation"], 2)
-        words["memorisation_std"] = number(scores["memorisation_std"], 2)
-    return words
-
-
-def is_far(cell: CellScores, real: Mapping[str, float]) -> bool:
-    """Return whether the samples are far from the data: an excess above the floor, and hardly any recall."""
-    scores, recall = cell.scores, cell.spec.named("recall")
-    if "excess" not in scores or recall not in scores:
-        return False
-    return scores["excess"] > scores["floor"] and scores[recall] < FAR_RECALL * real.get(recall, 1.0)
-
-
-def short_names(spec: ExtractorSpec) -> dict[str, str]:
-    """Return the page's names of distance, kernel distance and Inception score."""
-    return {
-        "distance": {"fid": "FID", "sfid": "sFID"}.get(spec.distance, "FD"),
-        "kernel": "KID" if spec.is_inception else "KD",
-        "score": "IS",
-    }
-
-
-def half_width(cell: ImageScores, metric: str, places: int) -> str | None:
-    """Format half of a score's confidence interval; None if it has none."""
-    ends = interval_of(cell, metric)
-    return None if ends is None else number((ends.high - ends.low) / 2, places)
-
-
-def decimals(values: Sequence[float]) -> int:
-    """Return the decimals that give the largest value about four significant digits, at most 5."""
-    largest = max((abs(value) for value in values), default=0.0)
-    return 1 if largest == 0 else max(0, min(5, 3 - math.floor(math.log10(largest))))
-
-
-def places_of(metric: str, values: Sequence[float]) -> int:
-    """Return the decimals for a score: two for a fraction, else as `decimals`."""
-    return 2 if metric.startswith(SHARES) else decimals(values)
-
-
-def number(value: float, places: int) -> str:
-    """Format with `places` decimals and a real minus sign; no minus for a rounded zero."""
-    text = f"{value:,.{places}f}"
-    return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
 
 def score_table(document: ScoresDocument, *, distances_only: bool = False) -> dict[str, Any]:
@@ -174,11 +69,6 @@ def score_table(document: ScoresDocument, *, distances_only: bool = False) -> di
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),
         "how": describe_comparison(gap(cell, cells[chosen], spec.distance) for cell in cells.values()),
     }
-
-
-def real_label(floor: Mapping[str, float]) -> str:
-    """Return the label of the scores of held-out real images."""
-    return "real, held out" + " (extrapolated)" * bool(floor.get("extrapolated"))
 
 
 def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
@@ -218,7 +108,7 @@ def front_table(document: ScoresDocument) -> list[dict[str, Any]]:
                 "score": number(choice.value, places),
                 "too_low": too_low if too_low.strip("0.,") else None,
                 "half": half_width(cell, metric, places),
-                "tied": place > 0 and _tied(cell, cells[front[place - 1].cell], metric),
+                "tied": place > 0 and is_tied(cell, cells[front[place - 1].cell], metric),
             }
         )
     return rows
@@ -261,12 +151,6 @@ def protocol_table(cards: Sequence[Card]) -> list[dict[str, Any]]:
     ]
 
 
-def column_places(document: ScoresDocument, column: str) -> int:
-    """Return the decimals for a score by its largest value in any cell."""
-    cells = document.cells.values()
-    return places_of(column, [cell.scores[column] for cell in cells if column in cell.scores])
-
-
 def _leader(cells: Iterable[CellScores], column: str) -> CellScores | None:
     """Return the cell with the best value of a score; None if it ranks nothing or one has no interval."""
     first, scored = leader(column), [cell for cell in cells if column in cell.scores]
@@ -286,12 +170,7 @@ def _marks(cell: CellScores, column: str, places: int, best: CellScores | None) 
     if best is None or column not in cell.scores:
         return {}
     half = None if column == "excess" else half_width(cell, column, places)
-    return {"half": half, "best": cell is best, "tied": cell is not best and _tied(cell, best, column)}
-
-
-def _tied(cell: CellScores, other: CellScores, metric: str) -> bool:
-    found = gap(cell, other, metric)
-    return found is not None and not found.is_significant
+    return {"half": half, "best": cell is best, "tied": cell is not best and is_tied(cell, best, column)}
 
 
 def _values(cards: Sequence[Card], field: str) -> str:
