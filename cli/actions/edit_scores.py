@@ -37,7 +37,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.section import validate
 from diffusion.version import VERSION
-from tracking.runs.scored_runs import log_edit_scores
+from tracking.runs.score_logging import log_edit_scores
 
 PICTURES, RESULTS, BATCH = 100, 4, 64
 SHOWN = 4  # pictures of a cell on the page, with up to SHOWN_RESULTS results each

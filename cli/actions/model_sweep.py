@@ -23,7 +23,7 @@ from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from tracking.runs.base_models import fetch_base
-from tracking.runs.scored_runs import log_sweep
+from tracking.runs.score_logging import log_sweep
 
 
 def sweep_model(options: Sweep) -> None:

@@ -14,7 +14,7 @@ from diffusion.protocol.grid import Cell, open_cells
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.params import load_section
-from tracking.runs.scored_runs import log_samples, log_scores
+from tracking.runs.score_logging import log_samples, log_scores
 
 
 def run_stage(_: object) -> None:

@@ -6,7 +6,7 @@ from cli.stages.context import preflight
 from diffusion.config import load
 from diffusion.layout import REPORT
 from diffusion.report.write import read_inputs, write_report
-from tracking.runs.scored_runs import log_report
+from tracking.runs.score_logging import log_report
 
 
 def run_stage(_: object) -> None:

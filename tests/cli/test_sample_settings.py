@@ -31,7 +31,7 @@ from tests.helpers.networks import loaded_classifier, small_model
 from tests.helpers.scores_document import document, with_space
 from tracking.keys import FILE_SHA256, MODEL_FOLDER
 from tracking.registry.registered_models import VersionFiles, register
-from tracking.runs.scored_runs import log_scores
+from tracking.runs.score_logging import log_scores
 from tracking.store import connect, tracking_uri
 
 SWEEP = {(5, 0.0): 0.3, (10, 0.5): 0.2, (20, 0.0): 0.25, (50, 1.0): 0.1}

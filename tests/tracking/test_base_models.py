@@ -30,7 +30,7 @@ from tracking import keys
 from tracking.registry.promotion import Override
 from tracking.registry.registered_models import promote, register
 from tracking.runs.base_models import fetch_base, fix_bases, fixed_base, update_base
-from tracking.runs.scored_runs import log_scores
+from tracking.runs.score_logging import log_scores
 from tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("here")

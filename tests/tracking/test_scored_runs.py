@@ -19,16 +19,14 @@ from tests.helpers.spools import write_training
 from tracking import keys
 from tracking.experiments import ensure_experiment, search_runs
 from tracking.runs.run_lookup import find_run
-from tracking.runs.scored_runs import (
-    fetch_model,
-    fetch_samples,
-    fetch_scores,
+from tracking.runs.score_logging import (
     log_edit_scores,
     log_report,
     log_samples,
     log_scores,
     log_sweep,
 )
+from tracking.runs.scored_runs import fetch_model, fetch_samples, fetch_scores
 from tracking.spool.sender import deliver_all
 from tracking.store import connect
 

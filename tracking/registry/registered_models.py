@@ -30,7 +30,8 @@ from tracking.registry.model_versions import (
     unreadable_reason,
 )
 from tracking.registry.promotion import NO_OVERRIDE, GateDecision, Override, apply_gate
-from tracking.runs.scored_runs import data_name, log_scores
+from tracking.runs.score_logging import log_scores
+from tracking.runs.scored_runs import data_name
 from tracking.store import find, mlflow_client, store_exists
 
 if TYPE_CHECKING:
