@@ -96,6 +96,21 @@ def test_bad_entries_are_rejected_and_block_nothing(folder, uri):
     assert keys.FILE_SHA256 not in the_run(uri).data.tags, "no model was stored"
 
 
+def test_long_class_list_and_refused_data_set_block_nothing(folder, uri):
+    spool = open_spool(folder)
+    spool.dataset("many", "e" * 64, [f"class{number:04}" for number in range(9000)])
+    spool.dataset("n" * 501, "f" * 64)  # longer than MLflow's limit
+    write_points(spool, 1, 10)
+    spool.close("FINISHED")
+    assert deliver(folder, uri).rejected == 1
+    assert stored(uri) == logged(folder)
+    (refused,) = map(json.loads, (folder / REJECTED).read_text().splitlines())
+    assert refused["entry"]["digest"] == "f" * 64
+    used = {one.dataset.name: one.dataset.source for one in the_run(uri).inputs.dataset_inputs}
+    assert json.loads(used["many"])["tags"] == {"digest": "e" * 64, "classes": 9000}
+    assert json.loads(used["digits"])["tags"]["classes"] == ["0", "1"]
+
+
 def test_damaged_start_is_replaced_by_a_later_start(folder, uri):
     write_points(open_spool(folder), 1, 10)
     damaged = (folder / EVENTS).read_bytes().replace(b'"kind":"start"', b'"kind":"stArt"', 1)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MAX_POINTS, MAX_ENTRIES = 1000, 100  # MLflow's limits of a request: metrics; params or tags
 UPLOAD_TRIES = 3
 DIGEST_LENGTH = 36  # MLflow's limit for a data set; a tag contains the full digest
+MAX_SOURCE = 65_535  # characters of a data set's source, by MLflow
 REJECTED = "events.rejected"
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
@@ -112,7 +113,7 @@ class _Delivery:
             if event is None:
                 self._reject(f"the line before byte {end}", ValueError("damaged"))
             else:
-                self._send(event)
+                self._send_or_reject(event)
             self._save_progress(offset)
         self._flush(offset)
         return DeliveryReport(self.points, self.rejected)
@@ -151,6 +152,17 @@ class _Delivery:
         self.state.offset, self.state.tries = offset, 0
         self.state.save()
 
+    def _send_or_reject(self, event: Event) -> None:
+        """Send an event other than metrics; reject one that MLflow refuses."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._send(event)
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            self._reject(event.model_dump(), error)
+
     @singledispatchmethod
     def _send(self, event: Event) -> None:
         """Send an event other than metrics, by the method for its class."""
@@ -188,6 +200,8 @@ class _Delivery:
         from mlflow import entities
 
         source = json.dumps({"tags": {"digest": event.digest, "classes": event.classes}})
+        if len(source) > MAX_SOURCE:
+            source = json.dumps({"tags": {"digest": event.digest, "classes": len(event.classes)}})
         dataset = entities.Dataset(event.name, event.digest[:DIGEST_LENGTH], "code", source)
         used = entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "training")])
         # It fails if another training inserts the same data set at this moment: the next try succeeds.
