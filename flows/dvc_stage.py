@@ -5,6 +5,7 @@ itself ignores SIGINT, and a SIGTERM to DVC alone would leave the stage running.
 """
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from diffusion.layout import RUNS, dvc_stages
 from diffusion.system import signals
@@ -55,7 +57,7 @@ async def reproduce(stage: str, write: Write = echo, *, force: bool = False) -> 
 
     Raise StageFailed with its exit code, or Interrupted on a signal, after its processes have ended.
     """
-    flags = ["--force"] * force + ["--pull"] * has_remote()
+    flags = ["--force"] * force + ["--pull"] * (has_remote() and needs_pull(stage))
     await supervise(stage, [*DVC, "repro", "--single-item", stage, *flags], write)
 
 
@@ -67,9 +69,29 @@ async def refresh_code() -> None:
 
 def is_unchanged() -> bool:
     """Return whether DVC finds every stage up to date, with its outputs present; False if it fails."""
-    command = [*DVC, "status", "--json", *STAGES]
+    return _changes(*STAGES) == {}
+
+
+def needs_pull(stage: str) -> bool:
+    """Return whether a stage lacks a dependency, or outputs that no change makes again; True if DVC fails.
+
+    `dvc repro --pull` contacts the remote in any case, and fails if it does not answer.
+    """
+    changes = _changes(stage)
+    if changes is None:
+        return True
+    found: dict[str, Any] = {}
+    for change in changes.get(stage, []):
+        found |= change if isinstance(change, dict) else {}
+    dependencies, outputs = found.get("changed deps", {}), found.get("changed outs", {})
+    return "deleted" in dependencies.values() or (not dependencies and "not in cache" in outputs.values())
+
+
+def _changes(*stages: str) -> dict[str, list[Any]] | None:
+    """Return what `dvc status` finds changed, which contacts no remote; None if it fails."""
+    command = [*DVC, "status", "--json", *stages]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=child_environment())
-    return done.returncode == 0 and done.stdout.strip() == b"{}"
+    return None if done.returncode else json.loads(done.stdout)
 
 
 async def supervise(stage: str, command: list[str], write: Write) -> None:

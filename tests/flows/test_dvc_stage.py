@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.files import write_text
-from flows.dvc_stage import StageFailed, child_environment, failure, reproduce
+from flows.dvc_stage import StageFailed, child_environment, failure, needs_pull, reproduce
 from flows.pipeline_steps import run_step
 from flows.stage_outcome import StageOutcome
 from tests.helpers.small import commit
@@ -193,6 +194,21 @@ def test_a_clone_pulls_outputs_and_the_initial_weights(toy, tmp_path_factory, mo
     for _ in range(2):
         asyncio.run(reproduce("train", force=True))
         assert start.read_text() == content
+
+
+@pytest.mark.slow
+def test_a_remote_that_does_not_answer_stops_only_a_stage_that_needs_it(toy: Path) -> None:
+    asyncio.run(reproduce("data"))
+    run("dvc", "remote", "add", "--default", "away", "ssh://127.0.0.1:9/dvc")
+    asyncio.run(reproduce("train"))
+    assert (toy / "model").exists()
+    (toy / "work.py").write_text((toy / "work.py").read_text() + "\n")
+    asyncio.run(reproduce("data"))
+    shutil.rmtree(toy / ".dvc/cache")
+    assert not needs_pull("train"), "it runs with the changed work.py"
+    (toy / "prepared").unlink()
+    assert needs_pull("train")
+    assert "127.0.0.1" in str(failing("data"))
 
 
 @pytest.mark.slow
