@@ -41,7 +41,8 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     if problem := repository_problem():
         raise UsageError(": ".join(problem))
     check_options(**options)
-    echo("==> starting; Ctrl-C saves the training, and the same command resumes it\n")
+    resume = "`diffctl run`" if fresh else "the same command"
+    echo(f"==> starting; Ctrl-C saves the training, and {resume} resumes it\n")
     check_mlflow()
     with interrupt_on_signal(), hold_run_lock():
         if "code" in dvc_stages():

@@ -35,7 +35,7 @@ emit_app = group(app, "emit", "Send an event to Prefect, which may start a run."
 class Run(CommandOptions):
     """Run the pipeline: data, model, samples, scores, report, registry.
 
-    Only stale stages run. Ctrl-C saves the training; the same command resumes it.
+    Only stale stages run. Ctrl-C saves the training; the same command, without --fresh, resumes it.
     """
 
     push: bool = option("Push the results to the DVC remote.")

@@ -122,7 +122,11 @@ def print_message(sentence: str) -> None:
 def outcome_of(error: BaseException) -> StageOutcome:
     """Return the kind, the sentence and the exit code of a command that raised the error."""
     if isinstance(error, DiffctlError | Interrupted):
-        return StageOutcome(error.kind, str(error), error.exit_code)
+        sentence = str(error)
+        if "--fresh" in sys.argv:  # the same command would discard what was saved
+            resume = command_line().replace(" --fresh", "")
+            sentence = sentence.replace("the same command", f"`{resume}`")
+        return StageOutcome(error.kind, sentence, error.exit_code)
     if isinstance(error, KeyboardInterrupt):  # raised by code that does not use our handlers
         return outcome_of(make_interrupted(signal.SIGINT))
     if isinstance(error, OSError) and not isinstance(error, ValueError):  # io.UnsupportedOperation is both

@@ -17,7 +17,10 @@ import typer
 
 from cli import main
 from cli.shared.console import print_line, progress
+from cli.shared.process import outcome_of
 from diffusion.protocol.scores_document import write_scores_document
+from diffusion.system.errors import Interrupted
+from diffusion.system.signals import StopRequest
 from tests.conftest import ROOT, command, diffctl, environment, run_python, write_params
 from tests.helpers.invoke import Invoke
 from tests.helpers.scores_document import document
@@ -256,3 +259,13 @@ def test_live_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(reader)
     assert lines[0].startswith("steps50-eta0")
     assert all(len(line) < 20 for line in lines)
+
+
+def test_a_stopped_fresh_training_names_the_command_that_resumes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["diffctl", "stage", "train", "--fresh"])
+    stop = StopRequest()
+    stop.request()
+    with pytest.raises(Interrupted) as end:
+        stop.raise_if_set()
+    message = "stopped by SIGTERM, saved: `diffctl stage train` resumes here"
+    assert outcome_of(end.value).sentence == message

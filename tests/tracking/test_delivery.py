@@ -221,6 +221,22 @@ def test_fresh_training_in_the_same_folder_is_delivered_in_full(folder, uri):
     assert len(stored(uri, "old")) == 58
 
 
+def test_undelivered_log_of_a_discarded_training_is_delivered(folder, uri):
+    picture = folder / "previews" / "10.png"
+    with open_run(folder.parent, folder.name):
+        picture.parent.mkdir()
+        Image.new("L", (16, 8), 128).save(picture)
+        old = open_spool(folder, "old")
+        write_points(old, 1, 30)
+        old.image(10, "preview", picture)
+        before = logged(folder)
+    with open_run(folder.parent, folder.name, fresh=True):
+        write_points(open_spool(folder, "new"), 1, 50)
+        assert not picture.exists()
+    assert [(one.done, one.rejected) for one in sender.deliver_all()] == [(True, 0)] * 2
+    assert (stored(uri, "old"), stored(uri, "new")) == (before, logged(folder))
+
+
 def test_lost_store_and_another_store_get_everything(folder, uri, tmp_path):
     spool = open_spool(folder)
     write_points(spool, 1, 10)

@@ -49,6 +49,9 @@ from diffusion.train.train_config import OptimisationConfig
 if TYPE_CHECKING:
     from diffusion.train.train_state import TrainState
 
+# The spool, its progress and the files that it names: MLflow may lack some of it.
+LOGGED = ("events.jsonl", "events.rejected", "sent.json", "outbox", "previews", "checkpoints")
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -195,11 +198,16 @@ def run_dir_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], Modul
 
 
 def _discard(folder: Path) -> None:
-    """Remove everything except locks: removing a held lock file would let others acquire a second one."""
+    """Remove everything except locks; move the log to a folder of its own, where `diffctl sync` finds it."""
+    logged = LOGGED if (folder / LOGGED[0]).exists() else ()
+    kept = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
     for entry in folder.iterdir():
-        if entry.is_dir():
+        if entry.name in logged:
+            kept.mkdir(exist_ok=True)
+            entry.rename(kept / entry.name)
+        elif entry.is_dir():
             shutil.rmtree(entry)
-        elif not entry.name.endswith("lock"):
+        elif not entry.name.endswith("lock"):  # without its file, others could acquire a second one
             entry.unlink()
 
 
