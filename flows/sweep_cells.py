@@ -4,6 +4,7 @@
 loop continues with the others.
 """
 
+import math
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
+from diffusion.layout import CELL_RUNS
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
 from diffusion.system.files import disk_errors
+from diffusion.system.locks import group_lock
 from diffusion.system.section import brief
 from diffusion.system.signals import interrupt_on_signal
 from flows.output_relay import echo
@@ -70,6 +73,11 @@ class CellTasks:
             raise kind(f"{len(failures)} of {len(self.makers)} cells failed: {reasons}")
 
 
+def hold_samples() -> AbstractContextManager[None]:
+    """Keep `diffctl prune` from images, EMA profiles and fetched models during the block; others share it."""
+    return group_lock(CELL_RUNS / "lock", "sweeps", math.inf)
+
+
 def run_sweep(
     sample: "SampleConfig", cells: "Sequence[Cell]", files: "CellFiles", samples: Path, progress: ProgressOf
 ) -> None:
@@ -84,7 +92,7 @@ def run_sweep(
         from flows.ray.shard_runner import ray_runner
 
         runner = ray_runner(sample)
-    with interrupt_on_signal(), runner as run:
+    with interrupt_on_signal(), hold_samples(), runner as run:
 
         def make(cell: "Cell") -> None:
             own, average_of = files.of(cell), None if cell.ema is None else files.model

@@ -1,6 +1,7 @@
 """The project: findings on its configuration, the schema, and files in runs/ that nothing needs."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import typer
@@ -18,6 +19,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.memory import format_bytes
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.signals import interrupt_on_signal
+from flows.run_lock import hold_run_lock
 from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
 from tracking.runs.leftovers import ROOTS, Leftover, find_leftovers, remove_leftovers
 from tracking.store import check_access, tracking_uri
@@ -89,8 +91,9 @@ def prune_runs(options: Prune) -> None:
     if not project.is_ready or project.plan is None:
         raise UsageError("the data of params.yaml are not prepared: `diffctl stage data` prepares them")
     plans = [plan for plan in (project.plan, project.classifier_plan) if plan is not None]
-    found = find_leftovers(project.config, plans, options.keep or [])
-    busy = remove_leftovers(found) if options.yes else []
+    with hold_run_lock() if options.yes else nullcontext():
+        found = find_leftovers(project.config, plans, options.keep or [])
+        busy = remove_leftovers(found) if options.yes else []
     rows = [{**vars(one), "removed": options.yes and one not in busy} for one in found]
     options.answer(rows, partial(_show_leftovers, found, busy, options.yes))
 

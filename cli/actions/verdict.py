@@ -45,6 +45,7 @@ from diffusion.verdict.arms import Arm, common_subject
 from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
 from flows.dvc_stage import fetch_pretrained
+from flows.sweep_cells import hold_samples
 from tracking.project import title_of
 from tracking.runs.base_models import fix_bases, fixed_base
 from tracking.verdict_runs import log_verdict
@@ -67,7 +68,7 @@ def judge_changes(options: Verdict) -> None:
     if options.metric != "loss":
         check_reference(arms[0].config)
     busy = f"this verdict is running ({folder}): wait for it or stop it"
-    with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
+    with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy), hold_samples():
         about = search_dir.open_about(folder, about, lambda: bases)
         arms, ratios = time_equal_work(options, folder, arms, ratios)
         test = PairedTest(*options.looks, ERROR / len(arms[1:]))

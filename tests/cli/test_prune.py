@@ -4,7 +4,9 @@ import itertools
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from diffusion.layout import AVERAGES, CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_
 from diffusion.model.model_file import save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
+from diffusion.sample import cell_images
 from diffusion.sample.ema_files import ema_model_file, matching_snapshots
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampling_card import cells_folder, shards_folder
@@ -25,11 +28,13 @@ from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
-from diffusion.system.locks import file_lock
+from diffusion.system.locks import file_lock, group_lock
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import plan_artefact, training_fingerprint, training_settings
 from diffusion.train.planning import plan_training
+from flows.run_lock import LOCK
+from flows.sweep_cells import run_sweep
 from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
@@ -216,6 +221,29 @@ def test_files_are_listed_before_they_are_removed(plan, invoke) -> None:
     (row,) = json.loads(invoke("prune", "--yes", "--json").out)
     assert (row["path"], row["removed"], row["size"] > 0) == (str(other), True, True)
     assert not other.exists()
+
+
+def test_files_stay_while_a_sweep_or_a_run_uses_them(plan, invoke, monkeypatch) -> None:
+    fetched, download = MODEL_RUNS / ("d" * 64), MODEL_RUNS / ".download-x"
+    for folder in (fetched, download):
+        write_text(folder / "model.safetensors", "weights")
+    cells = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
+    removed = []
+
+    def make_cell(*_) -> None:
+        rows = json.loads(invoke("prune", "--yes", "--json").out)
+        removed.extend(row["removed"] for row in rows)
+
+    monkeypatch.setattr(cell_images, "make_cell", make_cell)
+    config, files = load(), SimpleNamespace(of=lambda cell: None)
+    cell = grid(config.sample, config.sweep)[0]
+    run_sweep(config.sample, [cell], files, Path("samples"), lambda name: nullcontext())
+    assert removed == [False, False]
+    with group_lock(LOCK, "the nightly run"):
+        assert_refused(invoke("prune", "--yes"), "the nightly run", code=1)
+    assert gone(plan) == {fetched, cells}
+    assert invoke("prune", "--yes").code == 0
+    assert (fetched.exists(), cells.exists(), download.exists()) == (False, False, True)
 
 
 def test_without_data_or_mlflow_nothing_is_listed(project, plan, invoke, monkeypatch) -> None:

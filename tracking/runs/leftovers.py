@@ -78,8 +78,9 @@ def remove_leftovers(found: Sequence[Leftover]) -> list[Leftover]:
     """Remove the folders; return those that stay because a process uses them now."""
     busy = []
     for leftover in found:
+        holder = leftover.path if leftover.path.parent in TRAININGS else CELL_RUNS  # which sweeps hold
         try:
-            with file_lock(leftover.path / "lock", timeout=0):
+            with file_lock(holder / "lock", timeout=0):
                 shutil.rmtree(leftover.path)
         except LockBusy:
             busy.append(leftover)
@@ -159,4 +160,5 @@ def _ema_models(scored: Sequence[ScoredCell]) -> Iterator[Leftover]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("*") if path.is_dir())
+    """Return the folders in `root`; hidden ones are of a process that uses them now."""
+    return sorted(path for path in root.glob("[!.]*") if path.is_dir())
