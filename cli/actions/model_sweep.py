@@ -21,6 +21,7 @@ from diffusion.protocol.option_tables import ALL_OPTIONS, MODEL_AXES
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.system.errors import UsageError
+from diffusion.system.locks import file_lock
 from diffusion.system.section import validate
 from tracking.runs.base_models import fetch_base
 from tracking.runs.score_logging import log_sweep
@@ -43,7 +44,9 @@ def sweep_model(options: Sweep) -> None:
         raise UsageError(str(error)) from None
     base = None if sample.base is None else fetch_base(sample.base)
     model, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
-    document = score_grid(config, model, SWEEP_RUN, base)
+    busy = f"another sweep uses {SWEEP_RUN}: wait for it or stop it"
+    with file_lock(SWEEP_RUN / "lock", timeout=0, busy=busy):
+        document = score_grid(config, model, SWEEP_RUN, base)
     if run_id is not None:
         log_sweep(run_id, document)
     options.answer(document_values(document), partial(_show, document, run_id))

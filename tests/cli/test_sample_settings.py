@@ -12,7 +12,7 @@ from cli.actions.model_sweep import _axes
 from cli.actions.score_tables import show_sweep_scores
 from cli.shared.options import ModelSourceOptions
 from diffusion.images.store import open_store
-from diffusion.layout import MODEL, RUN, SCORES
+from diffusion.layout import MODEL, RUN, SCORES, SWEEP_RUN
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
@@ -23,6 +23,7 @@ from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampling_card import sampling_card
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import sha256_file, write_json
+from diffusion.system.locks import file_lock
 from flows.champion import _options
 from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
@@ -97,6 +98,14 @@ def test_options_of_a_sampler_and_a_spacing(sample, project, invoke, monkeypatch
     cells = [cell_settings(swept[0].sample, cell) for cell in grid(swept[0].sample, swept[0].sweep)]
     assert {(one.sampler, one.sampler_options["order"]) for one in cells} == {("ipndm", 2)}
     assert_refused(invoke("sweep", "--sampler", "ipndm,unipc", *own[:2]), "one sampler", "ipndm, unipc")
+
+
+def test_second_sweep_in_a_folder_is_refused(sample, project, invoke, monkeypatch):
+    write_params(project)
+    monkeypatch.setattr("cli.actions.model_sweep.score_grid", lambda *_: document(SWEEP))
+    with file_lock(SWEEP_RUN / "lock"):
+        assert_refused(invoke("sweep"), "another sweep uses runs/sweep", code=1)
+    assert invoke("sweep").code == 0
 
 
 def test_scale_repeats_pixels(sample):
