@@ -1,6 +1,6 @@
 """Diffusion models of DDPM, Improved DDPM, DDIM, ADM and classifier-free guidance, from the papers.
 
-The library knows nothing of servers: no prefect, dvc, mlflow or typer is imported below this package.
+The library is independent of servers: it imports no prefect, dvc, mlflow or typer.
 Plugins are loaded by `diffusion.project`, not by importing the package.
 """
 

@@ -174,7 +174,7 @@ def parse_module(name: str, file: Path, source: bytes) -> ast.Module:
 def modules_of(tree: ast.AST) -> set[str]:
     """Return the modules of this package and of plugins that a tree imports.
 
-    An `__init__` is one only if it holds more than its docstring, and never those of the two packages.
+    An `__init__` counts only if it has more than its docstring, and never that of the two packages.
     """
     found = set()
     for name in imported_modules(tree):

@@ -1,4 +1,4 @@
-"""Refuse a project whose own copy of the library is not the one that is imported."""
+"""Refuse a project that contains another copy of the library than the imported one."""
 
 import ast
 from pathlib import Path
@@ -12,8 +12,8 @@ PACKAGES = ("diffusion", "tracking", "flows", "serving", "cli")
 def check_project_code(root: Path) -> None:
     """Raise UsageError if the project in `root` contains other code of diffctl than the imported code.
 
-    A copy with equal code is accepted, such as that of `dvc exp run --temp`. A registered model, whose
-    code is in an archive, runs in any project.
+    A copy with equal code is accepted, such as that of `dvc exp run --temp`. A registered model runs in any
+    project, since its code is in an archive.
     """
     own, imported = (folder / "diffusion/code_digest.py" for folder in (root, ROOT))
     is_project = (root / "params.yaml").is_file() and own.is_file()

@@ -38,7 +38,7 @@ HEADER = "# A digest of each stage's code, by `diffctl stage code`. Commit it wi
 FACTS = RUNS / "code.json"
 VERSION_MODULE = f"{PACKAGE}.version"  # left out, so that a new version of equal code makes nothing stale
 MAX_SOURCE = 2**20  # bytes of a module
-# The stages of dvc.yaml in an order that it allows, and the sections whose registries each builds from.
+# The stages of dvc.yaml in topological order, and the sections with the registries that each builds from.
 STAGES = {
     "data": ("data",),
     "reference": ("evaluate",),

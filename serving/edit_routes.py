@@ -34,7 +34,7 @@ BODIES = {
 
 
 class PictureRoute(APIRoute):
-    """A route whose JSON may be sent as a picture, its `image`, with the other keys in the query."""
+    """A route that takes JSON, or a picture: the key `image`, with the other keys in the query."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of a request."""

@@ -12,7 +12,7 @@ from serving.schemas import MAX_EDIT_PIXELS
 
 
 def decode_base64(text: str, name: str, channels: int, size: Size | None = None) -> Images:
-    """Return a picture in base64 as (H, W, C) uint8; raise UsageError if it is none, or too large."""
+    """Return a picture in base64 as (H, W, C) uint8; raise UsageError for anything else, or if too large."""
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII

@@ -47,7 +47,7 @@ class ServeConfig(Section):
 
 
 class StrictRequest(Section):
-    """A request whose values are of the declared types, such as no text for a number."""
+    """A request without type conversion: text is no number."""
 
     model_config = ConfigDict(populate_by_name=True, strict=True)
 
@@ -144,7 +144,7 @@ class EditRequest(SettingsRequest):
     image: EncodedPicture = Field(description="PNG, JPEG, WebP or GIF in base64.")
     mask: EncodedPicture | Literal["alpha"] | None = Field(
         default=None,
-        description="A picture in base64 whose white pixels are filled; `alpha` fills the transparent ones "
+        description="A picture in base64: its white pixels are filled. `alpha` fills the transparent pixels "
         "of the image. A box is the operator mask:LEFT,TOP,RIGHT,BOTTOM.",
     )
     operator: Annotated[str, Field(max_length=MAX_NAME)] | None = Field(

@@ -29,7 +29,7 @@ class MlflowUnavailable(MlflowError, TemporaryError):
 class MlflowDenied(MlflowError):
     """MLflow requires a login, or the user lacks a permission.
 
-    It ends a command as a UsageError does, but is none: `except UsageError` detects missing models and runs.
+    It ends a command as a UsageError does, but is no subclass: that error is for missing models and runs.
     """
 
     exit_code = UsageError.exit_code

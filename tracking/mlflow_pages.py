@@ -78,7 +78,7 @@ def experiment_note(name: str) -> str:
     """Describe an experiment and its use."""
     if name == REGISTRY_EXPERIMENT:
         return (
-            "The champions of each registered model: one run per model, whose parameters are their moves. "
+            "The champions of each registered model: one run per model. Its parameters are their moves. "
             "`diffctl history` reads them.\n\n**Do not delete anything here.**\n"
         )
     return (

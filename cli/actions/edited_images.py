@@ -37,7 +37,7 @@ from diffusion.system.output_paths import write_output
 
 
 class Inputs(NamedTuple):
-    """The pictures as they are measured, at one size, with what was measured; `resized` says which were."""
+    """Pictures at their measured size, and their measurement; `resized` describes resized ones."""
 
     pictures: list[InputPicture]
     measurement: Measurement

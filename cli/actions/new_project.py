@@ -59,7 +59,7 @@ def _choose(options: Init, root: Path, choices: ProjectChoices) -> tuple[Project
     if profile is not None:
         return choices.model_copy(update={"profile": profile}), False
     if root.is_relative_to(data.resolve()):
-        message = f"--data {printable(data)} contains the project, whose pictures would become data"
+        message = f"--data {printable(data)} contains the project: its pictures would become data"
         raise UsageError(f"{message}: name a folder for the project outside it")
     from cli.project.pictures import choose_settings  # torch
 

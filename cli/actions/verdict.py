@@ -182,7 +182,7 @@ def _announce(arms: Sequence[Arm], how: str) -> None:
 
 
 def _check_budget(budget: float, pair: float, test: PairedTest) -> None:
-    """Print what the pairs need, of so many seconds each; UsageError if the first look is out of reach."""
+    """Print the time of pairs of `pair` seconds each; UsageError if the first look exceeds the budget."""
     needs = [f"{count} pairs need about {format_duration(count * pair)}" for count in (test.first, test.last)]
     if test.first * pair > budget:
         raise UsageError(f"--budget: {needs[0]} here: give more time, or train fewer steps")

@@ -113,7 +113,7 @@ class Judge:
         return self.is_over_budget
 
     def _exceeds_budget(self, count: int, done: Sequence[Job]) -> bool:
-        """Return whether so many trainings more exceed the budget.
+        """Return whether `count` further trainings exceed the budget.
 
         Each is estimated by the mean of those that ran in full: a reused one takes almost no time.
         """

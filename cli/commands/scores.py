@@ -127,7 +127,7 @@ class Nll(JsonOptions, ModelSourceOptions):
 
 @command(app, lambda: run_comparison.compare_runs, "reading the scores")
 class Compare(JsonOptions):
-    """Compare the scores of runs whose protocol cards agree.
+    """Compare the scores of runs with equal protocols.
 
     Trainings that differ only in the seed are one column with mean and standard deviation. A gap within the
     confidence interval is marked as not significant. A row without intervals has no best.

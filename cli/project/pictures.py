@@ -25,7 +25,7 @@ from diffusion.system.params import parse_yaml
 
 SAMPLED = 200  # pictures that are decoded, evenly over the folder
 SIDES = (64, 32, 16)  # shorter sides of the images of a model, which halves them two or three times
-STRIDE, MAX_RATIO = 8, 4  # of the longer side: what it is a multiple of, and its limit in shorter sides
+STRIDE, MAX_RATIO = 8, 4  # of the longer side: its divisor, and its limit in shorter sides
 MEASURED_SECONDS = 10.0
 MAX_STEPS, MIN_STEPS = 100_000, 1000
 MIN_PER_CLASS = 20  # images, for a network with labels

@@ -1,4 +1,4 @@
-"""Commands as dataclasses: a field for each option, and a body whose module is loaded when the command runs.
+"""Commands as dataclasses: a field for each option, and a body that is imported when the command runs.
 
 Each option is named once, and `diffctl --help` loads nothing heavy.
 """
@@ -140,7 +140,7 @@ def command(
 
 
 class CommandGroup(TyperGroup):
-    """A group whose help lists its commands by panel, without rich, which takes longer to import."""
+    """A group of commands. Its help lists them by panel, without rich, which takes longer to import."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel, in the order of its first command; summaries are not cut."""

@@ -114,7 +114,7 @@ class TrackedTraining(ConsoleTraining):
         self._system, self._system_at = SystemMetrics(), 0.0
         self._window: tuple[float, int] | None = None
         self.on_validation: Callable[[int, float], None] | None = None  # of the step and the EMA's loss
-        self.repeats_validation = False  # of a complete training, whose loss may be of other images or code
+        self.repeats_validation = False  # of a complete training: its loss may be of other images or code
         self.real: ImageStore | None = None  # below previews
         self._began, self._first_step = time.monotonic(), 0
         self._model_sha256: str | None = None

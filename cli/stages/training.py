@@ -119,7 +119,7 @@ def _validation(run: RunDir, plan: DenoiserPlan, config: Config, stop: StopReque
 def scored_images(config: Config) -> ValidationImages:
     """Return the images to score: `train.eval_images` by `sample` with η = 0 in `train.eval_steps` steps.
 
-    Other networks do not guide them: without a classifier, and without guidance whose rule needs a guide.
+    No other network is used: no classifier, and no guidance if its rule needs a guide.
     Learned times, which are of a trained model, are replaced by uniform ones.
     """
     shared = config.sample.model_dump(include=set(CommonSettings.model_fields))

@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians: data whose optimal denoiser has a closed form."""
+"""Mixtures of Gaussians: data with an optimal denoiser in closed form."""
 
 import math
 from dataclasses import dataclass

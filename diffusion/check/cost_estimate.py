@@ -86,7 +86,7 @@ def _long_work(work: int, speed: float) -> Iterator[Finding]:
 
 
 def network_evaluations(project: Project, plan: DenoiserPlan) -> int:
-    """Return how many images the network sees in the sweep, over all of its calls.
+    """Return the number of images that the network processes in the sweep, over all calls.
 
     A call of the base of a cascade counts by its share of the FLOPs, if the base is here.
     """

@@ -96,7 +96,7 @@ class Project:
 
     @cached_property
     def cells(self) -> dict[Cell, SampleSettings]:
-        """The settings of every cell, but for those whose learned times are missing."""
+        """The settings of every cell, except cells with missing learned times."""
         cells = {}
         for cell in grid(self.config.sample, self.config.sweep):
             with suppress(UsageError):  # reported by check_spacing

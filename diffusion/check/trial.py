@@ -112,7 +112,7 @@ def _further_attempts(project: Project) -> dict[str, Callable[[], None]]:
 
 
 def _is_affordable(plan: TrainPlan, calls: int = 0) -> bool:
-    """Return whether a training step and so many calls of the network take about a second."""
+    """Return whether a training step and these calls of the network take about a second."""
     flops = counted_passes.forward_flops(plan.network) * IMAGES * (TRAIN_PASSES + calls)
     return flops <= MAX_FLOPS and counted_passes.count_parameters(plan.network) <= MAX_PARAMETERS
 

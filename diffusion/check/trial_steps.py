@@ -59,7 +59,7 @@ def random_images(network: NetworkSpec, count: int) -> ImageStore:
 
 
 def few_steps(settings: SampleSettings, steps: int) -> SampleSettings:
-    """Return the settings with so many steps and guidance at all of them, for the model alone.
+    """Return the settings with this number of steps and guidance at each, for the model alone.
 
     Learned times, which are of one model, are replaced by uniform ones.
     """
@@ -89,8 +89,8 @@ def trial_plan(plan: Plan) -> Plan:
 def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
     """Compute the gradients of step 0, and the first and the last learning rate; ValueError for NaN.
 
-    Without `network` the plan's own is built. A `StandIn` has no module whose output an objective may need:
-    for such an objective only the names of these modules are checked.
+    Without `network` the plan's own is built. An objective may need outputs of modules, which a
+    `StandIn` lacks: then only the names of these modules are checked.
     """
     task, process, steps = build_task(plan), build_process(plan.process), plan.train.steps
     objective = task.objective(process)

@@ -209,7 +209,7 @@ def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> 
 
 
 def learned_options(scores: ScoresDocument, steps: int) -> dict[str, Any]:
-    """Return the options of spacing learned in a cell with so many steps; UsageError if there is none."""
+    """Return the options of spacing learned in the cell with these steps; UsageError without such a cell."""
     cells = {cell.steps: (cell, name) for name, cell in scores.cells.items() if has_learned_times(cell)}
     if steps not in cells:
         found = ", ".join(map(str, sorted(cells))) or "no number of"

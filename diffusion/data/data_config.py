@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffusion.data.source import Source
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
-OWN_IMAGES = ("image-folder", "hf")  # sets whose path says which images they are
+OWN_IMAGES = ("image-folder", "hf")  # identified by their path
 GIVEN = {"path", "image_size", "channels"}  # fields that a prepared split records as they were given
 
 

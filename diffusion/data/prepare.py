@@ -69,7 +69,7 @@ def prepare(
 ) -> None:
     """Write the stores out/train and out/test, completely or not at all.
 
-    Images are read on all cores into a folder of `work` whose name depends on the input, so that a killed
+    Images are read on all cores into a folder of `work`. Its name depends on the input, so that a killed
     preparation resumes. Unfinished folders of other settings are removed when this one is complete. The
     folder's lock is next to it and removed last. DiffctlError names what is missing, and what cannot be used
     unless `on_bad` is skip: then `out` has the list in skipped.csv.

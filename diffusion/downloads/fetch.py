@@ -116,7 +116,7 @@ def file_checksums(paths: Sequence[Path], notify: OnProgress | None = None) -> d
 def _download(
     remote: RemoteFile, part: Path, urls: list[str], notify: OnProgress | None, attempts: int
 ) -> None:
-    """Fill `part` with the right content, from the addresses in turn."""
+    """Download the right content to `part`; try the addresses in order."""
     algorithm, expected = remote.checksum.split(":")
     wrong, failures, unreachable, reasons = 0, 0, Counter[str](), dict[str, str]()
     at_first = _size(part)

@@ -154,8 +154,8 @@ def edit_card(
 ) -> dict[str, Any]:
     """Return the protocol card of edited images: that of sampling with the edit's own fields.
 
-    Measurement and condition have a row for each picture, of which there are `results` images. The operator's
-    text names a mask that is a picture by its digest.
+    Measurement and condition have a row per picture, and each picture has `results` images. A mask that is a
+    picture is in the operator's text by its digest.
     """
     process = build_process(networks.model.process)
     entries: list[Chosen] = [(METHODS, edit.method)]

@@ -44,7 +44,7 @@ class Measurement:
 def build_operator(text: str, image_shape: Shape, kept: Tensor | None = None) -> LinearOperator:
     """Return the operator of a text form for images of a shape; `kept` (H, W) is a mask that is a picture.
 
-    UsageError if it does not fit the shape, and for a product whose pseudo-inverse is not known.
+    UsageError if it does not fit the shape, and for a product without a known pseudo-inverse.
     """
     try:
         factors = parse_operator(text)

@@ -71,7 +71,7 @@ def kept_pixels(mask: Images, size: Size) -> Tensor:
 
 
 def masked_operator(text: str, image_shape: Shape, mask: Images) -> LinearOperator:
-    """Return the operator of a text form whose last factor, `mask`, is a picture (H, W, 1), fitted to it.
+    """Return the operator of a text form; its last factor is `mask`, a picture (H, W, 1), resized to fit.
 
     UsageError as `build_operator`, and for a text without such a factor.
     """

@@ -1,4 +1,4 @@
-"""Scores of edited images whose originals are known: what was measured, PSNR, SSIM, and the spread.
+"""Scores of edited images against their originals: error of the measurement, PSNR, SSIM, and the spread.
 
 PSNR and SSIM are those of torchmetrics (`diffctl[edit]`), an optional dependency.
 """

@@ -181,7 +181,7 @@ class Engine:
         return self._turn % 2 == 1 or not any(job.chunks for job in list(self._jobs.values()))
 
     def _step_base(self, base: "Engine") -> ForwardPass:
-        """Run a pass of the base model; the jobs whose base images are finished can start then."""
+        """Run a forward pass of the base model. Jobs with finished base images can start then."""
         done = base.step()
         made = ForwardPass(done.rows)
         with self._lock:

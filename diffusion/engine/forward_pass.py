@@ -26,7 +26,7 @@ class ForwardPass:
 
 
 def select_chunks(chunks: Iterable[Chunk], rows: int) -> list[Chunk]:
-    """Return the chunks of the next pass, of at most `rows` rows: those of the least served jobs first.
+    """Return the chunks of the next pass, of at most `rows` rows: chunks of the least served jobs first.
 
     Within a job the chunks with the fewest calls come first. A chunk that does not fit any more is skipped
     for a later one that does, and comes before it in the next pass. So is one with another rule of guidance

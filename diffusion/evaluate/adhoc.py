@@ -55,7 +55,7 @@ class ScoringInputs(NamedTuple):
 
 
 def open_inputs(path: Path, against: Path, split: str | None = None) -> ScoringInputs:
-    """Open the sample and the real images, of prepared data those of the split, by default train.
+    """Open the sample and the real images; of prepared data the split is train by default.
 
     UsageError for a split of images without splits; other errors as `open_images`.
     """

@@ -53,10 +53,10 @@ class EvaluateConfig(Section):
 
     The fields `weights`, `weights_sha256` and `statistics` are as in an entry of `extra_extractors`, which
     lists further feature spaces, each a name or a mapping. Only the first space ranks cells.
-    `reference_images` limits the real images of each split whose features are computed, for quick tests;
-    None: all. `batch_size` is the number of images at a time, None for one that suits the device.
-    `confidence_intervals` adds intervals to scores. At most `prc_images` images of each set are compared
-    pairwise for precision, recall and memorisation; `prc_samples` is another limit for the samples.
+    `reference_images` limits the real images of each split, for quick tests; None: all. `batch_size` is the
+    number of images at a time; None: one that suits the device. `confidence_intervals` adds intervals to
+    scores. At most `prc_images` images of each set are compared pairwise for precision, recall and
+    memorisation; `prc_samples` is another limit for the samples.
     `feature_likelihood` adds the divergence that detects copies, in each space; it needs both splits.
     `kid_subset_size` is the largest number of images in a subset of the kernel distance.
     `protocol` names a paper's protocol. It changes no score; `diffctl check` and the report list the

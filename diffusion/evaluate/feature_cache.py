@@ -62,7 +62,7 @@ def cached_features(
 
 
 def blocks(count: int) -> list[range]:
-    """Return the blocks of `count` images, of at least two images each if there are so many."""
+    """Return the blocks of `count` images; each has at least two, unless there is only one."""
     starts = range(0, max(1, count // BLOCK) * BLOCK, BLOCK)
     return [range(start, count if start == starts[-1] else start + BLOCK) for start in starts]
 

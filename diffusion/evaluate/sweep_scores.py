@@ -72,7 +72,7 @@ def score_cells(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> ScoresDocument:
-    """Score cells of equal size, two at a time. Each extractor sees each image once.
+    """Score cells of equal size, two at a time. Each extractor processes each image once.
 
     The first scorer gives the cells' own scores; those of the others are in `spaces` by name.
     """

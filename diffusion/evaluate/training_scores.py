@@ -138,7 +138,7 @@ class ScoredCheckpoints:
         return {step: scores for step, scores in known.steps.items() if self.ranked_by in scores}
 
     def _kept(self, known: dict[int, Scores], present: set[int]) -> set[int]:
-        """Return the steps to keep of those whose files are `present`."""
+        """Return the steps to keep, of the steps with files, `present`."""
         if isinstance(self.keep, int):  # whatever the protocol of their scores
             return {step for step in present if step % self.keep == 0}
         ranked = known.keys() & present

@@ -32,7 +32,7 @@ BLOCKS = {  # of TensorFlow's graph; the names here are torch-fidelity's
     "mixed_3": "Mixed_6a", "mixed_4": "Mixed_6b", "mixed_5": "Mixed_6c", "mixed_6": "Mixed_6d",
     "mixed_7": "Mixed_6e", "mixed_8": "Mixed_7a", "mixed_9": "Mixed_7b", "mixed_10": "Mixed_7c",
 }  # fmt: skip
-TOWERS = {  # of the blocks whose name matches: the branch of each tower; a number after it counts layers
+TOWERS = {  # by a pattern of blocks' names: the branch of each tower; a number after it counts layers
     r"Mixed_5.": {"": "branch1x1", "tower": "branch5x5", "tower_1": "branch3x3dbl"},
     r"Mixed_6a": {"": "branch3x3", "tower": "branch3x3dbl"},
     r"Mixed_6.": {"": "branch1x1", "tower": "branch7x7", "tower_1": "branch7x7dbl"},

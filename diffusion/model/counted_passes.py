@@ -101,7 +101,7 @@ def _counted_passes(spec: NetworkSpec) -> tuple[int, int, int, tuple[int, ...]]:
 
 
 def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> tuple[int, tuple[int, ...]]:
-    """Run a forward pass of so many images; return the bytes that it keeps, and its output's shape."""
+    """Run a forward pass of this number of images; return the bytes that it keeps, and its output's shape."""
     found: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:

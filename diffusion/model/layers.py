@@ -35,10 +35,10 @@ class ZeroLinear(nn.Linear):
 
 
 class ConditionedNetwork(nn.Module):
-    """Base of networks whose blocks take an embedding of time and class, of `width` numbers.
+    """Base of networks with blocks that take an embedding of time and class, of `width` numbers.
 
-    A multilayer perceptron of sinusoids of the time, plus a row for each class and for "no label", and a
-    perceptron of those of the noise on a low-resolution image.
+    The embedding is a multilayer perceptron of sinusoids of the time, plus a row for each class and for "no
+    label", plus a perceptron of sinusoids of the noise on a low-resolution image.
     """
 
     def __init__(self, spec: ConditionedSpec, sinusoids: int, width: int) -> None:
@@ -124,7 +124,7 @@ class Stage(nn.ModuleList):
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose masks are windows of a tape of random bits, each row with its own start.
+    """Dropout with masks that are windows of a tape of random bits; each row has its own start.
 
     `tape` (n,) bool, true with probability 1 − p, and `starts` (B,) int64 are set before each pass of a batch
     in training. Without a tape it is torch's own; those masks depend on how the batch is split.

@@ -87,7 +87,7 @@ class ModelConfig(RegistrySection):
     `low_res` is the size of a low-resolution image that a network of `TAKES_IMAGE` enlarges (ADM 2105.05233,
     SR3 2104.07636), a side or [height, width]: the image's divided by a whole number. In training it is
     the mean over blocks of the image, with noise of a standard deviation between 0 and `cond_noise`, in units
-    of [−1, 1], that the network embeds (Ho et al. 2021, 2106.15282); 0 is none.
+    of [−1, 1], that the network embeds (Ho et al. 2021, 2106.15282); 0: no noise.
     """
 
     CHOSEN_BY = "name"
@@ -188,7 +188,7 @@ class NetworkSpec(ModelConfig):
 
     @property
     def input_channels(self) -> int:
-        """The channels that the first layer sees: the image's, and those of an enlarged one."""
+        """The channels that the first layer receives: the image's, and those of an enlarged one."""
         return self.in_channels * (1 if self.low_res is None else 2)
 
     @property

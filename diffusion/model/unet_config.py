@@ -30,7 +30,7 @@ class UNetConfig(LevelsConfig):
 
     `attention_resolutions` lists the feature-map sizes, in pixels, that get self-attention; of maps that are
     not square the shorter side. Its heads come either from `head_channels` (channels a head) or from `heads`
-    (their number). The network sees t·`time_scale` (iDDPM's code trains with 1000/T).
+    (their number). The network receives t·`time_scale` (iDDPM's code trains with 1000/T).
     With `patch_size` p > 1 the first level has 1/p of the image's sides: the first convolution has stride p,
     and the last layers return to full size, where `pixel_channels` features of the image itself join them.
 

@@ -86,7 +86,7 @@ class Paper(Section):
         return {**self.protocol, **figure.protocol}
 
     def datasets_of(self, figure: Figure) -> list[str]:
-        """Return the data sets whose reports show this figure."""
+        """Return the data sets that have this figure in their reports."""
         data = self.protocol_of(figure).get("data")
         return figure.datasets or ([] if data is None else [str(data)])
 

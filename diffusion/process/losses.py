@@ -55,7 +55,7 @@ class Simple(Objective):
 
 
 class Hybrid(Objective):
-    """L_simple + (T/1000)·L_vlb, whose mean is detached so that it trains the variance (iDDPM eq. 16)."""
+    """L_simple + (T/1000)·L_vlb. In L_vlb the mean is detached: it trains the variance (iDDPM eq. 16)."""
 
     def forward(self, network: TrainedNetwork, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return `loss` and its parts `mse` and `vlb`."""
@@ -66,7 +66,7 @@ class Hybrid(Objective):
 
 
 class BoundLoss(Objective):
-    """T·L_vlb in bits per dimension, whose mean over uniform t is the bound (iDDPM eq. 4)."""
+    """T·L_vlb in bits per dimension; its mean over uniform t is the bound (iDDPM eq. 4)."""
 
     def forward(self, network: TrainedNetwork, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return `loss`, its terms `vlb`, and the error `mse`."""

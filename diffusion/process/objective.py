@@ -31,7 +31,7 @@ class Batch(NamedTuple):
         return Condition(len(self.t), self.labels, None, *self[5:])
 
     def divide(self, count: int) -> Iterator["Batch"]:
-        """Divide the batch into `count` parts, in order, whose sizes differ by at most one image."""
+        """Divide the batch into `count` parts, in order; their sizes differ by at most one image."""
         size = len(self.t)
         for number in range(count):
             rows = slice(number * size // count, (number + 1) * size // count)
@@ -54,8 +54,8 @@ class Objective(nn.Module):
     """The losses of a training, and the parameters that they learn in addition to the network's.
 
     Its parameters are trained with the network's optimiser and rate, saved and resumed. `is_averaged`: a
-    validation loss of the EMA uses the EMA of these parameters too. `features` names modules of the network
-    whose outputs it needs, such as "middle" or "encoder.2". `whole_batch` is that of its entry.
+    validation loss of the EMA uses the EMA of these parameters too. `features` names modules of the network,
+    such as "middle" or "encoder.2": it needs their outputs. `whole_batch` is that of its entry.
     """
 
     features: Sequence[str] = ()
@@ -76,7 +76,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def divide(self, batch: Batch, count: int) -> Iterator[Batch]:
-        """Divide a batch into micro-batches. One whose rows depend on each other may need another way."""
+        """Divide a batch into micro-batches. Override it if the rows of a batch depend on each other."""
         return batch.divide(count)
 
 

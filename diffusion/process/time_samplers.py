@@ -97,7 +97,7 @@ class LossAware(TimeSampler):
         return (1 - UNIFORM_SHARE) * weights / weights.sum() + UNIFORM_SHARE * uniform
 
     def times(self, uniforms: Tensor) -> Tensor:
-        """Return the first t whose cumulative probability exceeds u."""
+        """Return the first t with a cumulative probability above u."""
         reached = self.probabilities().cumsum(0)
         return torch.searchsorted(reached / reached[-1], uniforms, right=True)
 

@@ -16,7 +16,7 @@ Name = partial(Field, default=None, min_length=1, pattern=r"^[^\x00]+$")
 
 
 class BaseConfig(Section):
-    """A model whose images another one enlarges (a cascade, Ho et al. 2021, 2106.15282).
+    """The base model of a cascade: another model enlarges its images (Ho et al. 2021, 2106.15282).
 
     It is a model file, the model of an MLflow run, or the champion of a registered model: one of `file`,
     `run_id` and `champion`. `sampling` are its options, as in the section `sample`, with steps and eta; seed

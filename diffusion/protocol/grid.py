@@ -108,8 +108,8 @@ def _effective_cell(values: tuple[Any, ...], section: CommonSettings) -> Cell:
 def cell_settings(sample: CommonSettings, cell: Cell) -> SampleSettings:
     """Return the settings of a cell's images.
 
-    The section's options of a sampler, spacing or guidance rule belong to its own one; another one has its
-    defaults. UsageError if a file of learned times does not have them.
+    The section's options of a sampler, spacing or guidance rule apply to the section's entry only; others
+    have their defaults. UsageError if a file of learned times does not have them.
     """
     shared = sample.model_dump(include=set(CommonSettings.model_fields))
     for field in REGISTRIES_WITH_OPTIONS:

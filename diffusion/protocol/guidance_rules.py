@@ -39,7 +39,7 @@ class ZeroOptions(Section):
     """Options of CFG-Zero*."""
 
     zero_calls: Annotated[int, Field(ge=0, le=MAX_STEPS), NotBool] = Field(
-        default=1, description="The number of calls at the beginning whose velocity is 0."
+        default=1, description="The number of first calls with velocity 0."
     )
 
 

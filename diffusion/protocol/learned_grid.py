@@ -56,7 +56,7 @@ def read_learned_grids(path: Path) -> LearnedGrids:
 
 
 def refuse_learned_times(options: Mapping[str, Any], command: str) -> None:
-    """Raise UsageError if options of a spacing are times of a model: the command trains other ones."""
+    """Raise UsageError for learned times of a model, since the command trains other models."""
     if options.get("model_sha256"):
         raise UsageError(
             f"{command} trains other models than the one of the learned times: use another spacing"

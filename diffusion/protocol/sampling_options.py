@@ -21,7 +21,7 @@ from diffusion.system.section import NotBool, Section, Seed, ShortText
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
-# The options whose entries have options of their own, in the field `<name>_options`.
+# Options with a registry: its entries have options of their own, in the field `<name>_options`.
 REGISTRIES_WITH_OPTIONS: dict[str, Mapping[str, WithOptions]] = {
     "sampler": SAMPLERS,
     "spacing": SPACINGS,
@@ -91,7 +91,7 @@ class SamplingOptions(Section):
     guidance: Annotated[
         GuidanceScale,
         Option(
-            "The weight w of guidance: diffusers' guidance_scale - 1; 0 is none.",
+            "The weight w of guidance: diffusers' guidance_scale - 1; 0: no guidance.",
             label="w",
             phrase="w = {}",
             always_in_card=True,
@@ -168,7 +168,7 @@ class SamplingOptions(Section):
     base: Annotated[
         Base | None,
         Option(
-            "The model whose images a model with model.low_res enlarges; by default it enlarges real images.",
+            "The base model of a cascade; without one, a model with model.low_res enlarges real images.",
             metavar="FILE|JSON",
             axis=None,
             write=base_text,

@@ -37,7 +37,7 @@ def headline(document: ScoresDocument) -> str:
 
 
 def tied_cells(document: ScoresDocument) -> list[CellScores]:
-    """Return the cells whose gap to the best one is within its confidence interval, the cheapest first."""
+    """Return the cells that are statistically tied with the best one, the cheapest first."""
     best, metric = document.cells[document.best.cell], document.best.metric
     others = [cell for cell in document.cells.values() if cell is not best]
     tied = (cell for cell in others if is_tied(cell, best, metric))

@@ -56,7 +56,7 @@ def class_rows(store: ImageStore, real: ImageStore, classes: list[str]) -> list[
 
 
 def _of_class(store: ImageStore, label: int) -> dict[str, Any] | None:
-    """Return the number of the first images of a class and their picture; None if there are none."""
+    """Return the picture of the first images of a class, and their number; None without any."""
     if store.labels is None or label not in store.labels:
         return None
     images = store.images[np.flatnonzero(store.labels == label)[:PER_CLASS]]

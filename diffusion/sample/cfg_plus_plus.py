@@ -1,4 +1,4 @@
-"""CFG++, guidance whose step adds the unconditional noise (Chung et al. 2025, 2406.08070, alg. 2)."""
+"""CFG++: guidance with a step that adds the unconditional noise (Chung et al. 2025, 2406.08070, alg. 2)."""
 
 from diffusion.process.denoiser import Prediction
 from diffusion.process.noise_process import NoiseProcess

@@ -96,6 +96,6 @@ def image_condition(
 
 
 def base_condition(base: "ModelDescription", condition: Condition) -> Condition:
-    """Return the condition of the images that a base model makes for those of another one."""
+    """Return the condition of a base model's images, from that of the enlarged images."""
     labels = condition.labels if base.network.num_classes else None
     return labels_condition(base, labels, len(condition))

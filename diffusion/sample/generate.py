@@ -130,7 +130,7 @@ def full_condition(
     device: torch.device,
     guides: Guides = NO_GUIDES,
 ) -> Condition:
-    """Return the condition with the low-resolution images that the network sees, if it enlarges any.
+    """Return the condition with the low-resolution images that the network receives, if it enlarges any.
 
     Without such images in the condition a base model makes them, image i from (seed, i) with the same label.
     """

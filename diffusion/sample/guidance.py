@@ -1,6 +1,6 @@
 """Guidance: rules that combine a prediction with a worse one.
 
-Guidance extrapolates from a worse prediction: D + w·(D − D_worse), where w = 0 is none. The rules of
+Guidance extrapolates from a worse prediction: D + w·(D − D_worse); w = 0 is no guidance. The rules of
 GUIDANCE_RULES differ in what is worse, and in how the two are combined.
 """
 

@@ -43,7 +43,7 @@ class Guides(NamedTuple):
 
 
 def held_out(network: "NetworkSpec") -> Guides:
-    """Return the held-out images for a network that enlarges some; nothing for another one."""
+    """Return the held-out images if the network enlarges images, else no guides."""
     return Guides(real=None if network.low_res is None else open_real_images(HELD_OUT))
 
 

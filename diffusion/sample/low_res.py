@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # images do not depend on the format of model files
 
 
 class RealImages(NamedTuple):
-    """Held-out images whose low resolutions a model enlarges, by index: image i enlarges row i mod N."""
+    """Held-out images by index: a model enlarges their low resolutions, for image i that of row i mod N."""
 
     store: ImageStore
 
@@ -44,7 +44,7 @@ class RealImages(NamedTuple):
         return [rows[index % len(rows)] for index in indices]
 
     def images(self, indices: Sequence[int], condition: Condition, klass: object = None) -> Images:
-        """Return the originals (B, H, W, C) of each index, whose condition has the class if one is given."""
+        """Return the originals (B, H, W, C) of the indices, of the condition's class if `klass` is given."""
         label = None if klass is None or condition.labels is None else int(condition.labels[0])
         originals: Images = self.store.images[self.rows(indices, label)]
         return originals

@@ -31,7 +31,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 
 
 class NetworkArtefacts(NamedTuple):
-    """The metadata of a model and of what it is sampled with, as far as the settings use it."""
+    """The metadata of a model, and of further networks and images that the settings use."""
 
     model: Artefact
     guide: Artefact | None = None
@@ -74,7 +74,7 @@ class NetworkArtefacts(NamedTuple):
 
 
 class NetworkFiles(NamedTuple):
-    """The files of a model and of what it is sampled with, as far as the settings use it.
+    """The files of a model, and of further networks and images that the settings use.
 
     `real` is the folder of the images that a model without a base enlarges.
     """
@@ -144,7 +144,7 @@ def held_out_images(model: Path, folder: Path = HELD_OUT) -> Path | None:
 
 
 def existing_files(settings: SampleSettings, model: Path) -> NetworkFiles:
-    """Return the files for these settings that exist: None for another one. No EMA profile is made."""
+    """Return the files for these settings: None for a missing one. No EMA profile is made."""
     paths = [None if name is None else Path(name) for name in _named_networks(settings)[:2]]
     paths.append(None if settings.base is None else base_path(settings.base))
     if profile := _guide_profile(settings):
@@ -197,7 +197,7 @@ def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
 def card_files(
     settings: SampleSettings, card: Mapping[str, object], model: Path, own: Path | None = None
 ) -> NetworkFiles:
-    """Return the files for the settings of a card, as `network_files`; UsageError if one is another one.
+    """Return the files for the settings of a card, as `network_files`; UsageError if one does not match it.
 
     A base from MLflow is the one of the card. `own` is the training's own model if `model` is another average
     of its weights.

@@ -79,7 +79,7 @@ def nfe_fields(
 def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
     """Return the folder of a cell's finished shards, named by its card and the sampling code.
 
-    The card's version is raised by hand: it stays the same if other code samples the same images.
+    The card's version is raised manually: it stays the same if other code samples the same images.
     """
     code = code_digest(sampling_code(settings, networks))
     made_by = {"card": sampling_card(settings, networks), "code": code}

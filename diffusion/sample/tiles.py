@@ -1,4 +1,4 @@
-"""Images larger than a network's: denoised in overlapping tiles, whose predictions are averaged.
+"""Images larger than a network's: denoised in overlapping tiles, with averaged predictions.
 
 Samplers are linear in predictions, so that this is the mean of the tiles' steps (MultiDiffusion, Bar-Tal
 et al. 2023, 2302.08113, eq. 5).

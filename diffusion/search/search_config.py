@@ -13,7 +13,7 @@ from diffusion.system.section import NotBool, Section, Seed, ShortText, brief, c
 
 MAX_FIELDS, MAX_VALUES, MAX_TRIALS = 20, 100, 10_000
 MAX_NUMBER = 1e15
-MAX_POINTS = 4096  # of a grid, each of which is validated: a few seconds
+MAX_POINTS = 4096  # of a grid; each is validated, which takes a few seconds in all
 SECTIONS = ("model", "process", "train")  # they decide a training; all other values are shared
 OF_DATA = ("data.flip",)  # needs no other preparation
 

@@ -73,7 +73,7 @@ class Steps(FigureData):
 
 
 def steps(config: ProcessConfig, count: int) -> Steps:
-    """Return the times of `count` steps by every spacing that has so many; UsageError for too many."""
+    """Return the times of `count` steps by every spacing that allows it; UsageError for too many."""
     process = build_process(config)
     spacings = {}
     for name, entry in SPACINGS.items():

@@ -55,8 +55,8 @@ def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 def keep_freed_memory(device_type: str = "cpu") -> None:
     """Keep memory that CPU work frees for reuse by this process; do nothing for other devices.
 
-    By default glibc returns large freed blocks to the kernel and maps new ones, whose pages fault at first
-    use. It applies to the whole process and changes no result. Other allocators are unaffected.
+    By default glibc returns large freed blocks to the kernel. New blocks are mapped again and cause page
+    faults. It applies to the whole process and changes no result. Other allocators are unaffected.
     """
     if device_type != "cpu" or sys.platform != "linux":
         return

@@ -9,7 +9,7 @@ its code as "package.module:name", has `module`, and loads nothing by itself:
         {"digits": SourceEntry("diffusion.data.sources.digits:Digits")},
     )
 
-plugins/__init__.py adds one, whose code is in plugins/<section>/ and is imported when it is used:
+plugins/__init__.py adds an entry. Its code is in plugins/<section>/ and is imported when it is used:
 
     SOURCES["rings"] = SourceEntry("plugins.data.rings:Rings")
 
@@ -90,7 +90,7 @@ def _module(entry: Any) -> str:
 
 
 REGISTRIES: list[Registry[Any]] = []
-"""All registries whose modules are imported."""
+"""The registries in imported modules."""
 
 
 def load_package(root: Path) -> None:
@@ -217,7 +217,7 @@ class UnknownName(ValueError):
 
 
 def check_name(name: str, registry: Mapping[str, object]) -> str:
-    """Return the name; UnknownName lists the registry's entries if it is none of them."""
+    """Return the name; if it is no entry, UnknownName lists the entries."""
     if name not in registry:
         near = nearest(name, registry)
         hint = f"; did you mean {near}?" if near else ""

@@ -69,7 +69,7 @@ MESSAGES = {  # by the beginning of pydantic's error types
     "list_": "it must be a list",
 }
 UNION_PART = re.compile(r"[\[(]|^(int|float|str|bool|none)$")
-UNKNOWN_KEY = "unknown_key"  # the type of an error whose message lists what is allowed
+UNKNOWN_KEY = "unknown_key"  # the type of an error; its message lists the allowed keys
 COMPLETE_MESSAGES = ("value_error", "missing", "json_invalid", UNKNOWN_KEY)
 MAX_PROBLEMS = 5  # reported per file
 MAX_MESSAGE = 700  # characters of all reported problems; of one, half

@@ -136,7 +136,7 @@ def _rotation(angle: Tensor) -> Tensor:
 
 
 def affine_resample(images: Tensor, maps: Tensor) -> Tensor:
-    """Return images (B, C, H, W) whose pixel at p is the input at A·p + b, for maps (A | b) (B, 2, 3).
+    """Return images (B, C, H, W) resampled by maps (A | b) (B, 2, 3): pixel p is the input at A·p + b.
 
     Positions are (x, y) in pixels from the centre, x to the right and y down. All are float32 on one device;
     there is no synchronisation.

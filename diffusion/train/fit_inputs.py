@@ -89,7 +89,7 @@ def check_output(
 
 
 def _check_channels(found: int, spec: NetworkSpec, process: NoiseProcess) -> None:
-    """Raise UsageError unless a network has so many output channels as its process needs."""
+    """Raise UsageError unless a network has the number of output channels that its process needs."""
     wanted = spec.in_channels * (1 + process.config.learned_variance)
     if found != wanted:
         needs = f"the process with loss {process.config.loss} needs {wanted}"

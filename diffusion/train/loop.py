@@ -36,9 +36,9 @@ def train(
     """Train to the plan's last step, in place; save every `save_every` steps and at the end.
 
     All ranks call it alike; rank 0's `observer` and `snapshot` are used. `snapshot` keeps the EMA profiles.
-    `check_stop` runs between steps and raises to stop; the state is saved first. A failed rank likewise,
-    except on a GPU or with shards, where the state cannot be read. Diverged after five non-finite steps in a
-    row, with the last finite weights saved. At the end the EMA of a sharded state is gathered.
+    `check_stop` runs between steps and raises to stop; the state is saved first. It is also saved if
+    another rank fails, except on a GPU or with shards, where it cannot be read. Raise Diverged after five
+    non-finite steps in a row, with the last finite weights saved. At the end a sharded EMA is gathered.
     """
     config, saved_at, shards = state.plan.train, state.step, state.shards
     allow_tf32(config.tf32, group.device)

@@ -70,7 +70,7 @@ def adamw(groups: list[dict[str, Any]], network: nn.Module, options: AdamOptions
 
 
 def radam(groups: list[dict[str, Any]], network: nn.Module, options: AdamOptions) -> Optimizer:
-    """Return RAdam with decoupled weight decay, whose first steps need no warm-up."""
+    """Return RAdam with decoupled weight decay; it needs no warm-up."""
     on_gpu = any(weight.is_cuda for weight in network.parameters())
     betas = options.beta1, options.beta2
     return torch.optim.RAdam(

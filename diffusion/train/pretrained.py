@@ -29,7 +29,7 @@ HOW_TO_GET = "`diffctl use --init-from` fetches it, `dvc pull` fetches one that 
 
 
 class PretrainedRefused(UsageError):
-    """The pretrained model is missing, is another one, or does not fit the network."""
+    """The pretrained model is missing, has another digest, or does not fit the network."""
 
 
 class PretrainedMissing(PretrainedRefused):

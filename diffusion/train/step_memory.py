@@ -1,6 +1,6 @@
 """The memory of a training step: an estimate, what fits, and the hint if nothing does.
 
-A classifier counts as the U-Net whose encoder it is: an upper bound.
+A classifier is a U-Net's encoder and counts as the whole U-Net: an upper bound.
 """
 
 from collections.abc import Iterator

@@ -83,7 +83,7 @@ class TrainState:
         return StateValues(**{name: getattr(self, name) for name in StateValues.model_fields})
 
     def saved(self) -> SavedState:
-        """Return the state to be saved; with shards a collective, whose full tensors are on rank 0."""
+        """Return the state to be saved. With shards this is a collective; rank 0 gets the full tensors."""
         tensors = self.tensors()
         if self.shards:
             full = {name: self.shards.gather(tensors[name], size) for name, size in self._sharded().items()}

@@ -14,7 +14,7 @@ from diffusion.train.forward_passes import ForwardPasses, Losses
 from diffusion.train.lr_schedule import learning_rate
 from diffusion.train.train_state import TrainState, band_sums
 
-IGNORES_FOUND_INF = ("mps",)  # devices whose fused optimiser ignores found_inf (pytorch#186360)
+IGNORES_FOUND_INF = ("mps",)  # their fused optimiser ignores found_inf (pytorch#186360)
 
 Module = TypeVar("Module", bound=nn.Module)
 

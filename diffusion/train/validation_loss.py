@@ -38,7 +38,7 @@ PARTS = (*NAMES, *(f"{RAW}{name}" for name in NAMES))
 DIGITS = {"step": 12}  # significant digits of a column in the curve; 6 for all others
 LOGGED = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
 CURVE = (*LOGGED, *(f"{PREFIX}{part}" for part in PARTS))
-RISE, RISING_LOSSES = 1.02, 3  # so many losses in a row above the minimum times RISE are a rise
+RISE, RISING_LOSSES = 1.02, 3  # a rise: RISING_LOSSES in a row above RISE times the minimum
 
 Losses = dict[str, float]
 

@@ -128,7 +128,7 @@ def _kind(value: Schema, definitions: Schema) -> str:
 
 
 def _alternatives(value: Schema) -> list[Schema]:
-    """Return the schemas of which a value has one; those of an inner choice take its place."""
+    """Return the alternatives of a value: nested choices are flattened."""
     inner = [*value.get("anyOf", []), *value.get("oneOf", [])]
     return [leaf for one in inner for leaf in _alternatives(one) or [one]]
 

@@ -91,8 +91,8 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
 def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
     """Return the control of an option and what the model allows; None if no control sets its type.
 
-    `off` has the conditions under which it has no effect: another option and its values. A `required` one is
-    sent with its default then, another one is left out.
+    `off` has the conditions under which it has no effect: another option and its values. Then a
+    `required` one is sent with its default, and an optional one is left out.
     """
     spec, choices = model.artefact.network, list(option.choices)
     if option.name == "noise" and not spec.learned_variance:

@@ -40,7 +40,7 @@ ScoredCell = tuple[SampleSettings, NetworkFiles]
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that nothing needs: its size on the disk in bytes, and what it is."""
+    """A folder that nothing needs, with its size on the disk in bytes and its description."""
 
     path: Path
     size: int
@@ -140,7 +140,7 @@ def _cells(needed: set[str], scored: Sequence[ScoredCell], *, is_complete: bool)
 
 
 def _scored_cells(config: Config, cells: Sequence[Cell]) -> Iterator[ScoredCell]:
-    """Yield the settings and the existing files of each cell whose model exists."""
+    """Yield the settings and the existing files of each cell with an existing model."""
     models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
     found: dict[tuple[str | None, ...], NetworkFiles] = {}  # a guide may be made from hundreds of snapshots
     for cell in cells:

@@ -126,7 +126,7 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
     splits = _split_folders(top for top, _, _ in heads)
     outside = np.repeat([bool(splits) and top not in splits for top, _, _ in heads], counts)
     is_test = np.repeat([SPLITS.get(top) == "test" for top, _, _ in heads], counts)
-    if splits:  # a class of "" is none
+    if splits:  # "": no class
         class_of = [below.partition("/")[0] if top in splits else "" for top, _, below in heads]
     else:
         class_of = [top for top, _, _ in heads]

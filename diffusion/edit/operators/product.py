@@ -1,4 +1,4 @@
-"""Products of two operators whose pseudo-inverse is known."""
+"""Products of two operators that have a known pseudo-inverse."""
 
 from collections.abc import Callable
 

@@ -22,7 +22,7 @@ SPATIAL_BLOCK, SPATIAL_BRANCH = "Mixed_6d", "Mixed_6d.branch1x1"
 def build(spec: ExtractorSpec, weights: IO[bytes]) -> nn.Module:
     """Build the network: uint8 (B, 3, H, W) → features (B, 2048) and logits (B, 1008), float32.
 
-    Weights whose class layer is missing, NaN or infinite give a network without logits, with a warning.
+    If the class layer of the weights is missing or non-finite, warn and omit the logits.
     """
     tensors = load_tensors(weights)
     if _has_class_layer(tensors):

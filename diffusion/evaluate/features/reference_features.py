@@ -199,7 +199,7 @@ def matching_reference(
 
 
 def _read(path: Path) -> Reference:
-    """Return a reference whose checksum and digests prove that `write_reference` wrote it."""
+    """Return a reference after a check of its checksum and digests, which `write_reference` writes."""
     try:
         meta = read_checksummed_json(path / "meta.json", JsonObject)
         arrays: dict[str, Any] = {}

@@ -75,8 +75,8 @@ def limit_and_errors(
 ) -> tuple[float, Float | None]:
     """Return the distance for N → ∞, and the errors (GROUPS,) of the distance at N ≥ 3 if required.
 
-    Warn of features with heavy tails, whose intervals are too narrow: with those of Student's t with 3
-    degrees of freedom, 95% intervals of 200 images contain the truth in 38 to 71% of draws.
+    Warn of features with heavy tails: their intervals are too narrow. For Student's t with 3 degrees of
+    freedom, 95% intervals of 200 images contain the truth in 38 to 71% of draws.
     """
     projected = ProjectedSample(features, target)
     limit, _ = fit_line(projected)

@@ -60,7 +60,7 @@ def overlap(sample: Manifold, real: Manifold) -> Overlap:
 
 
 def memorisation(sample: Manifold, train: FeatureArray, test: FeatureArray) -> Estimate:
-    """Return how much more often than by chance a sample's nearest real image is a training image.
+    """Return by how much the share of samples nearest to a training image exceeds chance.
 
     For a model that generalises, the chance is p = N_train/(N_train + N_test), whatever the sample's quality.
     With the observed fraction f, the mean is (f − p)/(1 − p): 0 as for unseen real images, 1 if every nearest

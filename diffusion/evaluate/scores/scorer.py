@@ -41,7 +41,7 @@ Scores = dict[str, float]
 MIN_FOR_INTERVAL = 3  # images
 
 
-# Scores, and errors whose squares sum to a score's variance. The errors of sets of one size are paired.
+# Scores, and errors: the sum of their squares is a score's variance. Errors of sets of one size are paired.
 SampleScores = tuple[Scores, dict[str, Float]]
 
 

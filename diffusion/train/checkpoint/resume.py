@@ -1,4 +1,4 @@
-"""Find a state of another training from which a new one can resume, or explain why there is none.
+"""Find a state of another training from which a new one can resume, or explain why no state fits.
 
 A state fits if everything that computed its steps is equal: the settings except `train.steps` and `train.lr`,
 the learning rates of these steps, and the code. Nothing else in a step depends on the length of a training:

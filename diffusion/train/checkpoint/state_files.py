@@ -88,7 +88,7 @@ def meta_tensors(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> LazyTensors:
-    """Return the tensors whose names do not start with `prefix`."""
+    """Return the tensors with names that do not start with `prefix`."""
     meta = {name: one for name, one in meta_tensors(tensors).items() if not name.startswith(prefix)}
     return LazyTensors(meta, tensors.__getitem__)
 

@@ -166,7 +166,7 @@ class StateMirror:
                     self._system.rm(str(copied))
 
     def _write(self, path: Path) -> None:
-        """Copy a file of the run directory, whose copy appears or is replaced when it is complete."""
+        """Copy a file of the run directory; the copy appears or is replaced when it is complete."""
         system, target = self._system, self._target(path)
         system.makedirs(str(target.parent), exist_ok=True)
         with open(path, "rb") as source:

@@ -194,7 +194,7 @@ def _is_launched() -> bool:
 
 
 def _rank_device(local_world: int) -> torch.device:
-    """Return this rank's GPU, or the CPU, whose cores the ranks of a machine share evenly."""
+    """Return this rank's GPU, or the CPU; the ranks of a machine share its cores evenly."""
     if device_kind() == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)

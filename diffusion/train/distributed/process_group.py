@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ends a training that hangs
 MAX_WAIT = timedelta(days=7)  # for work of rank 0 alone
 BUCKET = 64 * 2**20  # bytes that are summed at a time
-# Parts of the messages of gloo for a broken connection, which has no error type, and of NCCL, whose type it
-# shares with other errors.
+# Parts of the messages for a broken connection. gloo has no error type for it; NCCL's has further causes.
 BROKEN = re.compile(
     r"closed by (remote )?peer|reset by peer|Corrupted pipe|Connection refused|Connection timed out|"
     r"No route to host|Read error \[|Socket closed \[|Timed out waiting|timeout caused pair closure|"

@@ -1,4 +1,4 @@
-"""A training whose weights, averages and moments are sharded, one shard per rank (FSDP: 2304.11277).
+"""Training with weights, averages and moments in shards, one shard per rank (FSDP: 2304.11277).
 
 Every tensor is split along its first dimension. torch's `fully_shard` gathers each of the network's
 `shard_units()` just before it computes, forward and backward, and sums its gradients into the shards.
@@ -26,7 +26,7 @@ def shard_network(
 ) -> tuple["Shards", nn.Module, list[dict[str, Any]]]:
     """Shard the network in place on the group's device.
 
-    Returns its shards, a module whose parameters are this rank's shards, and the optimiser's groups of them.
+    Returns its shards, a module with this rank's shards as parameters, and the optimiser's groups of them.
     The network itself remains the module that computes.
     """
     from torch.distributed.device_mesh import init_device_mesh  # heavy, and unused by a single process
