@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from diffusion.images.image_size import Size, format_pixels, format_size
 from diffusion.images.store import Images
@@ -22,6 +22,7 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 MAX_BYTES = 256 << 20  # of a file; enough for any image of the allowed size
 MAX_PIXELS = 1 << 26  # 8192×8192; more is a decompression bomb
 MAX_SCANNED = 1 << 31  # pixels times scans of a progressive jpeg
+GREY_LEVELS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by, by its raw mode
 
 GAP = 2  # pixels between the images of a sheet
 MONTAGE, MONTAGE_COLUMNS = 40, 10  # images of a montage: ten classes in turn give one column each
@@ -33,7 +34,7 @@ class BadImage(Exception):
 
 
 @contextmanager
-def open_image(content: bytes) -> Iterator[Image.Image]:
+def open_image(content: bytes) -> Iterator[ImageFile.ImageFile]:
     """Open an image, not loaded yet; BadImage for any fault, also in the block, but not a DiffctlError."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -57,12 +58,26 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
         raise BadImage("truncated" if is_cut else "damaged") from None
 
 
-def load_pixels(image: Image.Image, channels: int) -> Image.Image:
+def load_pixels(image: ImageFile.ImageFile, channels: int) -> Image.Image:
     """Decode an opened image completely, apply its EXIF orientation, and convert it as `flatten` does."""
+    _scale_transparency(image)
     image.load()
     if "exif" in image.info:
         ImageOps.exif_transpose(image, in_place=True)
     return flatten(image, channels)
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Convert the transparent colour of a PNG to 8 bits, as Pillow does with the pixels alone.
+
+    Of 16-bit RGB every colour with the same 8 bits is transparent: Pillow drops the others.
+    """
+    raw = str(image.tile[0][3]) if image.tile else ""
+    colour = image.info.get("transparency")
+    if raw == "RGB;16B" and colour is not None:
+        image.info["transparency"] = tuple(level >> 8 for level in colour)
+    elif raw in GREY_LEVELS and colour is not None:
+        image.info["transparency"] = GREY_LEVELS[raw] * colour
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:

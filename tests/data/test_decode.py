@@ -1,6 +1,7 @@
 """Image decoding for data sets: ADM's squares, every format, EXIF, transparency, damage."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from diffusion.data.readers.image_files import conform, cover, decode
 from diffusion.images.pictures import BadImage, flatten, to_pil
+from tests.helpers.damaged_bytes import png
 from tests.helpers.raw_data import encoded, random_images
 
 
@@ -99,6 +101,22 @@ def test_transparent_level_of_sixteen_bits_is_white():
     with Image.open(io.BytesIO(content)) as image:
         alpha = np.asarray(flatten(image, 2))[..., 1]
     np.testing.assert_array_equal(alpha == 0, levels == levels[0, 3])
+
+
+def test_transparent_colour_of_sixteen_bits_is_white():
+    """Not a colour whose 8 bits are the lower ones of the transparent one."""
+    colours = np.array([[[0x1234, 0x5678, 0x9ABC], [0x3400, 0x7800, 0xBC00]], [[0] * 3, [0xFFFF] * 3]], ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in colours)
+    content = png(2, 2, depth=16, data=zlib.compress(rows), transparent=colours[0, 0].tobytes())
+    expected = colours >> 8
+    expected[0, 0] = 255
+    np.testing.assert_array_equal(pixels_of(content, 2, 3), expected)
+
+
+@pytest.mark.parametrize(("depth", "rows", "grey"), [(2, b"\0\x10\0\xb0", 85), (4, b"\0\x01\0\x2f", 17)])
+def test_transparent_level_of_few_bits_is_white(depth, rows, grey):
+    content = png(2, 2, depth=depth, kind=0, data=zlib.compress(rows), transparent=b"\0\2")
+    np.testing.assert_array_equal(pixels_of(content, 2, 1)[..., 0], [[0, grey], [255, 255]])
 
 
 @pytest.mark.parametrize(("form", "options"), [("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})])

@@ -38,10 +38,16 @@ def damages(draw: st.DrawFn) -> Damage:
     return damaged
 
 
-def png(width: int, height: int, *, depth: int = 8, kind: int = 2, data: bytes = b"") -> bytes:
-    """Return a PNG of that size and colour type (0 grey, 2 RGB, 6 RGBA) with compressed content."""
+def png(
+    width: int, height: int, *, depth: int = 8, kind: int = 2, data: bytes = b"", transparent: bytes = b""
+) -> bytes:
+    """Return a PNG of that size and colour type (0 grey, 2 RGB, 6 RGBA) with compressed content.
+
+    A `transparent` colour has two bytes a channel.
+    """
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    colour = [(b"tRNS", transparent)] if transparent else []
+    chunks = [(b"IHDR", header), *colour, (b"IDAT", data), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in chunks
