@@ -59,13 +59,14 @@ class ValidationScorer:
     def card(self, artefact: Artefact) -> Card:
         """Return everything that the scores depend on, except the weights; `artefact` describes the model."""
         settings = self.images.settings
+        networks = NetworkArtefacts(artefact, real=held_out(artefact.network).real)
         own = module_digests("diffusion.evaluate.training_scores")
         code = {
             **own,
             **extraction_code(self.extractor.spec),
-            **sampling_code(settings, NetworkArtefacts(artefact)),
+            **sampling_code(settings, networks),
         }
-        card = self.scorer.card(settings_card(settings), self.images.count)
+        card = self.scorer.card(settings_card(settings, **networks.digests), self.images.count)
         return {**card, "code": code_digest(code)}
 
     def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:

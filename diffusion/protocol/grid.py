@@ -119,8 +119,8 @@ def cell_settings(sample: CommonSettings, cell: Cell) -> SampleSettings:
     return SampleSettings(**with_learned_levels({**shared, **own}))
 
 
-def settings_card(settings: SampleSettings) -> dict[str, Any]:
-    """Return the settings as a flat card, with the version of the sampling code.
+def settings_card(settings: SampleSettings, **digests: str) -> dict[str, Any]:
+    """Return the settings as a flat card, with `digests` of networks and the version of the sampling code.
 
     SampleSettings reads its own fields back from it. Values are in their text form. Explicit timesteps
     replace the spacing; options of a sampler, spacing or guidance rule are JSON. `nfe` is the NFE of an image
@@ -144,6 +144,7 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
         values["classifier_scale"] = settings.classifier_scale
     if settings.nfe is not None:
         values["nfe"] = settings.nfe
+    values |= digests
     return {**values, "sampling_version": sampling_version(values)}
 
 

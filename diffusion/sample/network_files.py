@@ -44,6 +44,12 @@ class NetworkArtefacts(NamedTuple):
         """What the labels are of: the model, or the base or classifier of a model without classes."""
         return labelled_model([one for one in (self.model, self.base, self.classifier) if one is not None])
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests of all but the model, by their fields in cards."""
+        _, *others = self._asdict().items()
+        return {f"{name}_sha256": one.model_sha256 for name, one in others if one is not None}
+
     def find_difference(self, card: Mapping[str, object], kinds: Collection[str] = NETWORKS) -> str | None:
         """Return which network of these kinds is not the one of a card; None if all are.
 

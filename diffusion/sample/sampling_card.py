@@ -12,7 +12,7 @@ from diffusion.model.model_file import ModelDescription
 from diffusion.model.network_registry import MODELS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES
-from diffusion.protocol.grid import sampling_version, settings_card
+from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
@@ -47,18 +47,16 @@ def code_of_models(
 
 def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[str, Any]:
     """Return the sampling part of the protocol card, without the number of images: a flat JSON dict."""
-    artefact, (_, *others) = networks.model, networks._asdict().items()
-    card = {
+    artefact = networks.model
+    return {
         "model_sha256": artefact.model_sha256,
         "ema": artefact.ema_sigma_rel or True,
         "precision": artefact.precision,
-        **settings_card(settings),
-        **{f"{name}_sha256": one.model_sha256 for name, one in others if one is not None},
+        **settings_card(settings, **networks.digests),
         **nfe_fields(settings, artefact, networks.base),
         "sampling_torch": torch_version(),
         **plugin_card("sampling_plugins", sampling_code(settings, networks)),
     }
-    return {**card, "sampling_version": sampling_version(card)}
 
 
 def nfe_fields(

@@ -18,8 +18,11 @@ from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImag
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN
 from diffusion.model.model_file import load_model, read_artefact, tensors_sha256
+from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.guides import Guides
+from diffusion.sample.low_res import RealImages
 from diffusion.train.initial_state import new_state
 from diffusion.train.plan import plan_artefact
 from diffusion.train.train_state import TrainState
@@ -161,20 +164,30 @@ def test_other_networks_do_not_guide_the_scored_images(sample, sweep, guidance):
     assert not settings.needs_guide
 
 
+def scorer_of(extractor, **values: object) -> ValidationScorer:
+    real = Features(normal(0, 20), normal(1, 20, 4))
+    images = ValidationImages(SampleSettings(steps=2, guidance=1.0, **values), 8, 8)
+    return ValidationScorer(images, extractor, Reference(META, real, real.features), EvaluateConfig())
+
+
 def test_the_card_contains_the_code_of_all_that_the_settings_name(monkeypatch, extractor):
     rule = GuidanceRule("diffusion.analysis.mixture:from_grey", nfe=1)
     monkeypatch.setitem(GUIDANCE_RULES.data, "from-grey", rule)
-    real = Features(normal(0, 20), normal(1, 20, 4))
-    reference = Reference(META, real, real.features)
 
     def code(**values: object) -> object:
-        images = ValidationImages(SampleSettings(steps=2, guidance=1.0, **values), 8, 8)
-        scorer = ValidationScorer(images, extractor, reference, EvaluateConfig())
-        return scorer.card(artefact_of(spec_of()))["code"]
+        return scorer_of(extractor, **values).card(artefact_of(spec_of()))["code"]
 
     assert code() == code(seed=1)
     assert code() != code(guidance_rule="from-grey")
     assert code() != code(sampler="dpm-solver++")
+
+
+def test_the_card_has_the_held_out_images_that_are_enlarged(monkeypatch, extractor, digits_store):
+    real = RealImages(open_store(digits_store))
+    monkeypatch.setattr(training_scores, "held_out", lambda network: Guides(real=real))
+    card = scorer_of(extractor).card(artefact_of(spec_of(low_res=4)))
+    assert card["real_sha256"] == real.model_sha256
+    assert card["sampling_version"] == SAMPLING_VERSION + 1
 
 
 # Whole trainings with scores.
