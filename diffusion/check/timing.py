@@ -113,7 +113,8 @@ def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: to
     """Time one call of the network per image, in few steps of the last cell of the sweep."""
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[-1])
     settings = few_steps(settings, min(TIMED_STEPS, config.process.max_steps))
-    settings = settings.model_copy(update={"spacing": "uniform", "spacing_options": {}})
+    defaults = {"spacing": "uniform", "spacing_options": {}, "guidance_rule_options": {}}
+    settings = settings.model_copy(update=defaults)
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)
     loaded = LoadedModel(freeze(network.to(device)), plan_artefact(plan))

@@ -65,8 +65,6 @@ def few_steps(settings: SampleSettings, steps: int) -> SampleSettings:
     """
     changes: dict[str, Any] = {"steps": steps, "eta": min(1.0, settings.eta)}
     changes |= {"classifier": None, "base": None}
-    options = settings.guidance_rule_options  # zero_calls of cfg-zero may be more than these steps have
-    changes |= {"guidance_rule_options": {key: options[key] for key in options if key != "zero_calls"}}
     if settings.spacing == LEARNED:
         changes |= {"spacing": "uniform", "spacing_options": {}}
     return settings.guided_everywhere().model_copy(update=changes)

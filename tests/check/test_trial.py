@@ -122,3 +122,13 @@ def test_spacing_has_two_steps_or_those_of_its_first_cell(timesteps: int, steps:
     changes = {"process": {"timesteps": timesteps}, "sample": {"spacing": "ddim-uniform"}}
     config = parse(params(**changes, sweep={"steps": [steps], "eta": [0.0]}), "params")
     assert [one.steps for one in trial.distinct_settings(Project(config))] == [tried]
+
+
+@pytest.mark.parametrize(("calls", "tried"), [(0, {"zero_calls": 0}), (3, {})])
+def test_options_of_a_guidance_rule_are_tried_if_they_allow_two_steps(calls, tried) -> None:
+    flow = {"process": {"schedule": "flow", "prediction": "flow"}, "train": {"p_uncond": 0.1}}
+    sample = {"guidance_rule": "cfg-zero", "guidance_rule_options": {"zero_calls": calls}}
+    sweep = {"steps": [5], "eta": [0.0], "guidance": [1]}
+    config = parse(params(**flow, sample=sample, sweep=sweep), "params")
+    found = [(one.steps, one.guidance_rule_options) for one in trial.distinct_settings(Project(config))]
+    assert found == [(2, tried)]
