@@ -27,7 +27,7 @@ from diffusion.train import step_memory
 from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.plan import TrainPlan, training_fingerprint
+from diffusion.train.plan import training_fingerprint
 from diffusion.train.planning import resolve_precision
 
 BF16_SHARE = 0.5  # of the fp32 estimate, for a step in bf16
@@ -66,10 +66,12 @@ def check_memory(project: Project) -> Iterator[Finding]:
         message = f"over {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {format_bytes(total)}"
         yield Finding("error", "memory", message, "make the model smaller")
         return
-    profiles, images = step_memory.profile_bytes(spec, len(train.sigma_rels)), share.stop - share.start
+    profiles = step_memory.profile_bytes(spec, len(train.sigma_rels))
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
-    fitting = int(total if device.type == "cpu" or shards > 1 else total / part) - profiles // shards
-    images = _pass_images(project.plan, images, fitting, shards)
+    fitting = int(total if device.type == "cpu" or shards > 1 else total / part)
+    images = step_memory.initial_microbatch(
+        project.plan, share.stop - share.start, fitting, shards, whole_batch=whole_batch
+    )
 
     def at_most(parts: int) -> int:
         return step_memory.step_bytes(spec, images, shards=parts) + profiles // parts
@@ -91,16 +93,6 @@ def check_memory(project: Project) -> Iterator[Finding]:
     if world > shards and part * at_most(world) <= free:
         remedy = "set train.shard: true, with which each process holds a part of the weights"
     yield Finding(level, "memory", message, remedy)
-
-
-def _pass_images(plan: TrainPlan, images: int, total: int, shards: int) -> int:
-    """Return how many of a process's images a forward pass has at first, with `total` bytes of memory."""
-    wanted = plan.train.microbatch
-    if wanted is None or OBJECTIVES[plan.process.loss].whole_batch:
-        return images
-    if wanted == "auto":
-        return step_memory.fitting_microbatch(plan.network, images, total, shards)
-    return min(wanted, images)
 
 
 def check_device(project: Project) -> Iterator[Finding]:

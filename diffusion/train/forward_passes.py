@@ -30,10 +30,9 @@ from diffusion.train.plan import TrainPlan, build_task
 from diffusion.train.step_memory import (
     OutOfMemory,
     device_memory,
-    fitting_microbatch,
+    initial_microbatch,
     is_out_of_memory,
     oom_hint,
-    profile_bytes,
 )
 
 MIN_COMPILED_STEPS = 2000  # for `auto`, since compilation takes a minute or two
@@ -187,23 +186,17 @@ class ForwardPasses:
                 raise UsageError(f"{what}: use a norm without running statistics, such as GroupNorm")
 
     def _initial_microbatch(self, images: int) -> int:
-        wanted, device = self._plan.train.microbatch, self._group.device
-        if self.objective.whole_batch and self._group.world_size > 1:
+        whole_batch, ranks = self.objective.whole_batch, self._group.world_size
+        if whole_batch and ranks > 1:
             name = self._plan.process.loss
             raise UsageError(f"process.loss {name} needs the whole batch: set train.devices to 1")
-        if wanted is None or self.objective.whole_batch:
-            return images
-        if wanted != "auto":
-            return min(wanted, images)
-        budget, _ = device_memory(device)
-        ranks = self._group.world_size
-        if device.type != "cuda":
+        budget, _ = device_memory(self._group.device)
+        if self._group.device.type != "cuda":
             budget //= ranks  # the ranks share the machine's memory
         elif not self._shards:
             budget *= 2  # in bf16 a step takes about half the estimate
-        spec, shards = self._plan.network, ranks if self._shards else 1
-        budget -= profile_bytes(spec, len(self._plan.train.sigma_rels)) // shards
-        return fitting_microbatch(spec, images, budget, shards)
+        shards = ranks if self._shards else 1
+        return initial_microbatch(self._plan, images, budget, shards, whole_batch=whole_batch)
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -15,6 +15,7 @@ from diffusion.model.weights_header import Unfilled
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
 from diffusion.train.distributed.sharding import shard_units
+from diffusion.train.plan import TrainPlan
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -62,6 +63,20 @@ def fitting_microbatch(spec: NetworkSpec, images: int, total: int, shards: int =
     while images > 1 and step_bytes(spec, images, shards) > STEP_SHARE * total:
         images = -(-images // 2)
     return images
+
+
+def initial_microbatch(plan: TrainPlan, images: int, total: int, shards: int, *, whole_batch: bool) -> int:
+    """Return how many of a process's images a forward pass has at first, with `total` bytes of memory.
+
+    `whole_batch` is that of the objective.
+    """
+    train, spec = plan.train, plan.network
+    if train.microbatch is None or whole_batch:
+        return images
+    if train.microbatch != "auto":
+        return min(train.microbatch, images)
+    profiles = profile_bytes(spec, len(train.sigma_rels))
+    return fitting_microbatch(spec, images, total - profiles // shards, shards)
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
