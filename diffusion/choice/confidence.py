@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.protocol.card import GROUPS, NETWORK_DIGESTS, STATISTICS_FIELDS, Card, differing_fields
-from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
+from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS, sampling_version
 from diffusion.protocol.option_tables import AXES
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument, unpack
 from diffusion.protocol.spacing import LEARNED
@@ -93,10 +93,26 @@ def interval_of(cell: ImageScores, metric: str) -> Interval | None:
     return Interval(scores[f"{metric}_low"], scores[f"{metric}_high"])
 
 
+def noise_differences(cards: Sequence[Card]) -> dict[str, list[Any]]:
+    """Return the fields in which cards differ, except model and axes, each with its values.
+
+    Without differences image i of all starts from the same noise. A guidance rule with a sampling version of
+    its own changes no noise.
+    """
+    return differing_fields([_with_version_of_noise(card) for card in cards], SAME_NOISE)
+
+
+def _with_version_of_noise(card: Card) -> Card:
+    """Return a card with the sampling version of the same images without a guidance rule."""
+    if card.get("sampling_version") != sampling_version(card):
+        return card  # of other code
+    return {**card, "sampling_version": sampling_version({**card, "guidance_rule": None})}
+
+
 def share_noise(cell: ImageScores, other: ImageScores) -> bool:
     """Return whether image i of both starts from the same noise: only model and axes may differ."""
-    cards = cell.card, other.card
-    return cards[0].get("seed") is not None and not differing_fields(cards, SAME_NOISE)
+    cards = [cell.card, other.card]
+    return cards[0].get("seed") is not None and not noise_differences(cards)
 
 
 def card_diff(

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
-from diffusion.choice.confidence import CONFIDENCE, SAME_NOISE
+from diffusion.choice.confidence import CONFIDENCE, noise_differences
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import select
 from diffusion.evaluate.evaluate_config import EvaluateConfig
@@ -28,7 +28,7 @@ from diffusion.evaluate.features.reference_features import open_references
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.images.store import ImageStore
-from diffusion.protocol.card import Card, differing_fields
+from diffusion.protocol.card import Card
 from diffusion.protocol.grid import Cell, cell_order, describe_line
 from diffusion.protocol.option_tables import AXES
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, pack, write_scores_document
@@ -161,7 +161,7 @@ def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
 def _check_cards(stores: dict[Cell, ImageStore]) -> None:
     """Raise a DiffctlError unless all cells are of one protocol and training, a model per EMA profile."""
     cards: list[Card] = [store.meta["card"] for store in stores.values()]
-    wrong = list(differing_fields(cards, SAME_NOISE))
+    wrong = list(noise_differences(cards))
     trained = {store.meta.get("average_of") or store.meta["card"].get(MODEL) for store in stores.values()}
     models = {(cell.ema, store.meta["card"].get(MODEL)) for cell, store in stores.items()}
     if len(trained) > 1 or len(models) > len({cell.ema for cell in stores}):

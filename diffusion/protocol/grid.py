@@ -21,7 +21,7 @@ from diffusion.system.section import Section, ShortText, canonical_json
 # Of a card: they follow from the model, its base, the values on the axes, and the files that these name.
 DERIVED_FIELDS = ("nfe", *NETWORK_DIGESTS[1:], "base_nfe", "weighted_nfe")
 # Of a card: they follow from the section `sample` and the sampler, spacing and guidance rule on the axes.
-OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sampling_plugins")
+OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sampling_plugins", "clip")
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
 MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what they add
 # Raise it when the same model and settings would no longer give the same images. The next one is 7: 6 is that

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from diffusion.choice.confidence import SAME_NOISE
+from diffusion.choice.confidence import noise_differences
 from diffusion.config import Config, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -110,7 +110,7 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
     if trains:
         both = f"{change.name} changes the training and the sampling ({fields})"
         raise UsageError(f"{both}: judge one of them at a time, with the other one equal in both arms")
-    if wrong := list(differing_fields(cards, SAME_NOISE)):
+    if wrong := list(noise_differences(cards)):
         found = f"{change.name} changes which images are made ({', '.join(wrong)})"
         raise UsageError(f"{found}: they could not be paired, so leave that equal in both arms")
     return "sampling"

@@ -22,6 +22,7 @@ from diffusion.choice.confidence import (
     share_noise,
     student,
 )
+from diffusion.protocol.grid import SAMPLING_VERSION
 from tests.helpers.scores_document import certain_cell, chance
 
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
@@ -36,6 +37,9 @@ def cell(value, errors=None, **card):
     ({"steps": 10, "eta": 1.0, "nfe": 10}, True),
     ({"model_sha256": "b" * 64}, True),
     ({"sampler": "heun", "sampler_options": "{}", "sampling_plugins": "c"}, True),
+    ({"guidance": 1.0, "guidance_rule": "apg", "sampling_version": SAMPLING_VERSION + 1}, True),
+    ({"guidance": 1.0, "guidance_rule": "cfg-zero", "clip": False}, True),
+    ({"sampling_version": SAMPLING_VERSION + 1}, False),
     ({"seed": 1}, False),
     ({"num_images": 1000}, False),
 ])  # fmt: skip

@@ -130,6 +130,14 @@ def test_cells_may_have_samplers_and_spacings_with_options(real, tmp_path):
     ].card.keys()
 
 
+@pytest.mark.slow
+def test_cells_may_have_guidance_rules_with_own_versions_and_clipping(real, tmp_path):
+    sweep = {**ONE_CELL, "guidance": [0, 1], "guidance_rule": ["apg", "cfg-zero"]}
+    config = make_config(sweep=sweep, train={"p_uncond": 0.1})
+    cells = score_sweep(config, write_sweep(tmp_path, config), real / "reference").cells
+    assert len({(cell.card["sampling_version"], cell.card["clip"]) for cell in cells.values()}) == 3
+
+
 @pytest.mark.parametrize(
     ("card", "match"),
     [

@@ -99,6 +99,7 @@ def test_options_without_a_meaning_are_refused(project: Path, invoke: Invoke) ->
         ("sample.spacing", "trailing", "sampling"),
         ("sweep.steps", [2, 5], "sampling"),
         ("sweep.eta", [1.0], "sampling"),
+        ("sample.clip", False, "sampling"),
     ],
 )
 def test_subject_of_a_change(project: Path, field: str, value: object, subject: str) -> None:
