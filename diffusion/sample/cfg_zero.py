@@ -7,6 +7,7 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import ClassifierFree, GuidedCall, along
+from diffusion.sample.sampling_steps import call_times
 from diffusion.system.errors import UsageError
 
 
@@ -14,7 +15,8 @@ class CFGZero(ClassifierFree):
     """Guidance of the velocity v = ε − x_0 from s·v(∅), and no velocity in the first calls.
 
     s = ⟨v, v(∅)⟩/‖v(∅)‖² of each image makes s·v(∅) the part of v along v(∅). The result is
-    s·v(∅) + (1+w)·(v − s·v(∅)). UsageError for a process other than flow, or if no call moves the image.
+    s·v(∅) + (1+w)·(v − s·v(∅)). UsageError for a process other than flow, if no call moves the image, or if
+    an interval leaves out one of the first calls.
     """
 
     def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:
@@ -29,6 +31,12 @@ class CFGZero(ClassifierFree):
             raise UsageError(
                 f"guidance_rule_options.zero_calls {zero} of cfg-zero is not below the {calls} network calls "
                 "of an image: lower it, or use more steps"
+            )
+        first = call_times(settings, process)[:zero] if settings.guidance_interval else []
+        if not all(self.weight(t) for t in first):
+            raise UsageError(
+                "guidance_interval leaves out a call that guidance_rule_options.zero_calls "
+                f"{zero} of cfg-zero is for: set zero_calls 0, or raise the upper end of the interval"
             )
 
     def combine(self, call: GuidedCall, better: Prediction, worse: Prediction) -> Prediction:

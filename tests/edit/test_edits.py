@@ -1,7 +1,8 @@
 """Edited images of a network: their measurements, any batch, the engine, tiles, refusals."""
 
 import itertools
-from contextlib import closing
+import re
+from contextlib import closing, nullcontext
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from diffusion.edit.edits import Editor, edit_trajectory
 from diffusion.edit.measurement import Measurement, build_operator
+from diffusion.edit.method import build_method
 from diffusion.edit.operators.mask import Mask
 from diffusion.edit.pictures import fit_input, masked_operator, measure
 from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_model, to_uint8
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.edits import EditSettings
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import labels_condition
@@ -189,3 +192,20 @@ def test_methods_with_their_own_step_take_no_sampler(change: dict[str, object]) 
     settings = settings.model_copy(update=change)
     with pytest.raises(UsageError, match=r"method ddnm has its own step and takes no \w+ \(got"):
         Editor(MODEL, settings, edit, CPU).images(measurement, [0], condition)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "words"),
+    [
+        ("sdedit", {"guidance_rule": "cfg-zero"}, "zero_calls 1 of cfg-zero would keep: set zero_calls 0"),
+        ("sdedit", {"guidance_rule": "cfg-zero", "guidance_rule_options": {"zero_calls": 0}}, None),
+    ],
+)
+def test_guidance_rules_that_do_not_fit_a_method_are_refused(
+    method: str, values: dict[str, object], words: str | None
+) -> None:
+    _, edit, measurement, _ = inputs(method, 1)
+    process = build_process(ProcessConfig(schedule="flow", prediction="flow"))
+    settings = SampleSettings(steps=4, guidance=1.0, **values)
+    with pytest.raises(UsageError, match=re.escape(words)) if words else nullcontext():
+        build_method(edit, settings, measurement, process)

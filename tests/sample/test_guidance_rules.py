@@ -127,6 +127,11 @@ def test_cfg_zero_does_not_move_in_its_first_calls():
         late = settings_of("cfg-zero", sampler=sampler, steps=4, options={"zero_calls": zero})
         with pytest.raises(UsageError, match=f"{zero} of cfg-zero is not below the {zero} network calls"):
             guided(Drifting(FLOW), late, FLOW)
+    for values, zero in (({}, 1), ({"guidance_interval": (0, 5)}, 0), ({"guidance_interval": (0, 1e9)}, 3)):
+        guided(Drifting(FLOW), settings_of("cfg-zero", options={"zero_calls": zero}, **values), FLOW)
+    limited = settings_of("cfg-zero", guidance_interval=(0, 5))
+    with pytest.raises(UsageError, match=r"interval leaves out a call that .*zero_calls 1 of cfg-zero"):
+        guided(Drifting(FLOW), limited, FLOW)
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -98,7 +98,8 @@ def test_guidance_in_an_interval_and_by_a_classifier_does_not_wait_for_the_devic
     network = meta_denoiser(A_PROCESS)
     guide = "worse" if GUIDANCE_RULES[rule].needs_guide else None
     process = FLOW if rule == "cfg-zero" else A_PROCESS
-    named = {"guidance_rule": rule, "guide": guide}
+    options = {"zero_calls": 0} if rule == "cfg-zero" else {}
+    named = {"guidance_rule": rule, "guide": guide, "guidance_rule_options": options}
     settings = SampleSettings(guidance=guidance, guidance_interval=(0.3, 5.0), **named)
     denoiser = guided(network, settings, process, network)
     if shift is not None:

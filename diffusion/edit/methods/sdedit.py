@@ -9,8 +9,10 @@ from diffusion.edit.measurement import Measurement
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.edits import SDEditOptions
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, ZeroOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import Sampler, Trajectory, build_sampler
+from diffusion.system.errors import UsageError
 
 
 def build(
@@ -18,8 +20,15 @@ def build(
 ) -> Sampler:
     """Return the settings' sampler from α·x + σ·ε at the last of its times up to the strength's time.
 
-    The times above are left out: of S steps about the share `strength` remains, at least one.
+    The times above are left out: of S steps about the share `strength` remains, at least one. UsageError for
+    calls without a velocity, which would keep the noise of the middle time.
     """
+    of_rule = GUIDANCE_RULES[settings.rule].parse(settings.guidance_rule_options)
+    if isinstance(of_rule, ZeroOptions) and of_rule.zero_calls and options.strength < 1:
+        raise UsageError(
+            "method sdedit begins at a middle noise, which guidance_rule_options.zero_calls "
+            f"{of_rule.zero_calls} of {settings.rule} would keep: set zero_calls 0"
+        )
     sampler, picture = build_sampler(settings), measurement.y
     share = torch.tensor(options.strength, dtype=torch.float64)
     highest = float(process.time_at(share))
