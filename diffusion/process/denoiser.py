@@ -86,7 +86,8 @@ class Prediction(NamedTuple):
 
     `variance_fraction` is f of log Σ = f·log β + (1−f)·log β̃ (iDDPM eq. 15), None for a fixed variance.
     `mean_shift` is the gradient g by which a noisy step's mean moves, Σ·g (ADM alg. 1), None for no move.
-    `gradient` is that of a call's loss for x_t, None for a call without one.
+    `gradient` is that of a call's loss for x_t, None for a call without one. `keeps_eps` (B,) is true for
+    rows with an ε that is not that of x̂_0, and stays if x̂_0 is clipped; None for no such row.
     """
 
     x0: Tensor
@@ -94,6 +95,7 @@ class Prediction(NamedTuple):
     variance_fraction: Tensor | None = None
     mean_shift: Tensor | None = None
     gradient: Tensor | None = None
+    keeps_eps: Tensor | None = None
 
     def rows(self, index: slice | Tensor) -> "Prediction":
         """Return the prediction for some of the images."""

@@ -25,7 +25,7 @@ OPTION_FIELDS = (*(f"{field}_options" for field in REGISTRIES_WITH_OPTIONS), "sa
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
 MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what they add
 # Raise it when the same model and settings would no longer give the same images. The next one is 7: 6 is that
-# of `sampling_version` for models that enlarge images and for APG.
+# of `sampling_version` for models that enlarge images, APG, and CFG++ in an interval.
 SAMPLING_VERSION = 5
 
 
@@ -151,10 +151,13 @@ def settings_card(settings: SampleSettings, **digests: str) -> dict[str, Any]:
 def sampling_version(card: Mapping[str, Any]) -> int:
     """Return the version of the code that samples as a card states.
 
-    That of models that enlarge images and of APG is one more, since only their images changed.
+    That of models that enlarge images, of APG, and of CFG++ in an interval is one more: only their images
+    changed.
     """
     enlarges = not {"base_sha256", "real_sha256"}.isdisjoint(card)
-    return SAMPLING_VERSION + (enlarges or card.get("guidance_rule") == "apg")
+    rule = card.get("guidance_rule")
+    limited = rule == "cfg++" and "guidance_interval" in card
+    return SAMPLING_VERSION + (enlarges or rule == "apg" or limited)
 
 
 def format_option(name: str, value: Any) -> str:

@@ -50,8 +50,8 @@ class GuidanceRule(BuilderEntry, WithOptions):
     Each is a "module:name", loaded when it is needed, the options without torch. A rule that `needs_guide`
     compares the model with a second one, one that `needs_null` with itself without the condition, for which
     it must have been trained with dropped labels. `nfe` is the NFE of a guided call. Without `clips` x̂_0 is
-    never clipped. The ε of one that `keeps_eps` is not that of x̂_0, and ddim does not recompute it from a
-    clipped x̂_0.
+    never clipped. The ε of one that `keeps_eps` is not that of x̂_0: ddim does not recompute it from a clipped
+    x̂_0, and methods that recompute ε refuse the rule.
     """
 
     builder: str

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from diffusion.process.denoiser import Prediction
 from diffusion.process.time_grid import GridStep, TimeGrid
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
@@ -21,13 +20,12 @@ class Ddim:
     """DDIM (2010.02502): η = 0 is deterministic, η = 1 DDPM. The last step adds no noise.
 
     `noise` small adds η√β̃ (eq. 16), large η√β (σ̂ of Table 1), learned η√Σ_θ (the spaced Σ of iDDPM sec. 4).
-    With `clip`, x̂_0 is clipped to [−1, 1] and ε recomputed from it, unless it `keeps_eps`.
+    With `clip`, x̂_0 is clipped to [−1, 1] and ε recomputed from it, unless the prediction `keeps_eps`.
     """
 
     eta: float = 0.0
     noise: Noise = "small"
     clip: bool = True
-    keeps_eps: bool = False
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x; UsageError, at its start, if η is too large for the grid."""
@@ -50,7 +48,9 @@ class Ddim:
         x0_hat, eps = prediction.x0, prediction.eps
         if self.clip:
             x0_hat = x0_hat.clamp(-1, 1)
-            eps = eps if self.keeps_eps else (x - step.alpha * x0_hat) / step.sigma
+            recomputed = (x - step.alpha * x0_hat) / step.sigma
+            kept = prediction.keeps_eps
+            eps = recomputed if kept is None else torch.where(kept[:, None, None, None], eps, recomputed)
         direction = math.sqrt(max(0.0, step.sigma_prev**2 - self.eta**2 * step.posterior_variance))
         x_prev = step.alpha_prev * x0_hat + direction * eps
         if z is not None and step.beta > 0:
@@ -74,4 +74,4 @@ class Ddim:
 
 def build(settings: SampleSettings) -> Ddim:
     """Return the sampler of these settings."""
-    return Ddim(settings.eta, settings.noise, settings.clip, GUIDANCE_RULES[settings.rule].keeps_eps)
+    return Ddim(settings.eta, settings.noise, settings.clip)

@@ -45,7 +45,9 @@ class Guidance:
 
     def __init__(self, settings: SampleSettings, process: NoiseProcess) -> None:
         self.settings, self.process = settings, process
-        self.options: Any = GUIDANCE_RULES[settings.rule].parse(settings.guidance_rule_options)
+        entry = GUIDANCE_RULES[settings.rule]
+        self.options: Any = entry.parse(settings.guidance_rule_options)
+        self.keeps_eps = entry.keeps_eps
         self.calls = 0
 
     def predictions(
@@ -149,9 +151,19 @@ def guide_rows(denoiser: Denoiser, guide: Denoiser | None, parts: Sequence[Guide
                 inputs = GuidedCall(x[part.rows], times(part.rows), part.weight, part.rule.calls - 1)
                 result, start = part.rule.combine(inputs, result, worse.rows(slice(start, end))), end
             results.append(result)
-        return results[0] if len(results) == 1 else Prediction.cat(results)
+        prediction = results[0] if len(results) == 1 else Prediction.cat(results)
+        return prediction._replace(keeps_eps=_rows_that_keep_eps(guided, x))
 
     return call
+
+
+def _rows_that_keep_eps(guided: Sequence[GuidedRows], x: Tensor) -> Tensor | None:
+    if not guided[0].rule.keeps_eps:
+        return None
+    kept = torch.zeros(len(x), dtype=torch.bool)
+    for part in guided:
+        kept[part.rows] = True
+    return to_device(kept, x.device)
 
 
 def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: Tensor | float) -> float:

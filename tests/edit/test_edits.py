@@ -199,6 +199,8 @@ def test_methods_with_their_own_step_take_no_sampler(change: dict[str, object]) 
     [
         ("sdedit", {"guidance_rule": "cfg-zero"}, "zero_calls 1 of cfg-zero would keep: set zero_calls 0"),
         ("sdedit", {"guidance_rule": "cfg-zero", "guidance_rule_options": {"zero_calls": 0}}, None),
+        ("projection", {"guidance_rule": "cfg++"}, "recomputes ε, which guidance_rule cfg++ keeps"),
+        ("ddnm", {"guidance_rule": "cfg++"}, None),
     ],
 )
 def test_guidance_rules_that_do_not_fit_a_method_are_refused(

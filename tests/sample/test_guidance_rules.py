@@ -13,7 +13,7 @@ from diffusion.protocol.grid import SAMPLING_VERSION, settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import mixed_condition
 from diffusion.sample.generate import check_settings, generate
-from diffusion.sample.guidance import guided
+from diffusion.sample.guidance import GuidedRows, build_guidance, guide_rows, guided
 from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError
@@ -41,9 +41,9 @@ class Drifting:
         source = torch.Generator().manual_seed(self.calls)
         x0 = torch.randn(x.shape, generator=source, dtype=x.dtype)
         alpha, sigma = self.process.alpha_sigma(torch.as_tensor(t))
-        self.x0 = x0[: len(x) // 2], x0[len(x) // 2 :]
-        self.eps = tuple((x[: len(part)] - alpha * part) / sigma for part in self.x0)
-        return Prediction(x0, torch.cat(self.eps))
+        eps = (x - alpha * x0) / sigma
+        self.x0, self.eps = x0.chunk(2), eps.chunk(2)
+        return Prediction(x0, eps)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,12 @@ def test_cfg_zero_does_not_move_in_its_first_calls():
         guided(Drifting(FLOW), limited, FLOW)
 
 
+@pytest.mark.parametrize("interval", [None, (0.5, 3.0)])
 @pytest.mark.parametrize("clip", [False, True])
-def test_cfg_plus_plus_matches_a_loop_of_its_algorithm(clip):
-    settings, x = settings_of("cfg++", 0.6, clip=clip, steps=6), randn(*SHAPE)
-    network, reference = Drifting(COSINE), Drifting(COSINE)
+def test_cfg_plus_plus_matches_a_loop_of_its_algorithm(clip, interval):
+    """Outside of an interval the steps are DDIM's."""
+    settings = settings_of("cfg++", 0.6, clip=clip, steps=6, guidance_interval=interval)
+    network, reference, x = Drifting(COSINE), Drifting(COSINE), randn(*SHAPE)
     grid, condition = sampling_grid(settings, COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
     made: list[torch.Tensor] = []
     run_sampler(
@@ -147,12 +149,24 @@ def test_cfg_plus_plus_matches_a_loop_of_its_algorithm(clip):
         lambda step: made.append(step.x),
     )
     for step, found in zip(grid.reverse_steps(), made, strict=True):
-        reference(torch.cat([x, x]), step.t, condition)
-        of_class, free = reference.x0
-        x0_hat = free + 0.6 * (of_class - free)
-        x0_hat = x0_hat.clamp(-1, 1) if clip else x0_hat
-        x = step.alpha_prev * x0_hat + step.sigma_prev * reference.eps[1]
+        is_guided = interval is None or interval[0] < step.sigma / step.alpha <= interval[1]
+        x0_hat, eps, *_ = reference(torch.cat([x, x]) if is_guided else x, step.t, condition)
+        if is_guided:
+            (of_class, free), (_, eps) = reference.x0, reference.eps
+            x0_hat = free + 0.6 * (of_class - free)
+        if clip:
+            x0_hat = x0_hat.clamp(-1, 1)
+            eps = eps if is_guided else (x - step.alpha * x0_hat) / step.sigma
+        x = step.alpha_prev * x0_hat + step.sigma_prev * eps
         assert torch.allclose(found, x, atol=1e-9)
+
+
+def test_unguided_rows_next_to_cfg_plus_plus_do_not_keep_their_noise():
+    rule = build_guidance(settings_of("cfg++", 0.6), COSINE)
+    parts = [GuidedRows(slice(row, row + 1), rule, weight) for row, weight in enumerate((0.6, 0.0))]
+    condition = Condition(2, torch.zeros(2, dtype=torch.long), NULL)
+    found = guide_rows(Drifting(COSINE), None, parts)(randn(*SHAPE), 50, condition)
+    assert found.keeps_eps.tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -191,3 +205,6 @@ def test_rules_that_do_not_fit_are_refused_and_options_follow_their_rule():
     known = {key: card[key] for key in SampleSettings.model_fields if key in card}
     assert settings_card(SampleSettings(**known)) == card
     assert SampleSettings(**{**dict(settings), "guidance": 0.0}) == SampleSettings(steps=3)
+    limited = settings_of("cfg++", 0.6, steps=3, guidance_interval=(0.5, 3))
+    versions = [settings_card(one)["sampling_version"] for one in (limited, limited.guided_everywhere())]
+    assert versions == [SAMPLING_VERSION + 1, SAMPLING_VERSION]

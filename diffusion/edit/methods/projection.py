@@ -4,8 +4,10 @@ from diffusion.edit.measurement import Measurement
 from diffusion.edit.method import corrected, operator_of
 from diffusion.process.denoiser import Prediction, time_tensor
 from diffusion.process.noise_process import NoiseProcess
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import DenoiserCall, Sampler, build_sampler
+from diffusion.system.errors import UsageError
 from diffusion.system.section import NoOptions
 
 
@@ -15,7 +17,13 @@ def build(
     """Return the settings' sampler with x̂_0 ← A⁺y + (I − A⁺A)·x̂_0, and ε recomputed from it.
 
     x̂_0 is clipped before the projection, and not after it, so that the result has the measurement y.
+    UsageError for a guidance rule whose ε is not that of x̂_0.
     """
+    if GUIDANCE_RULES[settings.rule].keeps_eps:
+        raise UsageError(
+            f"method projection recomputes ε, which guidance_rule {settings.rule} keeps: use method ddnm, or "
+            "another rule"
+        )
     operator, y = operator_of(measurement), measurement.y
 
     def correct(call: DenoiserCall, prediction: Prediction) -> Prediction:
