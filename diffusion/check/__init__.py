@@ -16,7 +16,14 @@ from diffusion.check.dependency_checks import (
     check_times,
 )
 from diffusion.check.findings import Finding, Project
-from diffusion.check.machine_checks import check_device, check_disk, check_memory, check_states, check_weights
+from diffusion.check.machine_checks import (
+    check_device,
+    check_disk,
+    check_memory,
+    check_precision,
+    check_states,
+    check_weights,
+)
 from diffusion.check.trial import check_trial
 from diffusion.config import Config
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
@@ -168,6 +175,7 @@ ALL: tuple[Check, ...] = (
     check_dependencies,
     check_guides,
     check_device,
+    check_precision,
     check_weights,
     check_protocol,
     check_start,
@@ -190,6 +198,7 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
         check_rules,
         check_memory,
         check_states,
+        check_precision,
     ),
     "sample": (check_spacing, check_rules, check_base, check_dependencies, check_guides),
     "evaluate": (check_weights, check_samples),

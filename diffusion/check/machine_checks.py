@@ -104,6 +104,17 @@ def check_device(project: Project) -> Iterator[Finding]:
         yield Finding("error", "runner", "sample.runner ray needs Ray", "pip install 'diffctl[ray]'")
 
 
+def check_precision(project: Project) -> Iterator[Finding]:
+    """Check that the training of a consistency model resolves small differences of x̂_0."""
+    train, device, loss = project.config.train, default_device(), project.config.process.loss
+    precision: str = resolve_precision(train.precision, device)
+    if precision == "fp32" and train.tf32 and device.type == "cuda":
+        precision = "tf32"
+    if OBJECTIVES[loss].is_consistency and precision != "fp32":
+        message = f"{precision} rounds the differences that process.loss {loss} learns from"
+        yield Finding("warning", "precision", message, "set train.precision: fp32 and train.tf32: false")
+
+
 def check_weights(project: Project) -> Iterator[Finding]:
     """Check each extractor's weights by their checksum, and published statistics."""
     for space in project.config.evaluate.spaces:

@@ -102,6 +102,23 @@ def test_a_loss_of_the_whole_batch_has_neither_micro_batches_nor_several_process
     assert "process.loss contrastive needs the whole batch" in finding.message
 
 
+@pytest.mark.parametrize(
+    ("device", "train", "rounding"),
+    [
+        ("cpu", {"precision": "bf16"}, "bf16"),
+        ("cpu", {"precision": "fp32"}, None),
+        ("cuda", {"precision": "fp32"}, "tf32"),
+        ("cuda", {"precision": "fp32", "tf32": False}, None),
+    ],
+)
+def test_rounding_of_a_consistency_training_is_a_warning(monkeypatch, device, train, rounding) -> None:
+    monkeypatch.setattr(machine_checks, "default_device", lambda: torch.device(device))
+    for loss, expected in (("consistency", rounding), ("simple", None)):
+        config = configuration(train=train, process={"loss": loss, "variance": "small"})
+        warned = [one.message for one in machine_checks.check_precision(Project(config))]
+        assert [message.split()[0] for message in warned] == [expected] * (expected is not None)
+
+
 def test_sharding_is_suggested_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     network = plan_here(configuration()).network
     whole, shard = (step_bytes(network, 1, shards=shards) for shards in (1, 4))
