@@ -56,9 +56,13 @@ def _factor(square: Tensor) -> Tensor:
 
 
 def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return hidden layers' matrices, a row per output: without embeddings and the first convolution."""
+    """Return hidden layers' matrices, a row per output: without embeddings and the first convolution.
+
+    In networks with layers of their own these are the attributes `classes` and `stem`.
+    """
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
-    outer = [layer for layer in network.modules() if layer is first or isinstance(layer, nn.Embedding)]
+    named = [getattr(network, name, None) for name in ("stem", "classes")]
+    outer = [one for one in network.modules() if isinstance(one, nn.Embedding) or one in (first, *named)]
     left_out = {id(parameter) for layer in outer for parameter in layer.parameters()}
     hidden = [one for one in network.parameters() if one.ndim > 1 and id(one) not in left_out]
     return [parameter for parameter in hidden if min(parameter.flatten(1).shape) >= MIN_MATRIX_SIDE]

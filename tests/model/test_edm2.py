@@ -12,6 +12,7 @@ from diffusion.model.edm2_config import EDM2Spec
 from diffusion.model.magnitude import MPLayer, mp_cat, mp_silu, mp_sum, pixel_norm
 from diffusion.model.precision import autocast, to_bf16
 from diffusion.train.initial_state import new_state
+from diffusion.train.optimizers import matrix_parameters
 from tests.helpers.trainings import CPU, Killed, assert_same, plan_of, run, run_in, run_until
 from tests.helpers.trajectories import randn
 
@@ -121,3 +122,11 @@ def test_nan_steps_leave_the_weights_alone(store):
 def test_impossible_shapes_are_refused(changes, problem):
     with pytest.raises(ValidationError, match=problem):
         spec_of(**changes)
+
+
+def test_muon_leaves_the_layers_of_images_and_labels_to_adamw():
+    network = EDM2(spec_of(num_classes=10))
+    matrices = {id(weight) for weight in matrix_parameters(network)}
+    names = {name for name, weight in network.named_parameters() if id(weight) in matrices}
+    assert "time.weight" in names
+    assert names.isdisjoint({"stem.weight", "classes.weight"})
