@@ -102,7 +102,7 @@ def check_rules(project: Project) -> Iterator[Finding]:
 
 
 def check_guidance(project: Project) -> Iterator[Finding]:
-    """Check whether every guidance interval contains a step."""
+    """Check whether every guidance interval contains a step, and whether the model's loss fits guidance."""
     process = build_process(project.config.process)
     with single_thread():
         unguided = [cell.name for cell, one in project.cells.items() if _is_never_guided(one, process)]
@@ -110,6 +110,9 @@ def check_guidance(project: Project) -> Iterator[Finding]:
         message = f"guidance applies at no step of {', '.join(unguided[:MAX_NAMED])}"
         message += f" and {len(unguided) - MAX_NAMED} more cells" if len(unguided) > MAX_NAMED else ""
         yield Finding("warning", "sampling", message, "`diffctl show steps` lists σ/α of each step")
+    if project.config.process.loss == "contrastive" and any(one.guidance for one in project.cells.values()):
+        message = "guidance lacks the correction that the authors of process.loss contrastive apply"
+        yield Finding("warning", "sampling", message, "set guidance to 0, or see `diffctl docs training`")
 
 
 def _is_never_guided(settings: SampleSettings, process: NoiseProcess) -> bool:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from cli.stages.context import enter_stage
-from diffusion.check import check, check_rules, check_spacing, preflight
+from diffusion.check import check, check_guidance, check_rules, check_spacing, preflight
 from diffusion.check.dependency_checks import check_base, check_dependencies, check_guides, check_times
 from diffusion.check.findings import Project
 from diffusion.check.trial import check_trial
@@ -111,6 +111,16 @@ def test_spacing_even_in_sigma_causes_a_warning(spacing, warned):
     config = parse({**params(sample={"spacing": spacing}), "process": {"schedule": "edm"}}, "params")
     found = [finding.remedy for finding in check_spacing(Project(config))]
     assert found == ["use spacing karras"] * warned
+
+
+@pytest.mark.parametrize(
+    ("loss", "guidance", "warned"),
+    [("contrastive", 1, True), ("contrastive", 0, False), ("simple", 1, False)],
+)
+def test_guidance_of_a_model_with_the_contrastive_loss_causes_a_warning(loss, guidance, warned):
+    sections = {"process": {"loss": loss, "variance": "small"}, "sample": {"guidance": guidance}}
+    config = configuration(**sections, train={"p_uncond": 0.1})
+    assert ["contrastive" in one.message for one in check_guidance(Project(config))] == [True] * warned
 
 
 def test_conditional_model_needs_labels(tmp_path):
