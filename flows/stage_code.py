@@ -164,7 +164,8 @@ def source_state() -> int:
 def write_stage_code() -> None:
     """Write code.yaml, unless it is up to date."""
     with read_stage_code() as code:
-        text = HEADER + "".join(f"{stage}: {code.digest(stage)}\n" for stage in STAGES)
+        # Quoted, since some digests are numbers to YAML.
+        text = HEADER + "".join(f'{stage}: "{code.digest(stage)}"\n' for stage in STAGES)
     if not CODE.exists() or CODE.read_text(encoding="utf-8") != text:
         write_text(CODE, text)
 

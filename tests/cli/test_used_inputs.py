@@ -17,7 +17,7 @@ from diffusion.data.data_config import SOURCES
 from diffusion.system.params import load_section
 from diffusion.system.registry import load_package, load_reference
 from diffusion.system.section import Section
-from flows.stage_code import write_stage_code
+from flows.stage_code import recorded_digest, write_stage_code
 
 ENTRIES = """
 from diffusion.data.data_config import SOURCES, SourceEntry
@@ -137,3 +137,10 @@ def test_edits_that_were_not_used_or_change_no_result_are_accepted(project: Path
         Path("models/.DS_Store").touch()
         write("plugins/data/cube.py", "SIDE = 4")  # code.yaml has the digest of what was loaded
         os.link("twice", "thrice")  # as DVC links its cache in another clone
+
+
+@pytest.mark.parametrize("digest", ["7028840848183254", "0123456701234567", "12345e6789012345"])
+def test_a_digest_that_looks_like_a_number_stays_text(project: Path, monkeypatch, digest: str) -> None:
+    monkeypatch.setattr("flows.stage_code.StageCode.digest", lambda self, stage: digest)
+    write_stage_code()
+    assert recorded_digest("data") == digest
