@@ -61,11 +61,6 @@ from diffusion.train.planning import plan_training, resolve_precision
 from diffusion.train.train_config import TrainSections
 from diffusion.train.train_step import train_step
 
-PEERS = {
-    "diffusers": "diffusers",
-    "diffusers-bf16": "diffusers",
-    "ddpm-pytorch": "denoising_diffusion_pytorch",
-}
 TASKS = ("train", "sample")
 GOAL = 1.1  # times the best peer of the same precision
 MEMORY = 1.05  # times the least of a peer, at most
@@ -160,16 +155,20 @@ def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+PEERS: dict[str, tuple[str, Callable[[Shape], Contender]]] = {
+    "diffusers": ("diffusers", diffusers),
+    "diffusers-bf16": ("diffusers", partial(diffusers, bf16=True)),
+    "ddpm-pytorch": ("denoising_diffusion_pytorch", ddpm_pytorch),
+}
+"""Name → the module that a peer needs, and what makes it."""
+
+
 def measure(contender: str, name: str, task: str, seconds: float) -> str:
     torch.manual_seed(0)
-    peers = {
-        "diffusers": diffusers,
-        "diffusers-bf16": partial(diffusers, bf16=True),
-        "ddpm-pytorch": ddpm_pytorch,
-    }
-    work = peers.get(contender, partial(ours, contender))(SHAPES[name])
+    shape = SHAPES[name]
+    work = PEERS[contender][1](shape) if contender in PEERS else ours(contender, shape)
     values = {
-        "rate": SHAPES[name].batch / median_seconds(getattr(work, task), seconds),
+        "rate": shape.batch / median_seconds(getattr(work, task), seconds),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "parameters": work.parameters,
     }
@@ -191,7 +190,7 @@ def median_seconds(step: Callable[[], object], seconds: float) -> float:
 def compare(name: str, rounds: int, seconds: float) -> Results:
     """Return medians over the rounds, the contenders in turn."""
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
-    contenders = ["auto", "fp32", *(peer for peer, module in PEERS.items() if find_spec(module))]
+    contenders = ["auto", "fp32", *(peer for peer, (module, _) in PEERS.items() if find_spec(module))]
     for turn in range(rounds):
         for task in TASKS:
             for contender in contenders:
@@ -235,7 +234,7 @@ def main() -> None:
     parser.add_argument(SMALL, action="store_true", help="only try whether it runs")
     options = parser.parse_known_args()[0]
     rounds, seconds = (1, 0.0) if options.small else (options.rounds, 2.0)
-    installed = filter(find_spec, dict.fromkeys(PEERS.values()))
+    installed = filter(find_spec, dict.fromkeys(module for module, _ in PEERS.values()))
     print(", ".join(f"{name} {version(name)}" for name in ("torch", *installed)))
     for name in [options.shape] if options.shape else ["S"] if options.small else SHAPES:
         print(f"\n{name}: `precision: auto` is {resolve_precision('auto', CPU)}", flush=True)
