@@ -26,7 +26,7 @@ from tracking.runs.score_logging import (
     log_scores,
     log_sweep,
 )
-from tracking.runs.scored_runs import fetch_model, fetch_samples, fetch_scores
+from tracking.runs.scored_runs import SCORES_PATH, fetch_model, fetch_samples, fetch_scores
 from tracking.spool.sender import deliver_all
 from tracking.store import connect
 
@@ -204,6 +204,14 @@ def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     log_scores(other)
     assert len(children(run_id)) == 2
     assert fetch_scores(connect().get_run(run_id)) == other
+
+
+def test_damaged_scores_are_reported_with_their_run():
+    write_training()
+    run_id = log_scores(document())
+    connect().log_dict(run_id, {"cells": {}}, SCORES_PATH)
+    with pytest.raises(DiffctlError, match=rf"^run digits-f1f1f1f1 \({run_id}\): scores\.json is damaged"):
+        fetch_scores(find_run(run_id))
 
 
 def test_run_is_found_by_id_prefix_name_fingerprint_and_key():

@@ -215,7 +215,16 @@ def fetch_version_networks(client: "MlflowClient", registered: "ModelVersion") -
 def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> ScoresDocument:
     """Return the scores that a version was registered with; DiffctlError if diffctl did not register it."""
     with tempfile.TemporaryDirectory() as scratch:
-        return read_scores(_download(client, registered, SCORES.name, Path(scratch)))
+        path = _download(client, registered, SCORES.name, Path(scratch))
+        return read_fetched_scores(path, f"{registered.name} version {registered.version}")
+
+
+def read_fetched_scores(path: Path, origin: str) -> ScoresDocument:
+    """Return the scores in a temporary file; DiffctlError names their origin instead of its folder."""
+    try:
+        return read_scores(path)
+    except DiffctlError as error:
+        raise DiffctlError(f"{origin}: {str(error).removeprefix(f'{path.parent}/')}") from None
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images
 from diffusion.layout import SCORES
-from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
@@ -20,6 +20,7 @@ from tracking.registry.model_versions import (
     cached_model,
     download_weights,
     fetch_version_networks,
+    read_fetched_scores,
     unreadable_reason,
 )
 from tracking.runs.run_lookup import find_run, training_runs
@@ -69,11 +70,11 @@ def data_name(document: ScoresDocument) -> str:
 
 def fetch_scores(run: "Run") -> ScoresDocument:
     """Return the scores of a training's run; UsageError if it was not evaluated."""
-    run_id = run.info.run_id
+    run_id, name = run.info.run_id, f"run {run.info.run_name} ({run.info.run_id})"
     with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
         if SCORES_PATH not in [file.path for file in client.list_artifacts(run_id, keys.EVALUATION_FOLDER)]:
-            raise UsageError(f"run {run.info.run_name} ({run_id}) has no scores: it was not evaluated")
-        return read_scores(Path(client.download_artifacts(run_id, SCORES_PATH, scratch)))
+            raise UsageError(f"{name} has no scores: it was not evaluated")
+        return read_fetched_scores(Path(client.download_artifacts(run_id, SCORES_PATH, scratch)), name)
 
 
 def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
@@ -91,8 +92,7 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
         for run in training_runs(client, MAX_SEEDS, f"tags.`{keys.SETTING}` = '{training.setting}'"):
             scores, why = readable(fetch_scores, run)
             if scores is None:
-                text = f"the scores of {run.info.run_name} ({run.info.run_id}) are left out: {why}"
-                warnings.warn(text, DiffctlWarning, stacklevel=2)
+                warnings.warn(f"scores are left out: {why}", DiffctlWarning, stacklevel=2)
             else:
                 found.append(scores)
     return [one for one in found if one.training is not None and one.training.seed != training.seed]
