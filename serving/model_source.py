@@ -8,10 +8,10 @@ from diffusion.choice.selection import best_card, best_settings, model_scores, s
 from diffusion.layout import SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.sample.network_files import NetworkFiles, card_files
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import UsageError
 from tracking.registry.registered_models import champion_version, fetch_version_files, find_version_files
-from tracking.runs.base_models import fetch_scored_base
+from tracking.runs.base_models import fetch_scored_base, fetch_scored_files
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 
@@ -63,7 +63,7 @@ def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel
         try:
             scores = scores_for(read_scores(scores_file), path, read_artefact(path).model_sha256)
             name, cell = scores.best.cell, scores.cells[scores.best.cell]
-            files = card_files(settings_of(cell, name, 0), cell.card, path)
+            files = fetch_scored_files(settings_of(cell, name, 0), cell.card, path)
             return PublishedModel(path.name, None, files, scores)
         except UsageError as error:
             report(f"{path} is served without scores: {error}")

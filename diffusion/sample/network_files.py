@@ -21,7 +21,7 @@ from diffusion.protocol.card import NETWORKS
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
 from diffusion.protocol.settings import CommonSettings, SampleSettings
-from diffusion.sample.base_file import base_file, base_path, fetched_base
+from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.ema_files import ema_model_file, ema_path, guide_snapshots, matching_snapshots
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guides import Guides, check_base, check_fit, labelled_model
@@ -198,21 +198,6 @@ def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
     _, *others = zip(files, LOADERS, strict=True)
     loaded: list[Any] = [None if file is None else load(file, device) for file, load in others]
     return Guides(*loaded)
-
-
-def card_files(
-    settings: SampleSettings, card: Mapping[str, object], model: Path, own: Path | None = None
-) -> NetworkFiles:
-    """Return the files for the settings of a card, as `network_files`; UsageError if one does not match it.
-
-    A base from MLflow is the one of the card. `own` is the training's own model if `model` is another average
-    of its weights.
-    """
-    base = None if settings.base is None else fetched_base(settings.base, str(card.get("base_sha256")))
-    files = network_files(settings, own or model, base)._replace(model=model)
-    if wrong := files.read().find_difference(card):
-        raise not_of_the_scores(wrong, getattr(files, wrong))
-    return files
 
 
 def not_of_the_scores(kind: str, path: Path) -> UsageError:

@@ -127,7 +127,7 @@ def _best_model(document: ScoresDocument) -> "tuple[NetworkFiles, str, ScoresDoc
     """Return the best cell's files, its model's digest and scores; DiffctlError for another model."""
     from diffusion.model.model_file import read_verified_artefact  # torch
     from diffusion.sample.ema_files import ema_model_file, matching_snapshots
-    from diffusion.sample.network_files import card_files
+    from tracking.runs.base_models import fetch_scored_files
 
     best = document.cells[document.best.cell]
     width = best.ema
@@ -143,7 +143,7 @@ def _best_model(document: ScoresDocument) -> "tuple[NetworkFiles, str, ScoresDoc
     if width is not None:
         training = artefact.training and Training(**artefact.training)
         scores = scores.model_copy(update={"training": training})
-    files = card_files(settings_of(best, document.best.cell, 0), best.card, file, MODEL)
+    files = fetch_scored_files(settings_of(best, document.best.cell, 0), best.card, file, MODEL)
     return files, artefact.model_sha256, scores
 
 

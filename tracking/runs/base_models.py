@@ -8,8 +8,9 @@ from pathlib import Path
 
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.base_model import BaseConfig
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file, fetched_base, fetched_file, pin_base
-from diffusion.sample.network_files import not_of_the_scores
+from diffusion.sample.network_files import NetworkFiles, network_files, not_of_the_scores
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import sha256_file
 from tracking.registry.model_versions import cached_model
@@ -48,6 +49,21 @@ def fetch_scored_base(base: BaseConfig, card: Mapping[str, object]) -> Path:
     if read_artefact(path).model_sha256 != digest:
         raise not_of_the_scores("base", path)
     return path
+
+
+def fetch_scored_files(
+    settings: SampleSettings, card: Mapping[str, object], model: Path, own: Path | None = None
+) -> NetworkFiles:
+    """Return the files for the settings of a card, as `network_files`; UsageError if one does not match it.
+
+    The base is the one of the card. `own` is the training's own model if `model` is another average of its
+    weights.
+    """
+    base = None if settings.base is None else fetch_scored_base(settings.base, card)
+    files = network_files(settings, own or model, base)._replace(model=model)
+    if wrong := files.read().find_difference(card):
+        raise not_of_the_scores(wrong, getattr(files, wrong))
+    return files
 
 
 def fix_bases(bases: Iterable[BaseConfig | None]) -> dict[str, str]:
