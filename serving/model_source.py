@@ -46,7 +46,8 @@ class ChampionSource(NamedTuple):
 
     def fetch(self) -> PublishedModel:
         """Return the champion; raise UsageError if there is none."""
-        return PublishedModel(self.name, *fetch_version_files(self.name))
+        found = fetch_version_files(self.name)
+        return PublishedModel(self.name, found.version, found.files, found.scores)
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether another version is champion; without any, the last one still serves."""

@@ -22,7 +22,6 @@ from tracking.registry.registered_models import (
     fetch_version_files,
     find_version_files,
     project_model,
-    version_run,
 )
 from tracking.runs.base_models import fetch_base, fetch_scored_base
 from tracking.runs.run_lookup import find_run
@@ -42,9 +41,8 @@ def selected_model_and_run(options: ModelSourceOptions) -> SelectedModel:
         run_id = str(find_run(options.run_id).info.run_id)
         return SelectedModel(fetch_model(run_id), run_id)
     if options.champion:
-        name = champion_model(force=options.force)
-        found = fetch_version_files(name)
-        return SelectedModel(found.files.model, version_run(name, found.version))
+        found = fetch_version_files(champion_model(force=options.force))
+        return SelectedModel(found.files.model, found.run_id)
     return SelectedModel(options.model or MODEL, None)
 
 

@@ -151,8 +151,8 @@ def _add_versions(router: APIRouter, service: Service) -> None:
         name, source = registered_name(), first
         try:
             if body.version is not None:
-                files = await asyncio.to_thread(fetch_version_files, name, body.version)
-                source = FixedSource(PublishedModel(name, *files))
+                found = await asyncio.to_thread(fetch_version_files, name, body.version)
+                source = FixedSource(PublishedModel(name, found.version, found.files, found.scores))
             await service.refresh(source)
         except UsageError as error:
             raise HTTPException(422, str(error)) from None

@@ -212,7 +212,7 @@ def test_a_chosen_version_serves(place, tmp_path, monkeypatch):
             raise UsageError(f"{name} has no version {number}")
         if files[number] is None:
             raise DiffctlError(f"the file of version {number} is damaged")
-        return VersionFiles(number, NetworkFiles(files[number]), published(files[number]).scores)
+        return VersionFiles(number, NetworkFiles(files[number]), published(files[number]).scores, "run")
 
     monkeypatch.setattr("serving.playground.router.fetch_version_files", fetch)
     with client_of(published(place[0], None), place[1]) as client:

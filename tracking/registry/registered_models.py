@@ -51,11 +51,12 @@ class RegisteredVersion(NamedTuple):
 
 
 class VersionFiles(NamedTuple):
-    """A version, the files of its networks in the cache, and the scores that it was registered with."""
+    """A version, the cached files of its networks, the scores that it was registered with, and its run."""
 
     version: int
     files: "NetworkFiles"
     scores: ScoresDocument
+    run_id: str
 
 
 class OutdatedChampion(NamedTuple):
@@ -207,12 +208,6 @@ def require_version(client: "MlflowClient", name: str, number: int | None) -> "M
     raise UsageError(f"{name} has no version {number}: `diffctl history` lists the champions")
 
 
-def version_run(name: str, number: int) -> str:
-    """Return the id of a version's run; UsageError if there is no such version."""
-    with mlflow_client() as client:
-        return str(require_version(client, name, number).run_id)
-
-
 def fetch_scores_of(name: str, number: int | None = None) -> ScoresDocument:
     """Return the scores of a version (default: the champion); UsageError if there is no such version."""
     with mlflow_client() as client:
@@ -252,7 +247,7 @@ def _fetch_files(client: "MlflowClient", registered: "ModelVersion") -> VersionF
     if wrong := files.read().find_difference(best_card(scores)):
         which = f"{registered.name} version {registered.version}"
         raise DiffctlError(f"the {wrong} of {which} is not the one of its scores: do not use it")
-    return VersionFiles(int(registered.version), files, scores)
+    return VersionFiles(int(registered.version), files, scores, str(registered.run_id))
 
 
 def list_versions(name: str, sha256: str = "") -> list[RegisteredVersion]:
