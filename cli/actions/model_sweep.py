@@ -15,11 +15,13 @@ from cli.stages.sample_stage import sample_cells
 from diffusion.config import Config, load
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import open_references
+from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES, SWEEP_RUN
-from diffusion.protocol.grid import open_cells
+from diffusion.protocol.grid import cell_settings, grid, open_cells
 from diffusion.protocol.option_tables import ALL_OPTIONS, MODEL_AXES
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.scores_document import ScoresDocument, document_values
+from diffusion.sample.network_files import check_future_model
 from diffusion.system.errors import UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.section import validate
@@ -64,9 +66,16 @@ def score_grid(config: Config, model: Path, folder: Path, base: Path | None) -> 
     return score_cells(cells, config.evaluate, folder / SCORES.name, folder / SCORE_CURVES.name)
 
 
-def check_reference(config: Config) -> None:
-    """Raise before any work as the scoring of a grid would, if data/reference is missing or stale."""
+def check_scoring(config: Config) -> None:
+    """Raise before any work as the sampling and scoring of a grid would for a missing or stale file.
+
+    These are guides, classifiers, extractors' weights, published statistics and data/reference.
+    """
+    for cell in grid(config.sample, config.sweep):
+        check_future_model(cell_settings(config.sample, cell), None)
     section = config.evaluate
+    for space in section.spaces:
+        configured_statistics(space)
     extractors = [space_extractor(space) for space in section.spaces]
     open_references(REFERENCE, extractors, section.reference, PREPARED, section.reference_images)
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
-from cli.actions.model_sweep import score_grid
+from cli.actions.model_sweep import check_scoring, score_grid
 from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
 from cli.shared.options import RayOptions
@@ -24,7 +24,7 @@ from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.config import Config, load
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
+from diffusion.layout import HELD_OUT, PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
@@ -88,15 +88,17 @@ def run_trial(options: SearchTrial) -> None:
                 try:
                     result = _train_and_score(trial, trainer, plan)
                 except DiffctlError as error:
-                    if not _is_of_settings(error):
+                    if not _is_of_settings(error, trial):
                         raise
                     result = TrialResult("failed", reason=str(error)[:1000])
             search_dir.write_result(folder, result)
 
 
-def _is_of_settings(error: DiffctlError) -> bool:
-    """Return whether the same trial would fail again, also with a free disk and repaired inputs."""
-    return isinstance(error, UsageError | LastingError | NonFiniteError | OutOfMemory)
+def _is_of_settings(error: DiffctlError, trial: "TrialRun") -> bool:
+    """Return whether the same trial would fail again, also with a free disk and restored files."""
+    if isinstance(error, UsageError):  # such as that of a missing file
+        return trial.has_files()
+    return isinstance(error, LastingError | NonFiniteError | OutOfMemory)
 
 
 def run_in_process(folder: Path) -> TrialResult:
@@ -147,6 +149,25 @@ class TrialRun:
         """The folder of the search."""
         return self.folder.parents[1]
 
+    @cached_property
+    def about(self) -> About:
+        """The settings of the search or the verdict."""
+        return read_checksummed_json(self.search / search_dir.ABOUT, About)
+
+    @property
+    def is_by_loss(self) -> bool:
+        """Whether its value is the validation loss, in a verdict by that, and not a score of images."""
+        return self.section is None and self.about.search["metric"] == "loss"
+
+    def has_files(self) -> bool:
+        """Return whether the files that all trials read are there and not stale."""
+        with suppress(DiffctlError):
+            open_store(HELD_OUT, PreparedMeta)
+            if not self.is_by_loss:
+                check_scoring(self.config)
+            return True
+        return False
+
     def report(self, step: int, loss: float) -> None:
         """Report a validation loss, and request a save and stop if the study prunes the trial."""
         from diffusion.search.study import SearchStudy  # a verdict needs no Optuna
@@ -173,18 +194,17 @@ def _timed(trial: TrialRun) -> Iterator[None]:
 
 def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> TrialResult:
     """Train the model of a trial and score its grid. In a search, add the scores to the training's run."""
-    about = read_checksummed_json(trial.search / search_dir.ABOUT, About)
     try:
-        training = trainer.lead(partial(_tracked_trial, trial, plan, about))
+        training = trainer.lead(partial(_tracked_trial, trial, plan))
     except Interrupted:
         if trial.pruned_at is None or trial.stop is None:
             raise
         trial.stop.clear()
         return TrialResult("pruned")
-    if _is_by_loss(trial, about):
+    if trial.is_by_loss:
         return TrialResult("done", _validation_loss(trial.folder / search_dir.CURVE, plan.train.steps))
     config, folder = trial.config, training.run.folder
-    base = fixed_base(config.sample.base, about.bases)
+    base = fixed_base(config.sample.base, trial.about.bases)
     document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder, base)
     result = TrialResult("done", document.best.value)
     if trial.section is None:
@@ -200,10 +220,6 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
     return result
 
 
-def _is_by_loss(trial: TrialRun, about: About) -> bool:
-    return trial.section is None and about.search["metric"] == "loss"
-
-
 def _validation_loss(curve: Path, steps: int) -> float:
     """Return the EMA's validation loss after the last step; DiffctlError if the training has none."""
     with curve.open(encoding="utf-8", newline="") as file:
@@ -217,15 +233,15 @@ def _validation_loss(curve: Path, steps: int) -> float:
 
 @contextmanager
 def _tracked_trial(
-    trial: TrialRun, plan: DenoiserPlan, about: About, run: RunDir, stop: StopRequest
+    trial: TrialRun, plan: DenoiserPlan, run: RunDir, stop: StopRequest
 ) -> Iterator[TrackedTraining]:
     """Track the training, in a search as a child run that its validation loss may prune."""
     trial.stop, trial.is_new = stop, newest_step(run.folder) == 0
     with tracked_training(plan, trial.config, run, stop) as training:
         training.explains_start = False
-        training.repeats_validation = _is_by_loss(trial, about)
-        tags = {SEARCH: trial.search.name, SEARCH_KEY: about.key, TRIAL: str(int(trial.folder.name))}
-        training.spool.tags({VERDICT: about.key} if trial.section is None else tags)
+        training.repeats_validation = trial.is_by_loss
+        tags = {SEARCH: trial.search.name, SEARCH_KEY: trial.about.key, TRIAL: str(int(trial.folder.name))}
+        training.spool.tags({VERDICT: trial.about.key} if trial.section is None else tags)
         if trial.section is not None and trial.section.prune:
             training.on_validation = trial.report
         try:

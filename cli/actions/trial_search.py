@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.model_sweep import check_reference
+from cli.actions.model_sweep import check_scoring
 from cli.actions.search_trial import run_in_process, trial_runner
 from cli.commands.models import Search
 from cli.shared.console import print_table
@@ -103,7 +103,7 @@ def _check_search(
     preflight(config, "train")
     meta, cpu = open_store(PREPARED / "train", PreparedMeta).meta, torch.device("cpu")
     search_config.refuse_invalid(values, section, lambda *changed: plan_training(parse(*changed), meta, cpu))
-    check_reference(config)
+    check_scoring(config)
     first = parse(search_config.applied(values, search_config.grid(section)[0]), "search")
     digests = str(meta["digest"]), open_store(HELD_OUT, PreparedMeta).digest
     return first.model_dump(mode="json"), digests

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.model_sweep import check_reference, score_grid
+from cli.actions.model_sweep import check_scoring, score_grid
 from cli.actions.search_trial import run_in_process, trial_runner
 from cli.actions.verdict_arms import (
     check_options,
@@ -66,7 +66,7 @@ def judge_changes(options: Verdict) -> None:
     bases = {} if options.metric == "loss" else fix_bases(arm.config.sample.base for arm in arms)
     folder, about = identify(arms, options, subject, bases)
     if options.metric != "loss":
-        check_reference(arms[0].config)
+        check_scoring(arms[0].config)
     busy = f"this verdict is running ({folder}): wait for it or stop it"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy), hold_samples():
         about = search_dir.open_about(folder, about, lambda: bases)

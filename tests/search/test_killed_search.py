@@ -156,7 +156,7 @@ def test_search_on_other_held_out_images_needs_another_name(
     """A search of an older version, which did not store their digest, is read."""
     write_params(project, search=SEARCH)
     copy_data(project)
-    monkeypatch.setattr(trial_search, "check_reference", lambda config: None)
+    monkeypatch.setattr(trial_search, "check_scoring", lambda config: None)
     monkeypatch.setattr(trial_search, "run_search", lambda *ignored: [])
     assert_refused(invoke("search"), "none of the 0 trials", code=1)
     reverse_held_out_images()

@@ -13,7 +13,7 @@ from cli.actions import search_trial
 from cli.commands.models import SearchTrial
 from cli.stages import training
 from cli.stages.observers import TrackedTraining
-from diffusion.layout import TRAIN_RUNS, VERDICT_RUNS
+from diffusion.layout import HELD_OUT, TRAIN_RUNS, VERDICT_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search.search_dir import (
     About,
@@ -39,15 +39,15 @@ RunTrial = Callable[..., TrialResult | None]
 
 @pytest.fixture
 def run_trial(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunTrial:
-    """Run the first trial of a verdict by the validation loss in this process, and return its result."""
+    """Run the first trial of a verdict, by default by the loss, in this process; return its result."""
     copy_data(project)
     for place, name in ((training, "start_sender"), (training, "close_sender"), (TrackedTraining, "preview")):
         monkeypatch.setattr(place, name, lambda *ignored: None)
     monkeypatch.setattr(training, "training_name", lambda config: "digits")
 
-    def run(name: str = "first", val_images: int = 8) -> TrialResult | None:
+    def run(name: str = "first", val_images: int = 8, metric: str = "loss") -> TrialResult | None:
         verdict = VERDICT_RUNS / name
-        open_about(verdict, About(key=name, data_digest="", settings={}, search={"metric": "loss"}))
+        open_about(verdict, About(key=name, data_digest="", settings={}, search={"metric": metric}))
         folder = trial_dir(verdict, 0)
         write_trial_params(folder, params(train={**SHORT, "val_images": val_images}), {})
         search_trial.run_trial(SearchTrial(folder=folder, local=False))
@@ -92,6 +92,19 @@ def test_other_failure_is_no_result(
         run_trial()
     monkeypatch.setattr(search_trial, "_train_and_score", lambda *ignored: TrialResult("done", 1.0))
     assert run_trial() == TrialResult("done", 1.0)
+
+
+def test_failure_with_a_missing_reference_is_no_result(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_trial, "_train_and_score", raising(UsageError("?")))
+    with pytest.raises(UsageError, match=re.escape("?")):
+        run_trial(metric="fd")
+    monkeypatch.setattr(search_trial, "check_scoring", lambda config: None)
+    assert run_trial(metric="fd") == TrialResult("failed", reason="?")
+    shutil.rmtree(HELD_OUT)
+    with pytest.raises(UsageError, match=re.escape("?")):
+        run_trial("another")
 
 
 def test_seconds_of_interrupted_processes_are_added(
