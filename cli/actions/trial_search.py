@@ -28,6 +28,7 @@ from diffusion.search.study import SearchStudy, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
+from diffusion.train.plan import DenoiserPlan, changed_loss
 from diffusion.train.planning import plan_training
 from flows.dvc_stage import fetch_pretrained
 from tracking.experiments import log_search
@@ -101,12 +102,25 @@ def _check_search(
         refuse_learned_times(cell_settings(config.sample, cell).spacing_options, "a search")
     fetch_pretrained(config.train.init_from)
     preflight(config, "train")
-    meta, cpu = open_store(PREPARED / "train", PreparedMeta).meta, torch.device("cpu")
-    search_config.refuse_invalid(values, section, lambda *changed: plan_training(parse(*changed), meta, cpu))
+    meta = open_store(PREPARED / "train", PreparedMeta).meta
+    _plan_points(values, section, meta)
     check_scoring(config)
     first = parse(search_config.applied(values, search_config.grid(section)[0]), "search")
     digests = str(meta["digest"]), open_store(HELD_OUT, PreparedMeta).digest
     return first.model_dump(mode="json"), digests
+
+
+def _plan_points(values: dict[str, Any], section: SearchConfig, meta: dict[str, Any]) -> None:
+    """Plan the training of every point; UsageError for an invalid one, or if losses that prune differ."""
+    plans: list[DenoiserPlan] = []
+
+    def plan(changed: dict[str, Any], origin: str) -> None:
+        plans.append(plan_training(parse(changed, origin), meta, torch.device("cpu")))
+        if section.prune and (field := changed_loss(plans[0], plans[-1])):
+            found = f"search.prune compares validation losses, and the loss changes ({field})"
+            raise UsageError(f"{found}: set prune: false, or leave that field out")
+
+    search_config.refuse_invalid(values, section, plan)
 
 
 def _report(options: Search, folder: Path, about: About, title: str, trials: list[Trial]) -> None:

@@ -10,7 +10,6 @@ from diffusion.config import Config, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED
-from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
 from diffusion.protocol.guidance_rules import ema_guide
@@ -19,14 +18,12 @@ from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.fields import changed_fields
-from diffusion.train.plan import DenoiserPlan, training_fingerprint
+from diffusion.train.plan import DenoiserPlan, changed_loss, training_fingerprint
 from diffusion.train.planning import plan_training
 
 APART = 500_000  # between the seeds of arms that differ in their seeds alone
 PROTOCOL = ("data", "evaluate")  # sections that decide what scores are computed on
 IMAGES = ("num_images", "seed")  # of the section `sample`: which images are scored
-
-DRAWN_TIMES = {"t_sampler", "t_sampler_options", "stratified"}  # of a process, without effect on a loss's t
 
 Subject = Literal["training", "sampling"]
 Metric = Literal["fd", "kd", "loss"]
@@ -124,18 +121,12 @@ def refuse_other_losses(control: Arm, changes: Sequence[Arm], *, equal_steps: bo
     steps = {arm.config.train.steps for arm in (control, *changes)}
     if control.plan.process.loss_options.get("stage_steps") and (len(steps) > 1 or not equal_steps):
         raise UsageError("--metric loss: the loss has stages, and the arms end at other steps: use fd or kd")
-    own = control.plan.process.model_dump(exclude=DRAWN_TIMES)
-    equal = ["val_images", "batch_size"] if OBJECTIVES[own["loss"]].whole_batch else ["val_images"]
     for arm in (control, *changes):
         if arm.config.train.val_every is None:
             raise UsageError(f"--metric loss: train.val_every of {arm.name} is null: give a number or auto")
-        if fields := changed_fields(own, arm.plan.process.model_dump(exclude=DRAWN_TIMES)):
-            found = f"--metric loss: {arm.name} changes the loss itself (process.{fields[0]})"
-            raise UsageError(f"{found}: use --metric fd or kd")
-        for name in equal:
-            if getattr(arm.config.train, name) != getattr(control.config.train, name):
-                found = f"--metric loss: {arm.name} changes train.{name}"
-                raise UsageError(f"{found}: leave it equal in both arms")
+        if field := changed_loss(control.plan, arm.plan):
+            found = f"--metric loss: {arm.name} changes the loss itself ({field})"
+            raise UsageError(f"{found}: leave that equal in both arms, or use --metric fd or kd")
 
 
 def common_subject(control: Arm, changes: Sequence[Arm], cell: str | None) -> Subject:

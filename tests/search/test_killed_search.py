@@ -138,6 +138,22 @@ def test_invalid_points_are_refused_before_the_first_trial(project: Path, invoke
 
 
 @pytest.mark.slow
+def test_pruning_by_losses_that_cannot_be_compared_is_refused(project: Path, invoke: Invoke) -> None:
+    copy_data(project)
+    contrastive = {"loss": "contrastive", "variance": "small"}
+    refused = (
+        ({}, "process.prediction", ["eps", "x0"]),
+        ({}, "train.val_images", [4, 8]),
+        (contrastive, "train.batch_size", {"low": 4, "high": 8}),
+    )
+    for process, name, values in refused:
+        write_params(project, process=process, search={"fields": {name: values}, "trials": 2, "prune": True})
+        assert_refused(invoke("search"), "search.prune", f"({name}")
+    write_params(project, search={"fields": {"train.batch_size": [4, 8]}, "trials": 2, "prune": True})
+    assert_refused(invoke("search"), "data/reference")
+
+
+@pytest.mark.slow
 def test_sigterm_saves_and_other_settings_need_another_name(searching: Path, invoke: Invoke) -> None:
     write_params(searching, train=ENDLESS, search=SEARCH)
     process = start_diffctl(searching, "search")

@@ -76,7 +76,8 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
     for options in (["train.steps=4"], ["train.batch_size=4", "--equal", "flops"]):
         assert_refused(invoke("verdict", *options, "--metric", "loss"), "the loss has stages")
     write_params(project, process={"loss": "contrastive", "variance": "small"})
-    assert_refused(invoke("verdict", "train.batch_size=4", "--metric", "loss"), "changes train.batch_size")
+    by_loss = invoke("verdict", "train.batch_size=4", "--metric", "loss")
+    assert_refused(by_loss, "changes the loss itself (train.batch_size")
     assert not (project / "runs").exists()
 
 
