@@ -4,7 +4,6 @@ Each brings data and reference up to date, runs commands of `diffctl` as supervi
 a summary on the page of the flow run.
 """
 
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from diffusion.protocol.scores_document import read_scores
 from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_PATH
+from diffusion.system.processes import PYTHON_MODULE
 from flows.dvc_stage import Write, refresh_code, supervise
 from flows.pipeline import as_task, run_name, stop_on_cancel
 from flows.pipeline_steps import check_mlflow, run_step
@@ -126,7 +126,7 @@ async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None
     check_mlflow()
 
     async def command(step: str, arguments: list[str], write: Write) -> None:
-        await supervise(step, [sys.executable, "-m", "cli.entry", *arguments], write)
+        await supervise(step, [*PYTHON_MODULE, "cli.entry", *arguments], write)
 
     try:
         async with stop_on_cancel():

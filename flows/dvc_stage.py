@@ -22,6 +22,7 @@ from diffusion.layout import RUNS, dvc_stages
 from diffusion.system import signals
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import file_lock
+from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.train_config import PretrainedConfig
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
@@ -33,7 +34,7 @@ from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 Write = Callable[[str], object]
 """Takes output: full lines, and progress that overwrites itself."""
 
-DVC = (sys.executable, "-m", "dvc")
+DVC = (*PYTHON_MODULE, "dvc")
 PRETRAINED_LOCK = RUNS / "start.lock"  # all processes of a training need it, and DVC does not wait
 POLL_SECONDS = 0.1
 # Seconds that a group gets after each signal. A training saves its state on the first. Prefect's worker kills
@@ -64,7 +65,7 @@ async def reproduce(stage: str, write: Write = echo, *, force: bool = False) -> 
 async def refresh_code() -> None:
     """Write code.yaml in another process, since this one may have loaded other code or plugins."""
     if "code" in dvc_stages():
-        await supervise("code", [sys.executable, "-m", "cli.entry", "stage", "code"], echo)
+        await supervise("code", [*PYTHON_MODULE, "cli.entry", "stage", "code"], echo)
 
 
 def is_unchanged() -> bool:

@@ -1,6 +1,7 @@
 """Rules of the code structure: import directions, dependencies of stages, modules that `--help` loads."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -79,6 +80,12 @@ def loaded(file: Path) -> Iterator[Path]:
             found = [module_file(name) for name in names if name.split(".")[0] in MAY_USE]
             # `from package import module` loads the module; the package is its parent, not a cycle.
             yield from (path for path in found if path and not (path.name == "__init__.py" and found[1:]))
+
+
+def test_child_processes_do_not_import_from_the_working_directory() -> None:
+    """A project may have modules that are named like our packages."""
+    unsafe = re.compile(r'(?<!"-P", )"-m"')
+    assert not [file for file in FILES if unsafe.search(file.read_text(encoding="utf-8"))]
 
 
 def test_code_of_a_stage_contains_what_computes_its_result(tmp_path: Path, monkeypatch) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import sqlite3
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -13,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from diffusion.layout import home
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
 from diffusion.system.locks import file_lock
+from diffusion.system.processes import PYTHON_MODULE
 from tracking.connectivity import MlflowError, check_address, check_reachable, translate_error
 
 if TYPE_CHECKING:
@@ -219,6 +219,6 @@ def server_command(port: int) -> list[str]:
     Every client reads and writes the artifacts in this folder's mlartifacts/ directly. If the server served
     them, clients of the sqlite file could not read them.
     """
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [*PYTHON_MODULE, "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--no-serve-artifacts", "--default-artifact-root", Path(ARTIFACTS).absolute().as_uri()]
     return [*command, "--workers", "1", "--uvicorn-opts", "--log-level warning"]

@@ -15,6 +15,7 @@ from diffusion.config import load
 from diffusion.layout import PARAMS, PROFILES
 from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.section import brief
 
 DVC_CONFIG = """\
@@ -47,7 +48,7 @@ def init(options: Init) -> None:
         typer.echo(f"kept, since they exist: {', '.join(kept)}; .diffctl/base has what diffctl would write")
     if is_checked:
         typer.echo("\n`diffctl check`:")
-        subprocess.run([sys.executable, "-m", "cli.entry", "check"], cwd=root, check=False)
+        subprocess.run([*PYTHON_MODULE, "cli.entry", "check"], cwd=root, check=False)
     folder = [] if root == Path.cwd() else [f"cd {printable(options.folder)}"]
     steps = [*folder, "git commit --message 'Begin'", *["diffctl check"] * (not folder), "diffctl run"]
     typer.echo("next:\n" + "\n".join(f"    {step}" for step in steps))
@@ -144,16 +145,16 @@ def _write(root: Path, choices: ProjectChoices, repository: Path | None) -> tupl
     kept = [path for path in files if (root / path).exists() or (root / path).is_symlink()]
     if not (root / ".dvc").is_dir():
         subdir = ["--subdir"] * (repository not in (None, root))
-        _run([sys.executable, "-m", "dvc", "init", "--quiet", *subdir], root)
+        _run([*PYTHON_MODULE, "dvc", "init", "--quiet", *subdir], root)
         (root / ".dvc/config").write_text(DVC_CONFIG, encoding="utf-8")
     made = [path for path in files if path not in kept]
     for path, text in (files | base_files(files)).items():
         if path not in kept:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text, encoding="utf-8")
-    _run([sys.executable, "-m", "cli.entry", "stage", "code"], root)
+    _run([*PYTHON_MODULE, "cli.entry", "stage", "code"], root)
     made.insert(1, "code.yaml")
-    _run([sys.executable, "-m", "cli.entry", "schema", "--out", "params.schema.json"], root)
+    _run([*PYTHON_MODULE, "cli.entry", "schema", "--out", "params.schema.json"], root)
     _run(["git", "add", "--", *made, *base_files(files), ".dvc/config"], root)
     return made, kept
 
@@ -165,6 +166,6 @@ def _run(command: Sequence[str], folder: Path, *, fails: bool = False) -> str:
     except FileNotFoundError:
         raise UsageError(f"{command[0]} is not installed, and a project needs it: install it") from None
     if done.returncode and not fails:
-        name = " ".join(command[:4]).replace(sys.executable, "python")
+        name = " ".join(command[:5]).replace(sys.executable, "python")
         raise DiffctlError(f"`{name}` failed in {printable(folder)}: {brief(done.stderr, str)}")
     return "" if done.returncode else done.stdout.strip()

@@ -1,7 +1,6 @@
 """Edits of the text of params.yaml: the pretrained model (train.init_from), and the protocol of a paper."""
 
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from diffusion.images.image_size import format_size, height_and_width
 from diffusion.layout import PARAMS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.params import REMOVED, parse_yaml
+from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.section import brief
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
@@ -32,7 +32,7 @@ def with_pretrained(text: str, name: str) -> tuple[str, list[str]]:
         ]
     path, artefact = store_pretrained(_model(name))
     if has_dvc := Path(".dvc").is_dir():
-        command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
+        command = [*PYTHON_MODULE, "dvc", "add", "--quiet", str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise DiffctlError(f"DVC cannot track {path} ({brief(done.stderr, str)})")

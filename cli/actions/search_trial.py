@@ -54,7 +54,7 @@ from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool
 from tracking.spool.sender import close_sender, start_sender
 
-MODULE = ("-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
+MODULE = ("-P", "-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
 LOCK = "lock"  # in a trial's folder
 
 

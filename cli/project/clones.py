@@ -4,7 +4,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import yaml
 from diffusion.layout import GRAPH, LOCK, PARAMS
 from diffusion.project_code import PACKAGES
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.files import read_text
+from diffusion.system.files import copy_file, read_text
+from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.registry import PLUGINS
 from diffusion.system.renamed import rename_keys
 from tracking.store import ARTIFACTS, DATABASE
@@ -73,7 +73,7 @@ def take_over(clone: Path, root: Path) -> list[str]:
 
 def restore_outputs(root: Path) -> list[str]:
     """Restore data, models and samples from DVC's cache; return the outputs of dvc.lock that it lacks."""
-    command = [sys.executable, "-m", "dvc", "checkout", "--quiet", "--allow-missing"]
+    command = [*PYTHON_MODULE, "dvc", "checkout", "--quiet", "--allow-missing"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DiffctlError(

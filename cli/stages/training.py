@@ -1,6 +1,5 @@
 """The console, the spool and the sender of a training. They only observe."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +18,7 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
 from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import Interrupted
+from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed.process_group import RankFailed
@@ -41,7 +41,7 @@ SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
 
 def stage_command(name: str) -> list[str]:
     """Return the command that starts a further process of a stage's training."""
-    return [sys.executable, "-m", "cli.entry", "stage", name]
+    return [*PYTHON_MODULE, "cli.entry", "stage", name]
 
 
 def follow(trainer: Trainer) -> None:

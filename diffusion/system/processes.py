@@ -29,6 +29,9 @@ Result = TypeVar("Result")
 GRACE_SECONDS = 10.0  # seconds between SIGTERM and SIGKILL
 PR_SET_PDEATHSIG = 1  # prctl(2)
 BOOT = Path("/proc/sys/kernel/random/boot_id")
+# The command before a module's name. Without -P the working directory would be first on the path, and a
+# project may have modules of the same names.
+PYTHON_MODULE = (sys.executable, "-P", "-m")
 
 
 def start_time(pid: int) -> str | None:

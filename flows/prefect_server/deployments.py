@@ -1,7 +1,6 @@
 """Deploy prefect.yaml and diffctl's automations to a Prefect server, and emit the project's events."""
 
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ def deploy_all(url: str) -> list[dict[str, Any]]:
         automations = read_automations(AUTOMATIONS)
         for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
             _ensure_pool(client, pool)
-        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        command = [*PYTHON_MODULE, "prefect", "--no-prompt", "deploy", "--all"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             output = " ".join((done.stderr + done.stdout).split())[-500:]

@@ -8,7 +8,6 @@ import http.client
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from diffusion.system.checksums import read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.locks import file_lock
-from diffusion.system.processes import group_processes, start_time, terminate
+from diffusion.system.processes import PYTHON_MODULE, group_processes, start_time, terminate
 from diffusion.system.section import Section
 from diffusion.system.signals import check_signals
 from flows.output_relay import echo
@@ -221,7 +220,7 @@ def _start(kind: ServerKind, port: int, undo: ExitStack) -> LocalServer:
         old.stop()  # children that outlived it
     echo(f"starting {kind.title} on 127.0.0.1:{port}\n")
     if kind is PREFECT:
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+        command = [*PYTHON_MODULE, "prefect", "server", "start", "--host", "127.0.0.1"]
         settings = home_settings(HOME.absolute()) | {
             "PREFECT_API_URL": "",
             "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",

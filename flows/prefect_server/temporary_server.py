@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
-from diffusion.system.processes import group_processes, terminate
+from diffusion.system.processes import PYTHON_MODULE, group_processes, terminate
 from diffusion.system.signals import check_signals
 from flows.output_relay import echo
 from flows.prefect_server.client import BUSY, CLIENT_SETTINGS, HOME, home_settings, is_healthy, quiet_client
@@ -66,7 +66,7 @@ def _temporary_server() -> Iterator[str]:
             listener.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             server = subprocess.Popen(
-                [sys.executable, "-m", "flows.prefect_server.temporary_server", str(listener.fileno())],
+                [*PYTHON_MODULE, "flows.prefect_server.temporary_server", str(listener.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C is for the run, which still reports states

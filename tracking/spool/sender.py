@@ -17,6 +17,7 @@ from pathlib import Path
 
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import LockBusy, file_lock
+from diffusion.system.processes import PYTHON_MODULE
 from tracking.connectivity import MlflowDenied, check_reachable, redact_uri
 from tracking.spool.delivery import REJECTED, RunDeleted, deliver, mark_killed
 from tracking.spool.event_log import EVENTS
@@ -39,7 +40,7 @@ def start_sender(folder: Path) -> "subprocess.Popen[bytes]":
     UsageError for an invalid MLFLOW_TRACKING_URI.
     """
     tracking_uri()
-    command = [sys.executable, "-m", "tracking.spool.sender", str(folder.resolve())]
+    command = [*PYTHON_MODULE, "tracking.spool.sender", str(folder.resolve())]
     with open(folder / LOG, "ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
