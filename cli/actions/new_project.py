@@ -155,7 +155,7 @@ def _write(root: Path, choices: ProjectChoices, repository: Path | None) -> tupl
     _run([*PYTHON_MODULE, "cli.entry", "stage", "code"], root)
     made.insert(1, "code.yaml")
     _run([*PYTHON_MODULE, "cli.entry", "schema", "--out", "params.schema.json"], root)
-    _run(["git", "add", "--", *made, *base_files(files), ".dvc/config"], root)
+    _run(["git", "add", "--force", "--", *made, *base_files(files), ".dvc/config"], root)
     return made, kept
 
 

@@ -111,6 +111,19 @@ def test_new_project_is_a_repository_and_keeps_existing_files(tmp_path: Path, ca
 
 
 def test_project_requires_the_commit_that_diffctl_was_installed_from(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.slow
+def test_repository_with_modules_of_our_names_and_ignored_data_becomes_a_project(tmp_path: Path) -> None:
+    names = ("cli.py", "diffusion.py", "tracking.py", "flows/__init__.py")
+    (tmp_path / "flows").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("raise RuntimeError('not the package of diffctl')\n")
+    (tmp_path / ".gitignore").write_text("data/\n/runs/\n/params.schema.json\n")
+    Init(folder=tmp_path, defaults=True).run()
+    assert "plugins/data/__init__.py" in git(tmp_path, "ls-files").split()
+    untracked = git(tmp_path, "ls-files", "--others", "--exclude-standard").split()
+    assert untracked == sorted([".gitignore", *names])
+
+
     installed = {"url": "https://git.example/team/diffctl", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}}
     (folder := tmp_path / "diffctl-9.dist-info").mkdir()
     (folder / "METADATA").write_text("Name: diffctl\nVersion: 9\n")
