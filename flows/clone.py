@@ -55,7 +55,7 @@ def _named_clone() -> Path:
     if not named or not (clone / "dvc.yaml").is_file():
         raise UsageError(f"{VARIABLE} must name a clone that only scheduled runs use (got {named!r})")
     installed = Path(flows.__file__).resolve()
-    if (clone / "flows").is_dir() and not installed.is_relative_to(clone):  # a clone of diffctl itself
+    if (clone / "flows/clone.py").is_file() and not installed.is_relative_to(clone):  # a clone of diffctl
         raise UsageError(f"start the worker from the environment of {VARIABLE}={clone}, not of {installed}")
     return clone
 

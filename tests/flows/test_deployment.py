@@ -88,6 +88,8 @@ from prefect._internal.concurrency.services import QueueService
 class Events(QueueService):
     async def _handle(self, item):
         raise OSError("the server is away")
+    assert clone._named_clone() == tmp_path, "a project may have a folder of this name"
+    (tmp_path / "flows/clone.py").touch()
 
 Events.instance().send("an event")
 Events.drain_all()
