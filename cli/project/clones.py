@@ -86,11 +86,14 @@ def restore_outputs(root: Path) -> list[str]:
 
 
 def _link(source: str, target: str) -> None:
-    """Link a file, or copy it where the file system does not link."""
+    """Link a file, or copy it where the file system does not link; keep that of an earlier try."""
+    if os.path.exists(target):
+        return
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        copy_file(Path(source), Path(target))
+        shutil.copystat(source, target)
 
 
 def _git(clone: Path, *arguments: str) -> str:

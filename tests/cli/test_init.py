@@ -1,5 +1,6 @@
 """`diffctl init`: the generated files, their place in Git and DVC, and settings for a folder of pictures."""
 
+import errno
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from PIL import Image
 
 from cli.commands.project import Init
 from cli.project import pictures
-from cli.project.clones import edited_library_files
+from cli.project.clones import edited_library_files, take_over
 from cli.project.generated_files import ProjectChoices, generated_files, read_choices
 from cli.shared.options import profile_names
 from diffusion.check.timing import TimeRange
@@ -110,7 +111,6 @@ def test_new_project_is_a_repository_and_keeps_existing_files(tmp_path: Path, ca
     assert "experiments/cats/.dvc/config" in git(tmp_path, "diff", "--cached", "--name-only")
 
 
-def test_project_requires_the_commit_that_diffctl_was_installed_from(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.slow
 def test_repository_with_modules_of_our_names_and_ignored_data_becomes_a_project(tmp_path: Path) -> None:
     names = ("cli.py", "diffusion.py", "tracking.py", "flows/__init__.py")
@@ -124,6 +124,7 @@ def test_repository_with_modules_of_our_names_and_ignored_data_becomes_a_project
     assert untracked == sorted([".gitignore", *names])
 
 
+def test_project_requires_the_commit_that_diffctl_was_installed_from(tmp_path: Path, monkeypatch) -> None:
     installed = {"url": "https://git.example/team/diffctl", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}}
     (folder := tmp_path / "diffctl-9.dist-info").mkdir()
     (folder / "METADATA").write_text("Name: diffctl\nVersion: 9\n")
@@ -174,6 +175,22 @@ def test_edits_of_a_clone_are_found_without_an_upstream_and_in_new_files(tmp_pat
     assert edited_library_files(clone) == wanted
     git(clone, "push", "--quiet", "--set-upstream", remote, "a-branch")
     assert edited_library_files(clone) == wanted
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_clone_is_taken_over_again_after_an_interruption(tmp_path, monkeypatch, has_links: bool) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, "on another disk")
+
+    clone, root, cached = tmp_path / "clone", tmp_path / "project", Path(".dvc/cache/files/md5/ab/cd")
+    (clone / cached).parent.mkdir(parents=True)
+    (clone / cached).write_text("images")
+    (clone / "params.yaml").write_text("data: {name: digits}\n")
+    if not has_links:
+        monkeypatch.setattr("os.link", refuse)
+    for _ in range(2):
+        assert take_over(clone, root) == ["params.yaml", ".dvc/cache"]
+    assert (root / cached).read_text() == "images"
 
 
 @pytest.mark.slow
