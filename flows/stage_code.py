@@ -47,6 +47,10 @@ STAGES = {
     "evaluate": ("evaluate",),
     "report": (),
 }
+# Of the code that computes the facts of modules.
+ALGORITHM = hashlib.sha256(
+    b"".join(file.read_bytes() for file in (Path(__file__), ROOT / PACKAGE / "code_digest.py"))
+).digest()
 NAMED = re.compile(rf"({PACKAGE}|{PLUGINS})(\.\w+)+(:\w+)?")  # a module, or an object of it
 TEMPLATES = (".j2", ".css", ".yaml")  # .yaml: published figures
 SOURCES = (".py", *TEMPLATES)
@@ -61,7 +65,7 @@ class ModuleFacts(NamedTuple):
 
 
 class StageCode:
-    """The code of stages. `facts` are of earlier calls, by the name and SHA-256 of the source."""
+    """The code of stages. `facts` are of earlier calls, by the name and a SHA-256 of source and algorithm."""
 
     def __init__(self, facts: dict[str, ModuleFacts]) -> None:
         self.facts = facts
@@ -113,7 +117,7 @@ class StageCode:
         file = self._file(name)
         assert file is not None, f"there is no module {name}"
         source = read_regular(file, MAX_SOURCE)
-        key = f"{name} {hashlib.sha256(source).hexdigest()}"
+        key = f"{name} {hashlib.sha256(ALGORITHM + source).hexdigest()}"
         self.used[key] = self.facts.get(key) or _facts(parse_module(name, file, source))
         return self.used[key]
 

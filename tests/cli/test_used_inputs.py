@@ -17,7 +17,7 @@ from diffusion.data.data_config import SOURCES
 from diffusion.system.params import load_section
 from diffusion.system.registry import load_package, load_reference
 from diffusion.system.section import Section
-from flows.stage_code import recorded_digest, write_stage_code
+from flows.stage_code import StageCode, recorded_digest, write_stage_code
 
 ENTRIES = """
 from diffusion.data.data_config import SOURCES, SourceEntry
@@ -123,6 +123,13 @@ def test_code_that_differs_from_code_yaml_is_refused(project: Path) -> None:
     write_stage_code()
     with pytest.raises(InputsChanged, match=r"data ran \(code.yaml\)"), unchanged_inputs("data"):
         write("code.yaml", "data: '1'")
+
+
+def test_facts_of_modules_by_another_algorithm_are_not_reused(project: Path, monkeypatch) -> None:
+    (code := StageCode({})).digest("data")
+    monkeypatch.setattr("flows.stage_code.ALGORITHM", b"of another version")
+    (other := StageCode(code.used)).digest("data")
+    assert code.used.keys().isdisjoint(other.used)
 
 
 def test_edits_that_were_not_used_or_change_no_result_are_accepted(project: Path) -> None:
