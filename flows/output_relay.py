@@ -100,10 +100,11 @@ def relay_output(reader: int, relay: OutputRelay) -> None:
         relay.feed(b"", final=True)
 
 
-def echo(text: str) -> None:
-    """Write to standard output and flush; if it is closed, discard all further output."""
+def echo(text: str, *, err: bool = False) -> None:
+    """Write to standard output or error (`err`) and flush; if it is closed, discard all further output."""
+    stream = sys.stderr if err else sys.stdout
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        stream.write(text)
+        stream.flush()
     except OSError:  # a closed pipe or terminal
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

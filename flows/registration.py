@@ -61,11 +61,11 @@ def _rescore_champion(document: ScoresDocument, override: Override, progress: Pr
     try:
         if champion := outdated_champion(document):
             rescored = rescore(champion, document, progress)
-            echo(f"champion: {register_rescored(champion, rescored)}\n")
+            echo(f"champion: {register_rescored(champion, rescored)}\n", err=True)
     except (MlflowError, TemporaryError):
         raise
     except DiffctlError as error:
-        echo(f"the champion could not be rescored: {reason(error)}\n")
+        echo(f"the champion could not be rescored: {reason(error)}\n", err=True)
 
 
 def rescore(champion: OutdatedChampion, document: ScoresDocument, progress: ProgressOf) -> ScoresDocument:
@@ -79,7 +79,7 @@ def rescore(champion: OutdatedChampion, document: ScoresDocument, progress: Prog
     target = document.cells[cell.name]
     differing = ", ".join(card_diff(champion.cell, target))
     version = f"version {champion.version.version}, scored with another {differing}"
-    echo(f"==> champion: {version}: rescoring {cell.name}\n")
+    echo(f"==> champion: {version}: rescoring {cell.name}\n", err=True)
     known = {field: card[field] for field in CommonSettings.model_fields if field in card}
     known |= {"num_images": champion.cell.num_images, "batch_size": config.sample.batch_size}
     section = validate(SampleConfig, known, "the card of the champion's best cell does not fit")

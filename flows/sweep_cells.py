@@ -55,7 +55,7 @@ class CellTasks:
             with interrupt_on_signal(), disk_errors("its images"):
                 self.makers[name]()
         except Exception as error:
-            echo(f"{name} failed: {reason(error)}\n")
+            echo(f"{name} failed: {reason(error)}\n", err=True)
             self._errors[name] = error
             raise
         self._errors[name] = None
@@ -87,7 +87,10 @@ def run_sweep(
     """
     from diffusion.sample.cell_images import LocalRunner, make_cell
 
-    runner: AbstractContextManager[ShardRunner] = LocalRunner(waiting=lambda text: echo(f"{text}\n"))
+    def waiting(text: str) -> None:
+        echo(f"{text}\n", err=True)
+
+    runner: AbstractContextManager[ShardRunner] = LocalRunner(waiting=waiting)
     if sample.runner == "ray":
         from flows.ray.shard_runner import ray_runner
 
@@ -110,7 +113,8 @@ def run_cells(cells: CellTasks) -> None:
         with quiet_client(url):
             run_flow(lambda: _flow(cells), url)
     elif url:
-        echo(f"no Prefect server answers at PREFECT_API_URL={redact_uri(url)}: continuing without it\n")
+        away = f"no Prefect server answers at PREFECT_API_URL={redact_uri(url)}"
+        echo(f"{away}: continuing without it\n", err=True)
     for name in cells.left():
         with suppress(Exception):  # stored for raise_failures
             cells.make(name)

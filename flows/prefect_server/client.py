@@ -119,7 +119,8 @@ def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
         raise make_interrupted(end.signal) from None
     except (PrefectException, httpx.HTTPError) as error:
         why = str(error) or type(error).__name__
-        echo(f"the Prefect server at {redact_uri(url)} failed ({why}): continuing without it\n")
+        failed = f"the Prefect server at {redact_uri(url)} failed ({why})"
+        echo(f"{failed}: continuing without it\n", err=True)
 
 
 def drain(url: str) -> None:

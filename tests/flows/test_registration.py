@@ -77,7 +77,7 @@ def test_a_champion_of_older_code_is_rescored_once(config, capsys):
     make_scored(config, 2)
     decision = register_model()
     assert "not comparable" not in decision.reason
-    assert ", ".join(sorted(OLD)) in capsys.readouterr().out
+    assert ", ".join(sorted(OLD)) in capsys.readouterr().err
     history = read_history(connect(), NAME)
     assert [event.after for event in history.events][:2] == [1, 2]
     rescored = fetch_version_scores(connect(), connect().get_model_version(NAME, "2"))
@@ -129,13 +129,13 @@ def test_a_champion_that_cannot_be_rescored_keeps_its_place(config, capsys):
     decision = register_model()
     assert decision.champion == 1
     assert "not comparable with version 1" in decision.reason
-    assert "version 1" in capsys.readouterr().out
+    assert "version 1" in capsys.readouterr().err
     assert versions() == 2
     run_id = connect().get_model_version(NAME, "1").run_id
     (stored,) = Path().glob(f"mlartifacts/*/{run_id}/**/registered/*/artifacts/scores.json")
     stored.write_text("{}")
     assert "the champion cannot be compared" in register_model().reason
-    assert "could not be rescored" in capsys.readouterr().out
+    assert "could not be rescored" in capsys.readouterr().err
 
 
 def test_force_rescores_nothing(config):
