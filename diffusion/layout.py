@@ -80,13 +80,13 @@ def repository_problem() -> tuple[str, str] | None:
     """Return what keeps DVC from running the stages of a project, and the remedy; None for other folders."""
     if not GRAPH.is_file():
         return None
-    for file in (GRAPH, LOCK):
+    config, root = Path(".dvc/config"), Path.cwd()
+    for file in (GRAPH, LOCK, config):
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if found := CONFLICT.search(text):
             line = text.count("\n", 0, found.start()) + 1
             problem = f"{file} has conflict markers from line {line} on"
             return problem, f"resolve them, such as by `git checkout --ours {file}`"
-    config, root = Path(".dvc/config"), Path.cwd()
     if not config.is_file():
         return "DVC is not set up here (no .dvc/config)", "`git checkout .dvc`, or `dvc init`"
     has_git = any((folder / ".git").exists() for folder in (root, *root.parents))

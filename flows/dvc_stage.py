@@ -20,7 +20,7 @@ from typing import Any
 
 from diffusion.layout import RUNS, dvc_stages
 from diffusion.system import signals
-from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
+from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.signals import StopRequest, stop_request
@@ -168,10 +168,14 @@ def child_environment() -> dict[str, str]:
 
 
 def has_remote() -> bool:
-    """Return whether the project in this folder has a default DVC remote."""
-    from dvc.config import Config
+    """Return whether the project has a default DVC remote; UsageError if DVC's settings are invalid."""
+    from dvc.config import Config, ConfigError
 
-    return bool(Config(dvc_dir=".dvc")["core"].get("remote"))
+    try:
+        return bool(Config(dvc_dir=".dvc")["core"].get("remote"))
+    except ConfigError as error:
+        why = " ".join(str(error).split())
+        raise UsageError(f"DVC does not read its settings ({why}): correct .dvc/config") from None
 
 
 def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> DiffctlError | Interrupted:

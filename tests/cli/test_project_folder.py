@@ -41,6 +41,7 @@ def repository(project: Path) -> Path:
         (lambda root: (root / ".git").rename(root / "gone"), "no Git repository"),
         (lambda root: (root / ".dvc/config").unlink(), "`dvc init`"),
         (lambda root: (root / "dvc.lock").write_text(CONFLICT), "dvc.lock has conflict markers from line 2"),
+        (lambda root: (root / ".dvc/config").write_text(CONFLICT), ".dvc/config has conflict markers"),
     ],
 )
 def test_check_and_run_name_what_dvc_cannot_work_with(repository, invoke: Invoke, damage, words) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows.dvc_stage import StageFailed, child_environment, failure, needs_pull, reproduce
 from flows.pipeline_steps import run_step
@@ -95,6 +95,13 @@ def test_an_error_of_dvc_itself_is_reported(toy: Path) -> None:
     assert isinstance(error, StageFailed)
     assert (error.exit_code, error.retry) == (1, False)
     assert "prepared" in str(error)
+
+
+@pytest.mark.slow
+def test_invalid_settings_of_dvc_are_a_usage_error(toy: Path) -> None:
+    (toy / ".dvc/config").write_text("[core\n")
+    with pytest.raises(UsageError, match=r"correct \.dvc/config"):
+        asyncio.run(reproduce("data"))
 
 
 @pytest.mark.slow
