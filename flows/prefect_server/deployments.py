@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from diffusion.layout import PACKAGE_DATA
+from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.system.files import read_text
+from diffusion.system.params import parse_yaml
+from diffusion.system.processes import PYTHON_MODULE
 from flows.prefect_server.client import api_client, is_healthy, quiet_client
 from tracking.connectivity import redact_uri
 
@@ -19,19 +23,21 @@ if TYPE_CHECKING:
 FILE = Path("prefect.yaml")
 AUTOMATIONS = PACKAGE_DATA / "deploy/automations.yaml"
 DATA_CHANGED = "diffctl.data-changed"
+OWNER = "project:"  # of the tag with the name of a deployment's project
 
 
 def deploy_all(url: str) -> list[dict[str, Any]]:
     """Create or update the work pools, deployments and automations of the project in this folder.
 
     Return each deployment's name (FLOW/DEPLOYMENT), description, parameters and their JSON schema.
-    Raise UsageError for an invalid file or a wrong password, TemporaryError if the server at `url` does not
-    answer, DiffctlError if it refuses.
+    Raise UsageError for an invalid file, a wrong password or deployments of another project, TemporaryError
+    if the server at `url` does not answer, DiffctlError if it refuses.
     """
     _require_healthy(url)
     with api_client(url) as client:
         plan = read_plan(FILE)
-        automations = read_automations(AUTOMATIONS)
+        automations, own = read_automations(AUTOMATIONS), _owner_tag()
+        _check_owner(client, plan["deployments"], own)
         for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
             _ensure_pool(client, pool)
         command = [*PYTHON_MODULE, "prefect", "--no-prompt", "deploy", "--all"]
@@ -44,7 +50,7 @@ def deploy_all(url: str) -> list[dict[str, Any]]:
                 client.update_automation(found[0].id, automation)
             else:
                 client.create_automation(automation)
-        return [_read_deployment(client, entry) for entry in plan["deployments"]]
+        return [_tag_deployment(client, entry, own) for entry in plan["deployments"]]
 
 
 def emit_data_changed(url: str, data: str) -> None:
@@ -127,6 +133,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _owner_tag() -> str:
+    """Return the tag of this project's deployments; projects without a recorded name share one."""
+    record = parse_yaml(read_text(MARK)) if MARK.is_file() else None
+    return f"{OWNER}{(record or {}).get('name', 'project')}"
+
+
+def _check_owner(client: "SyncPrefectClient", entries: list[dict[str, Any]], own: str) -> None:
+    """Raise UsageError if another project has deployments with the name or the work pool of these entries."""
+    names, pools = {entry["name"] for entry in entries}, {entry["work_pool"]["name"] for entry in entries}
+    for found in client.read_deployments(limit=200):
+        owners = [tag for tag in found.tags if tag.startswith(OWNER)]
+        if owners and own not in owners and (found.name in names or found.work_pool_name in pools):
+            raise UsageError(
+                f"the deployment {found.name} in the pool {found.work_pool_name} has the tag {owners[0]}: "
+                f"give the deployments and the pool of this project ({own}) other names in {FILE}, "
+                "or use another Prefect server"
+            )
+
+
 def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
     """Create a process work pool unless a pool of this name exists."""
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -140,11 +165,14 @@ def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=base))
 
 
-def _read_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> dict[str, Any]:
+def _tag_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any], tag: str) -> dict[str, Any]:
+    """Add a tag to a deployment; return the deployment as `deploy_all`."""
+    from prefect.client.schemas.actions import DeploymentUpdate
     from prefect.utilities.importtools import import_object
 
     name = f"{import_object(str(entry['entrypoint'])).name}/{entry['name']}"
     found = client.read_deployment_by_name(name)
+    client.update_deployment(found.id, DeploymentUpdate(tags=sorted({*found.tags, tag})))
     return {
         "name": name,
         "description": found.description or "",

@@ -5,16 +5,27 @@ import os
 import subprocess
 import textwrap
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 from cli.actions.tracked_runs import NOTHING
+from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holding_group
 from flows import clone
-from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
+from flows.prefect_server.deployments import (
+    AUTOMATIONS,
+    FILE,
+    _check_owner,
+    _owner_tag,
+    read_automations,
+    read_plan,
+)
 from flows.run_lock import FLOW_RUN, LOCK, VARIABLE, hold_run_lock, join_run
 from tests.conftest import ROOT, diffctl, run_python, start_python, write_params
 from tests.helpers.nightly import Nightly, nightly, post
@@ -77,6 +88,8 @@ def test_update_clone_requires_a_clone_that_runs_its_own_code(tmp_path, monkeypa
     (tmp_path / "flows").mkdir()
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.setenv(clone.VARIABLE, str(tmp_path))
+    assert clone._named_clone() == tmp_path, "a project may have a folder of this name"
+    (tmp_path / "flows/clone.py").touch()
     with pytest.raises(UsageError, match="start the worker from"):
         clone.update_clone()
 
@@ -88,8 +101,6 @@ from prefect._internal.concurrency.services import QueueService
 class Events(QueueService):
     async def _handle(self, item):
         raise OSError("the server is away")
-    assert clone._named_clone() == tmp_path, "a project may have a folder of this name"
-    (tmp_path / "flows/clone.py").touch()
 
 Events.instance().send("an event")
 Events.drain_all()
@@ -203,6 +214,29 @@ def test_an_unknown_key_or_value_is_refused(edit: object, key: str, tmp_path: Pa
         read_plan(tmp_path / FILE)
 
 
+@pytest.mark.parametrize(
+    ("name", "pool", "tags", "is_refused"),
+    [
+        ("retrain", "other", ["project:cats"], True),
+        ("other", "diffctl", ["project:cats"], True),
+        ("other", "other", ["project:cats"], False),
+        ("retrain", "diffctl", ["project:dogs", "mine"], False),
+        ("retrain", "diffctl", ["mine"], False),  # of an earlier version
+    ],
+)
+def test_deployments_and_pools_of_another_project_are_refused(name, pool, tags, is_refused: bool) -> None:
+    there = SimpleNamespace(name=name, work_pool_name=pool, tags=tags)
+    client: Any = SimpleNamespace(read_deployments=lambda limit: [there])
+    with pytest.raises(UsageError, match="the tag project:cats") if is_refused else nullcontext():
+        _check_owner(client, read_plan(ROOT / FILE)["deployments"], "project:dogs")
+
+
+def test_tag_of_deployments_has_the_projects_name(project: Path) -> None:
+    assert _owner_tag() == "project:project"
+    (project / MARK).write_text("name: cats\n")
+    assert _owner_tag() == "project:cats"
+
+
 def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
     text = AUTOMATIONS.read_text()
     head, _, template = text.partition("# - name:")
@@ -247,6 +281,8 @@ def test_deploying_again_changes_nothing_and_retrain_is_scheduled(work: Nightly)
     assert [(pool["name"], pool["type"]) for pool in pools] == [("diffctl", "process")]
     automations = post(f"{work.url}/automations/filter", {})
     assert len(automations) == 2, "that for zombies, and retrain's trigger, each once"
+    tags = [one["tags"] for one in post(f"{work.url}/deployments/filter", {})]
+    assert tags == [["project:project"]] * 3
     wait_until(lambda: "Scheduled" in work.states(), 60)
 
 
