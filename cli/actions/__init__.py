@@ -1,4 +1,4 @@
-"""The bodies of commands. `from cli.actions import module` delays its loading until it is used."""
+"""The bodies of commands in one folder per subject. Their modules load when they are used."""
 
 from cli.shared.lazy import lazy_submodules
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli.actions.params_file import find_profile, parse_assignments
+from cli.actions.project.params_file import find_profile, parse_assignments
 from cli.shared.options import OWN_OPTIONS, ModelSourceOptions, ProfileOptions, flag_of
 from diffusion.choice.selection import best_card, best_settings, model_scores
 from diffusion.config import Config, load

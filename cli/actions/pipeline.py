@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from cli.actions.score_tables import show_sweep_scores
+from cli.actions.scores.score_tables import show_sweep_scores
 from cli.commands.pipeline import DataChanged, Deploy, Run
 from cli.shared.console import print_table
 from diffusion.config import load

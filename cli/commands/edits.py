@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from cli.actions import edited_images
+from cli.actions.images import edited_images
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import JsonOptions, ModelSourceOptions, sampling_options
 from diffusion.protocol.edits import MAX_SIGMA_Y, METHODS, OPERATORS

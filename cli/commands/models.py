@@ -7,15 +7,9 @@ from typing import Any
 
 import typer
 
-from cli.actions import (
-    image_analysis,
-    learned_grid,
-    model_formats,
-    publication,
-    sampled_images,
-    search_trial,
-    trial_search,
-)
+from cli.actions.images import image_analysis, learned_grid, sampled_images
+from cli.actions.models import model_formats, publication
+from cli.actions.trials import search_trial, trial_search
 from cli.shared.command import CommandOptions, argument, command, group, option, out_option
 from cli.shared.options import (
     JsonOptions,

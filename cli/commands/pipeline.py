@@ -9,7 +9,8 @@ from pathlib import Path
 
 import typer
 
-from cli.actions import params_file, pipeline, project
+from cli.actions import pipeline
+from cli.actions.project import params_file, project_checks
 from cli.shared.command import CommandOptions, argument, begin, command, group, option, out_option
 from cli.shared.options import JsonOptions, profile_names
 from cli.stages import (
@@ -142,7 +143,7 @@ class Set(CommandOptions):
     )
 
 
-@command(app, lambda: project.check_project, "checking the project")
+@command(app, lambda: project_checks.check_project, "checking the project")
 class Check(JsonOptions):
     """Check data, model, disk, memory and weights for errors before a run.
 
@@ -152,7 +153,7 @@ class Check(JsonOptions):
     measure: bool = option("Estimate the durations from a few measured steps and images.")
 
 
-@command(app, lambda: project.write_schema, "loading the schema")
+@command(app, lambda: project_checks.write_schema, "loading the schema")
 class Schema(CommandOptions):
     """Print the JSON schema of params.yaml, for editors."""
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from cli.actions import documentation, new_project, project_upgrade
+from cli.actions.project import documentation, new_project, project_upgrade
 from cli.shared.command import CommandOptions, argument, command, option
 from cli.shared.options import profile_names
 from diffusion.system.errors import UsageError

@@ -2,7 +2,8 @@
 
 import typer
 
-from cli.actions import champion, champion_rollback, project, tracked_runs
+from cli.actions.project import project_checks
+from cli.actions.registry import champion, champion_rollback, tracked_runs
 from cli.shared.command import CommandGroup, argument, command, option
 from cli.shared.options import JsonOptions
 from diffusion.system.errors import UsageError
@@ -75,7 +76,7 @@ class Sync(JsonOptions):
     """Deliver logs that MLflow missed during an outage, each point once."""
 
 
-@command(app, lambda: project.prune_runs, "looking through runs/")
+@command(app, lambda: project_checks.prune_runs, "looking through runs/")
 class Prune(JsonOptions):
     """List or remove files in runs/ that nothing needs.
 

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import typer
 
-from cli.actions import image_analysis, image_scores, model_formats, model_sweep, run_comparison
+from cli.actions.images import image_analysis
+from cli.actions.models import model_formats
+from cli.actions.scores import image_scores, model_sweep, run_comparison
 from cli.shared.command import argument, command, group, option, out_option
 from cli.shared.options import Extractor, JsonOptions, ModelSourceOptions, StorePath, axis_options
 from diffusion.system.errors import UsageError

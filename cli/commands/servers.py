@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from cli.actions import model_server, services
+from cli.actions.servers import local_servers, model_server
 from cli.shared.command import CommandOptions, argument, command, option
 from cli.shared.options import JsonOptions, ModelSourceOptions, StorePath
 from diffusion.system.errors import UsageError
@@ -68,7 +68,7 @@ class Playground(ServerOptions):
     store: StorePath = None
 
 
-@command(app, lambda: services.start_servers)
+@command(app, lambda: local_servers.start_servers)
 class Up(CommandOptions):
     """Start MLflow and Prefect on this machine, until `diffctl down`.
 
@@ -81,19 +81,19 @@ class Up(CommandOptions):
     )
 
 
-@command(app, lambda: services.stop_servers)
+@command(app, lambda: local_servers.stop_servers)
 class Down(CommandOptions):
     """Stop the servers of `diffctl up` in this folder."""
 
 
-@command(app, lambda: services.show_status)
+@command(app, lambda: local_servers.show_status)
 class Status(JsonOptions):
     """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
 
     check_problems: bool = option("List problems and exit with 1 if there are any.", "--check")
 
 
-@command(app, lambda: services.open_ui)
+@command(app, lambda: local_servers.open_ui)
 class Ui(CommandOptions):
     """Open the MLflow UI until Ctrl-C. If one runs already, only its address is printed."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.actions import figures
+from cli.actions.images import figures
 from cli.shared.command import command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelSourceOptions, ProfileOptions, sampling_options
 from diffusion.protocol.option_tables import SAMPLING_OPTIONS

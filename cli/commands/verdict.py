@@ -6,7 +6,7 @@ from typing import Literal
 
 import typer
 
-from cli.actions import verdict
+from cli.actions.trials import verdict
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import JsonOptions, RayOptions
 from diffusion.system.errors import UsageError, printable

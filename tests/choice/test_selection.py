@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.actions.score_tables import show_sweep_scores
+from cli.actions.scores.score_tables import show_sweep_scores
 from diffusion.choice.confidence import card_diff, errors_of
 from diffusion.choice.ranking import decide
 from diffusion.choice.selection import (

@@ -33,12 +33,13 @@ OUTPUTS = {
     "publish": ("", ["publish", "hub", "me/model", "--dry-run", "PATH"]),
 }
 WORK = (
-    *(f"{name}.selected_model" for name in ("sampled_images", "edited_images", "image_analysis")),
-    *(f"{name}.selected_model" for name in ("model_formats", "figures")),
-    "model_formats.import_openai",
-    "publication.selected_model",
-    "run_comparison.load_scored",
-    "run_comparison.read_scores",
+    *(f"images.{name}.selected_model" for name in ("sampled_images", "edited_images", "image_analysis")),
+    "images.figures.selected_model",
+    "models.model_formats.selected_model",
+    "models.model_formats.import_openai",
+    "models.publication.selected_model",
+    "scores.run_comparison.load_scored",
+    "scores.run_comparison.read_scores",
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.actions.tracked_runs import _show_runs
+from cli.actions.registry.tracked_runs import _show_runs
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import UsageError

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from cli.actions import model_choice
-from cli.actions.model_sweep import _axes
-from cli.actions.score_tables import show_sweep_scores
+from cli.actions.scores.model_sweep import _axes
+from cli.actions.scores.score_tables import show_sweep_scores
 from cli.shared.options import ModelSourceOptions
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES, SWEEP_RUN
@@ -93,7 +93,7 @@ def test_options_of_a_sampler_and_a_spacing(sample, project, invoke, monkeypatch
     write_params(project)
     swept = []
     take = lambda config, *_: swept.append(config) or document(SWEEP)  # noqa: E731
-    monkeypatch.setattr("cli.actions.model_sweep.score_grid", take)
+    monkeypatch.setattr("cli.actions.scores.model_sweep.score_grid", take)
     assert invoke("sweep", "--sampler", "ipndm", "--eta", "0", *own[:2]).code == 0
     cells = [cell_settings(swept[0].sample, cell) for cell in grid(swept[0].sample, swept[0].sweep)]
     assert {(one.sampler, one.sampler_options["order"]) for one in cells} == {("ipndm", 2)}
@@ -102,7 +102,7 @@ def test_options_of_a_sampler_and_a_spacing(sample, project, invoke, monkeypatch
 
 def test_second_sweep_in_a_folder_is_refused(sample, project, invoke, monkeypatch):
     write_params(project)
-    monkeypatch.setattr("cli.actions.model_sweep.score_grid", lambda *_: document(SWEEP))
+    monkeypatch.setattr("cli.actions.scores.model_sweep.score_grid", lambda *_: document(SWEEP))
     with file_lock(SWEEP_RUN / "lock"):
         assert_refused(invoke("sweep"), "another sweep uses runs/sweep", code=1)
     assert invoke("sweep").code == 0

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import psutil
 import pytest
 
-from cli.actions import services
+from cli.actions.servers import local_servers
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import REFUSED
 from diffusion.system.locks import file_lock
@@ -68,8 +68,8 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
     workers = [{"pool": "diffctl", "worker": "night", "time": "2026-01-02 07:08", "online": False}]
     status = {"runs": [], "deployments": [failed, good], "workers": workers}
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setattr(services, "prefect_status", lambda url: status)
-    monkeypatch.setattr(services, "MIN_FREE", float("inf"))
+    monkeypatch.setattr(local_servers, "prefect_status", lambda url: status)
+    monkeypatch.setattr(local_servers, "MIN_FREE", float("inf"))
     found = invoke("status", "--check")
     assert found.code == 1
     assert "worker night of pool diffctl is offline, last poll 2026-01-02 07:08 UTC" in found.out
@@ -82,8 +82,10 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
 
 
 def test_status_check_reports_that_mlflow_denies_access(project, invoke, monkeypatch) -> None:
-    monkeypatch.setattr(services, "read_champion_history", Mock(side_effect=MlflowDenied("denied: set it")))
-    monkeypatch.setattr(services, "MIN_FREE", 0)
+    monkeypatch.setattr(
+        local_servers, "read_champion_history", Mock(side_effect=MlflowDenied("denied: set it"))
+    )
+    monkeypatch.setattr(local_servers, "MIN_FREE", 0)
     found = invoke("status", "--check")
     assert (found.code, found.out.splitlines()[-1]) == (1, "problem: denied: set it")
     assert MlflowDenied.exit_code == REFUSED

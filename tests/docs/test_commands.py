@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from cli.actions import documentation
+from cli.actions.project import documentation
 from cli.main import app
 from tests.conftest import ROOT
 from tests.helpers.invoke import assert_refused

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli.actions import edit_scores, model_sweep
+from cli.actions.scores import edit_scores, model_sweep
 from diffusion.layout import PREPARED, SCORES
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.system.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.actions.tracked_runs import NOTHING
+from cli.actions.registry.tracked_runs import NOTHING
 from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holding_group

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from cli.actions import champion_rollback
+from cli.actions.registry import champion_rollback
 from diffusion.check import preflight
 from diffusion.config import load
 from diffusion.engine.engine import Engine

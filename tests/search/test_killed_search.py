@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.actions import trial_search
+from cli.actions.trials import trial_search
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import (
     ABOUT,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli.actions import search_trial
+from cli.actions.trials import search_trial
 from cli.commands.models import SearchTrial
 from cli.stages import training
 from cli.stages.observers import TrackedTraining

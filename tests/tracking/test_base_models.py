@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli.actions import search_trial
 from cli.actions.model_choice import selected_files
-from cli.actions.search_trial import TrialRun
+from cli.actions.trials import search_trial
+from cli.actions.trials.search_trial import TrialRun
 from cli.shared.options import ModelSourceOptions
 from diffusion.choice.selection import best_settings
 from diffusion.config import parse

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.actions import verdict_arms
-from cli.actions.verdict_arms import identify, read_arms
-from cli.actions.verdict_trials import Job, VerdictTrials
+from cli.actions.trials import verdict_arms
+from cli.actions.trials.verdict_arms import identify, read_arms
+from cli.actions.trials.verdict_trials import Job, VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.code_digest import module_digests
 from diffusion.config import load
@@ -187,7 +187,7 @@ def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
     keys.append(key())
     reverse_held_out_images()
     keys.append(key())
-    monkeypatch.setattr("cli.actions.verdict_arms.torch_version", lambda: "0.1")
+    monkeypatch.setattr("cli.actions.trials.verdict_arms.torch_version", lambda: "0.1")
     keys += [key(), key(base="0" * 64), key(base="1" * 64)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 7
@@ -208,7 +208,7 @@ def test_a_verdict_by_the_loss_is_another_one_after_a_change_of_what_decides_it(
     keys = [key(), key()]
     write_params(project, train={"val_images": 4})
     keys.append(key())
-    monkeypatch.setattr(f"cli.actions.verdict_arms.{name}", value)
+    monkeypatch.setattr(f"cli.actions.trials.verdict_arms.{name}", value)
     keys.append(key())
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3

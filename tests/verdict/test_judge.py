@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from cli.actions.verdict_judge import Judge
-from cli.actions.verdict_trials import VerdictTrials
+from cli.actions.trials.verdict_judge import Judge
+from cli.actions.trials.verdict_trials import VerdictTrials
 from diffusion.choice.paired_test import PairedTest
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.search.search_dir import (

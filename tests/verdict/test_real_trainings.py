@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cli.actions import search_trial
-from cli.actions.verdict_judge import Judge
-from cli.actions.verdict_trials import VerdictTrials
+from cli.actions.trials import search_trial
+from cli.actions.trials.verdict_judge import Judge
+from cli.actions.trials.verdict_trials import VerdictTrials
 from cli.commands.models import SearchTrial
 from cli.stages import training
 from cli.stages.observers import TrackedTraining

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cli.actions.enlarged_images import side_by_side, with_pictures
+from cli.actions.images.enlarged_images import side_by_side, with_pictures
 from cli.actions.model_choice import (
     chosen_settings,
     given_options,

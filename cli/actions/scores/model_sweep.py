@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from cli.actions.model_choice import given_options, selected_model_and_run
-from cli.actions.score_tables import show_sweep_scores
+from cli.actions.scores.score_tables import show_sweep_scores
 from cli.commands.scores import Sweep
 from cli.shared.options import OWN_OPTIONS, flag_of
 from cli.stages.evaluate_stage import score_cells

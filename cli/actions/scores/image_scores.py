@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-from cli.actions.edit_scores import score_edits
-from cli.actions.score_tables import show_scores
+from cli.actions.scores.edit_scores import score_edits
+from cli.actions.scores.score_tables import show_scores
 from cli.commands.scores import LIMITS, WEIGHTS, Evaluate
 from cli.shared.console import print_table, progress
 from diffusion.evaluate import adhoc

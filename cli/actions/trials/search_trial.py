@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from cli.actions.model_sweep import check_scoring, score_grid
+from cli.actions.scores.model_sweep import check_scoring, score_grid
 from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
 from cli.shared.options import RayOptions

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.model_sweep import check_scoring, score_grid
-from cli.actions.search_trial import run_in_process, trial_runner
-from cli.actions.verdict_arms import (
+from cli.actions.scores.model_sweep import check_scoring, score_grid
+from cli.actions.trials.search_trial import run_in_process, trial_runner
+from cli.actions.trials.verdict_arms import (
     check_options,
     count_equal_work,
     identify,
@@ -20,8 +20,8 @@ from cli.actions.verdict_arms import (
     read_arms,
     time_equal_work,
 )
-from cli.actions.verdict_judge import Judge
-from cli.actions.verdict_trials import VerdictTrials
+from cli.actions.trials.verdict_judge import Judge
+from cli.actions.trials.verdict_trials import VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.check import preflight
 from diffusion.check.cost_estimate import format_duration

@@ -54,7 +54,7 @@ def publish_to_hub(options: PublishHub) -> None:
     )
     repository = None
     if options.dry_run is None:
-        from cli.actions.hub_upload import HubRepository  # of an extra
+        from cli.actions.models.hub_upload import HubRepository  # of an extra
 
         repository = HubRepository(options.repo, private=options.private)
     with tempfile.TemporaryDirectory() as scratch:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cli.actions.model_choice import chosen_settings, selected_files, selected_model
-from cli.actions.params_file import parse_assignments
+from cli.actions.project.params_file import parse_assignments
 from cli.commands.edits import Edit
 from cli.shared.console import progress
 from diffusion.analysis.image_inputs import input_condition

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.params_file import find_profile, parse_assignments
+from cli.actions.project.params_file import find_profile, parse_assignments
 from cli.commands.verdict import Verdict
 from cli.shared.process import command_line
 from diffusion.code_digest import (

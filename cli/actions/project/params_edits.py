@@ -4,7 +4,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from cli.actions.params_file import replace_values
+from cli.actions.project.params_file import replace_values
 from diffusion.check.findings import Project
 from diffusion.check.params_changes import adopt_protocol, format_sections, needed_changes
 from diffusion.config import parse

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from cli.actions import params_edits
+from cli.actions.project import params_edits
 from cli.commands.pipeline import Set, Use
 from cli.shared.command import begin
 from cli.shared.options import profile_names

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import typer
 
-from cli.actions.verdict_trials import Job, VerdictTrials
+from cli.actions.trials.verdict_trials import Job, VerdictTrials
 from diffusion.check.cost_estimate import format_duration
 from diffusion.choice.paired_test import PairedTest
 from diffusion.search.trial_runner import TrialRunner
