@@ -35,11 +35,18 @@ def _row(verdict: Verdict, change: dict[str, Any]) -> list[str]:
         "" if gap is None else _number(gap, digits),
         "" if interval is None else " to ".join(_number(end, digits) for end in interval),
         str(len(change["pairs"])),
-        change["decision"] if change["decision"] == "no evidence" else f"**{change['decision']}**",
+        _decision(change),
         verdict["machine"],
         literal(verdict["commit"]),
         literal(verdict["command"]),
     ]
+
+
+def _decision(change: dict[str, Any]) -> str:
+    """Return the decision, bold if there is one."""
+    if change["decision"] != "no evidence":
+        return f"**{change['decision']}**"
+    return "no difference" if change["interval"] == [0, 0] else "no evidence"
 
 
 def _name(change: dict[str, Any]) -> str:
@@ -55,10 +62,10 @@ def _digits(interval: list[float] | None) -> int:
         return 1
     half = (interval[1] - interval[0]) / 2
     places = 0
-    while half < 10 and places < 6:
+    while 0 < half < 10 and places < 6:
         half, places = 10 * half, places + 1
     return places
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{value:+.{digits}f}".replace("-", "−") if value else "0"

@@ -25,3 +25,11 @@ def test_row_has_what_the_verdict_found() -> None:
     ends = "−29.0 | −34.5 to −23.5 | 3 | **better** | a CPU | `1234567` | `diffctl verdict lr=1 | cat` |"
     assert first == f"| `lr=1` | fd, 1,000 images | {ends}"
     assert "| `a|b.yaml`: x 1 → 2 | fd, 1,000 images |  |  | 0 | **failed** |" in second
+
+
+def test_equal_scores_are_no_difference() -> None:
+    pairs = tuple(Pair(seed, {"fd": 100.0}, {"fd": 100.0}) for seed in range(3))
+    found = TrainingOutcome("ema=1", ("x",), ("fd",), 0.05, test=PairedTest(3, 12), pairs=pairs)
+    verdict = {"metric": "fd", "images": 500, "changes": [found.as_json()]}
+    verdict |= {"machine": "a CPU", "commit": "1234567", "command": "diffctl verdict ema=1"}
+    assert "| fd, 500 images | 0 | 0 to 0 | 3 | no difference |" in with_evidence(MARKS, [verdict])
