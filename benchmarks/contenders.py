@@ -104,7 +104,10 @@ def our_sample(
 
 
 def unet2d(spec: UNetSpec, norm_groups: int | None = None) -> Any:
-    """Return diffusers' network of a shape, with another number of groups in all norms if it is given."""
+    """Return diffusers' network of a shape.
+
+    `norm_groups` is another number of groups in each norm, except that of the attention in the middle.
+    """
     from diffusers import UNet2DModel
 
     config = unet_config(UNet(spec))

@@ -17,8 +17,8 @@ class Recipe:
 
     The rate rises over `warmup` steps. With `cosine` it then falls with the elapsed share of the time.
     `decays` are those of the tracked averages; `ema_power` is that of EMAModel's warm-up, None without one.
-    `norm_groups` is the number of groups in each norm, None for that of the network's shape. `searched` are
-    batches and rates to choose from.
+    `norm_groups` is the number of groups in each norm but the middle attention's, None for that of the
+    network's shape. `searched` are batches and rates to choose from.
     """
 
     batch: int = 64

@@ -94,11 +94,12 @@ def interactions(own: Kernel) -> Interactions:
 
     h is the kernel without each image's effect on the mean (Serfling 1980, sec. 5.2).
     """
-    count, points = len(own.a), random_subset(own.a, PAIRED)
-    paired = len(points)
+    count = len(own.a)
+    rows = np.arange(min(count, PAIRED))
+    paired = len(rows)
     if paired < 4:
         return Interactions(0.0, 0.0)
-    h = _polynomial(points, points).astype(np.float64)
+    h = own(rows, rows).astype(np.float64)
     np.fill_diagonal(h, 0)
     row = h.sum(axis=1) / (paired - 2)  # least squares over the pairs of different rows
     h -= row + row[:, None] - h.sum() / ((paired - 1) * (paired - 2))
