@@ -10,6 +10,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import UsageError
+from tracking.connectivity import MlflowError
 from tracking.registry.registered_models import champion_version, fetch_version_files, find_version_files
 from tracking.runs.base_models import fetch_scored_base, fetch_scored_files
 from tracking.runs.run_lookup import find_run
@@ -66,7 +67,7 @@ def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel
             name, cell = scores.best.cell, scores.cells[scores.best.cell]
             files = fetch_scored_files(settings_of(cell, name, 0), cell.card, path)
             return PublishedModel(path.name, None, files, scores)
-        except UsageError as error:
+        except (MlflowError, UsageError) as error:
             report(f"{path} is served without scores: {error}")
     return PublishedModel(path.name, None, NetworkFiles(path), None)
 

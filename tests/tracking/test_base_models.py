@@ -156,4 +156,9 @@ def test_the_base_of_scores_and_of_a_verdict_stays_when_its_champion_changes(mak
     register()
     connect().delete_registered_model(SMALL)
     cached.unlink()
+    with monkeypatch.context() as offline:
+        offline.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        reported: list[str] = []
+        assert model_of_file(MODEL, reported.append).scores is None
+        assert "is served without scores: MLflow" in reported[0]
     assert base_file_of(CHAMPION) == first, "a registered cascade carries its base"
