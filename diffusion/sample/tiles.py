@@ -50,6 +50,8 @@ def tiled(denoiser: Denoiser, size: Size) -> Denoiser:
                 whole[crop] = whole[crop] + tile
             return whole / covered
 
-        return Prediction(*map(joined, prediction))  # type: ignore[arg-type]
+        whole = Prediction(*map(joined, prediction._replace(keeps_eps=None)))  # type: ignore[arg-type]
+        keeps_eps = prediction.keeps_eps  # per image, and equal for all its tiles
+        return whole._replace(keeps_eps=None if keeps_eps is None else keeps_eps[: len(x)])
 
     return call

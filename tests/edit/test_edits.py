@@ -119,7 +119,7 @@ def test_tiles_cover_an_image_and_average_their_overlaps() -> None:
 
     def denoiser(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         calls.append(x)
-        return Prediction(x + x.mean((1, 2, 3), keepdim=True), x)
+        return Prediction(x + x.mean((1, 2, 3), keepdim=True), x, keeps_eps=condition.labels == 1)
 
     x = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
     prediction = tiled(denoiser, (8, 8))(x, 3, Condition(2, torch.tensor([1, 2])))
@@ -131,6 +131,8 @@ def test_tiles_cover_an_image_and_average_their_overlaps() -> None:
     assert torch.allclose(shift[:, 5], (left + right) / 2, atol=1e-6)
     assert torch.allclose(shift[:, 11], right, atol=1e-6)
     assert torch.allclose(prediction.eps, x)
+    assert prediction.keeps_eps is not None
+    assert prediction.keeps_eps.tolist() == [True, False]
 
 
 def test_larger_images_are_edited_in_tiles() -> None:
