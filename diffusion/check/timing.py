@@ -22,9 +22,11 @@ from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import build_network
 from diffusion.model.precision import Precision, freeze
+from diffusion.process.noise_process import build_process
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.sampling_steps import count_nfe
+from diffusion.system.errors import UsageError
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
@@ -110,11 +112,15 @@ def step_work(project: Project, plan: TrainPlan, device: torch.device) -> Work:
 
 
 def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: torch.device) -> TimeRange:
-    """Time one call of the network per image, in few steps of the last cell of the sweep."""
+    """Time one call of the network per image, in few steps of the last cell of the sweep.
+
+    UsageError if its guidance rule does not fit the process.
+    """
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[-1])
-    settings = few_steps(settings, min(TIMED_STEPS, config.process.max_steps))
-    defaults = {"spacing": "uniform", "spacing_options": {}, "guidance_rule_options": {}}
-    settings = settings.model_copy(update=defaults)
+    uniform = settings.model_copy(update={"spacing": "uniform", "spacing_options": {}})
+    few = few_steps(uniform, min(TIMED_STEPS, config.process.max_steps), build_process(plan.process))
+    if few is None:
+        raise UsageError("the sampling settings do not fit the process: see the errors of `diffctl check`")
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)
     loaded = LoadedModel(freeze(network.to(device)), plan_artefact(plan))
@@ -122,10 +128,10 @@ def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: to
     guides = stand_in_guides(loaded)
 
     def generate(images: int) -> object:
-        return shard_images(loaded, settings, range(images), device, guides)
+        return shard_images(loaded, few, range(images), device, guides)
 
     most = min(config.sample.batch_size, config.sample.num_images)
-    return time_work(_repeated(generate), most, seconds).scaled(1 / count_nfe(settings, plan.process))
+    return time_work(_repeated(generate), most, seconds).scaled(1 / count_nfe(few, plan.process))
 
 
 def matmul_speed(precision: Precision) -> float:

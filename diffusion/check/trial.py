@@ -26,9 +26,8 @@ from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import build_guidance
 from diffusion.sample.sampler import NonFiniteError
-from diffusion.sample.sampling_steps import count_nfe, sampling_grid
+from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.registry import ARCHIVE, find_plugin_line, function_place, is_plugin, load_reference
@@ -80,11 +79,7 @@ def check_trial(project: Project) -> Iterator[Finding]:
 
 
 def distinct_settings(project: Project) -> list[SampleSettings]:
-    """Return settings that have every sampler, spacing, guidance rule and noise of the grid, in few steps.
-
-    A guidance rule whose options do not allow two steps has its default ones. A spacing that does not allow
-    two steps has those of its first cell.
-    """
+    """Return settings that have every sampler, spacing, guidance rule and noise of the grid, in few steps."""
     seen, chosen = set[object](), list[SampleSettings]()
     process = build_process(project.config.process)
     for one in project.cells.values():
@@ -93,13 +88,8 @@ def distinct_settings(project: Project) -> list[SampleSettings]:
         entries |= {("noise", one.noise)} if one.eta else set()
         if not entries <= seen:
             seen |= entries
-            plain = one.model_copy(update={"guidance_rule_options": {}})
-            for few in (few_steps(one, STEPS), few_steps(plain, STEPS), few_steps(one, one.steps)):
-                with suppress(UsageError):  # reported by check_spacing and check_rules
-                    sampling_grid(few, process)
-                    build_guidance(few, process)
-                    chosen.append(few)
-                    break
+            few = few_steps(one, STEPS, process)  # None is reported by check_spacing and check_rules
+            chosen += [few] if few else []
     return chosen
 
 

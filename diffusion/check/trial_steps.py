@@ -3,11 +3,13 @@
 The optimiser is left out, since its import takes a second.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from diffusion.evaluate.evaluate_config import Space
@@ -17,13 +19,16 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import freeze
 from diffusion.model.weights_header import Unfilled
-from diffusion.process.noise_process import build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.process.objective import FeatureHooks
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.cell_images import shard_images
+from diffusion.sample.guidance import build_guidance
 from diffusion.sample.guides import Guides
 from diffusion.sample.low_res import RealImages
+from diffusion.sample.sampling_steps import sampling_grid
+from diffusion.system.errors import UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.forward_passes import ForwardPasses
@@ -58,16 +63,24 @@ def random_images(network: NetworkSpec, count: int) -> ImageStore:
     return ImageStore(Path("synthetic"), images, labels, {})
 
 
-def few_steps(settings: SampleSettings, steps: int) -> SampleSettings:
+def few_steps(settings: SampleSettings, steps: int, process: NoiseProcess) -> SampleSettings | None:
     """Return the settings with this number of steps and guidance at each, for the model alone.
 
-    Learned times, which are of one model, are replaced by uniform ones.
+    Learned times, which are of one model, are replaced by uniform ones. If a guidance rule's options do not
+    allow so few steps, it has its default ones. If these do not either, or the spacing does not, the steps
+    remain. None if none of these settings fit the process.
     """
-    changes: dict[str, Any] = {"steps": steps, "eta": min(1.0, settings.eta)}
-    changes |= {"classifier": None, "base": None}
+    changes: dict[str, Any] = {"eta": min(1.0, settings.eta), "classifier": None, "base": None}
     if settings.spacing == LEARNED:
         changes |= {"spacing": "uniform", "spacing_options": {}}
-    return settings.guided_everywhere().model_copy(update=changes)
+    full = settings.guided_everywhere().model_copy(update=changes)
+    few = full.model_copy(update={"steps": steps})
+    for one in (few, few.model_copy(update={"guidance_rule_options": {}}), full):
+        with suppress(UsageError, ValidationError):  # invalid are the defaults if an option is required
+            sampling_grid(one, process)
+            build_guidance(one, process)
+            return one
+    return None
 
 
 def stand_in_guides(loaded: LoadedModel) -> Guides:

@@ -1,14 +1,20 @@
 """The trial of `diffctl check`: plugins that would fail, or train wrongly, hours later."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffusion.check import trial
 from diffusion.check.findings import Project
+from diffusion.check.timing import time_sampling
 from diffusion.check.trial import check_trial
 from diffusion.config import parse
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
+from diffusion.system.section import Section
+from diffusion.train.plan import DenoiserPlan
 from tests.conftest import params, run_python
 
 PLUGINS = {
@@ -55,6 +61,7 @@ BROKEN = {
         {"sweep": {"steps": [5], "sampler": ["ddim", "late"], "eta": [0.0]}}
     ),
 }
+FLOW = {"process": {"schedule": "flow", "prediction": "flow"}, "train": {"p_uncond": 0.1}}
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -126,9 +133,23 @@ def test_spacing_has_two_steps_or_those_of_its_first_cell(timesteps: int, steps:
 
 @pytest.mark.parametrize(("calls", "tried"), [(0, {"zero_calls": 0}), (3, {})])
 def test_options_of_a_guidance_rule_are_tried_if_they_allow_two_steps(calls, tried) -> None:
-    flow = {"process": {"schedule": "flow", "prediction": "flow"}, "train": {"p_uncond": 0.1}}
     sample = {"guidance_rule": "cfg-zero", "guidance_rule_options": {"zero_calls": calls}}
     sweep = {"steps": [5], "eta": [0.0], "guidance": [1]}
-    config = parse(params(**flow, sample=sample, sweep=sweep), "params")
+    config = parse(params(**FLOW, sample=sample, sweep=sweep), "params")
     found = [(one.steps, one.guidance_rule_options) for one in trial.distinct_settings(Project(config))]
     assert found == [(2, tried)]
+
+
+class RequiredOptions(Section):
+    zero_calls: int
+
+
+def test_a_required_option_of_a_guidance_rule_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = replace(GUIDANCE_RULES["cfg-zero"], options=f"{__name__}:RequiredOptions")
+    monkeypatch.setitem(GUIDANCE_RULES.data, "cfg-zero", rule)
+    sample = {"guidance_rule": "cfg-zero", "guidance_rule_options": {"zero_calls": 3}}
+    sweep = {"steps": [5], "eta": [0.0], "guidance": [1]}
+    project = Project(parse(params(**FLOW, sample=sample, sweep=sweep), "params"))
+    assert [one.steps for one in trial.distinct_settings(project)] == [5]
+    assert isinstance(project.plan, DenoiserPlan)
+    assert time_sampling(project.plan, project.config, 0.01, torch.device("cpu")).median > 0
