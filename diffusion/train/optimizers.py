@@ -106,6 +106,12 @@ class Muon(Optimizer):
         self._adamw = adamw([{"params": weights} for weights in others], nn.Module(), options)
         self._adamw.state = self.state
 
+    def check_moments(self) -> None:
+        """Raise ValueError if a restored state is that of other matrices."""
+        for weight, moments in self.state.items():
+            if ("momentum" in moments) != (weight in self._matrices):
+                raise ValueError("Muon updates other layers in this code than in the state's")
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all weights."""

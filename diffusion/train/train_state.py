@@ -95,12 +95,14 @@ class TrainState:
         """Restore the saved state exactly; further steps are recorded as made by the current code.
 
         EMA profiles that this training does not track are ignored. Each tensor is requested once, in the
-        saved order, and released before the next one. ValueError, on all ranks, for other names or shapes.
+        saved order, and released before the next one. ValueError, on all ranks, for other names or shapes,
+        or from the optimiser's `check_moments`, if it has that.
         """
         tensors = saved.tensors
         if not self.plan.train.sigma_rels:
             tensors = without_prefix(tensors, "ema_profiles.")
         self._allocate_moments(tensors)
+        getattr(self.optimizer, "check_moments", lambda: None)()
         held, sharded = self.tensors(), self._sharded()
         sizes = {name: list(sharded.get(name, tensor.shape)) for name, tensor in held.items()}
         found = {name: list(tensor.shape) for name, tensor in meta_tensors(tensors).items()}

@@ -10,6 +10,9 @@ import torch
 from torch import nn, optim
 
 from diffusion.images.store import ImageStore
+from diffusion.system.errors import DiffctlError
+from diffusion.train import optimizers
+from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.initial_state import new_state
 from diffusion.train.optimizer_options import MuonOptions
 from diffusion.train.optimizers import Muon, matrix_parameters, orthogonalize
@@ -102,3 +105,18 @@ def test_any_optimiser_of_torch_skips_a_step_and_resumes_bitwise(store: ImageSto
     assert_same(second, whole)
     assert whole.skipped == 1
     assert all(bool(weight.isfinite().all()) for weight in whole.tensors().values())
+
+
+def test_a_state_of_muon_with_other_matrices_is_refused(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(store, train={"optimizer": "muon"})
+    state = new_state(plan, CPU)
+    monkeypatch.setattr(optimizers, "MIN_MATRIX_SIDE", 16)
+    other = new_state(plan, CPU)
+    for one in (state, other):
+        run_until(one, store, 1)
+    for one, saved in ((state, other.saved()), (other, state.saved())):
+        restore_state(one, one.saved(), "it")
+        with pytest.raises(DiffctlError, match=r"it cannot be restored .*Muon updates other"):
+            restore_state(one, saved, "it")
