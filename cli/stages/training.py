@@ -31,7 +31,7 @@ from tracking import keys
 from tracking.mlflow_pages import note_tags, training_note
 from tracking.project import title_of
 from tracking.runs.run_lookup import training_name
-from tracking.spool.event_log import Spool, flatten
+from tracking.spool.event_log import Spool, end_discarded, flatten
 from tracking.spool.events import EndStatus
 from tracking.spool.sender import close_sender, start_sender
 
@@ -73,6 +73,7 @@ def tracked_training(
     plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest
 ) -> Iterator[TrackedTraining]:
     """Track a training in MLflow; the end of the block decides the status of its run."""
+    end_discarded(run.folder)
     spool = Spool(run.folder, run.key, training_name(config), keys.experiment_name(title_of(plan.data.name)))
     values, made_by = config.model_dump(mode="json"), plan.code[-1]
     spool.params(values)

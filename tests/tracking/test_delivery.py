@@ -19,7 +19,7 @@ from tracking import keys
 from tracking.connectivity import MlflowError
 from tracking.spool import sender
 from tracking.spool.delivery import REJECTED, UPLOAD_TRIES, RunDeleted, deliver, mark_killed
-from tracking.spool.event_log import EVENTS, read_events
+from tracking.spool.event_log import EVENTS, end_discarded, read_events
 from tracking.spool.spool_status import DeliveryState
 from tracking.store import ARTIFACTS, connect, database_file
 
@@ -233,8 +233,24 @@ def test_undelivered_log_of_a_discarded_training_is_delivered(folder, uri):
     with open_run(folder.parent, folder.name, fresh=True):
         write_points(open_spool(folder, "new"), 1, 50)
         assert not picture.exists()
+        end_discarded(folder)
     assert [(one.done, one.rejected) for one in sender.deliver_all()] == [(True, 0)] * 2
     assert (stored(uri, "old"), stored(uri, "new")) == (before, logged(folder))
+    assert (the_run(uri, "old").info.status, the_run(uri, "new").info.status) == ("KILLED", "RUNNING")
+
+
+@pytest.mark.parametrize(("delivered", "folders"), [(True, 0), (False, 1)])
+def test_only_a_log_that_is_not_delivered_is_kept(folder, uri, delivered, folders):
+    with open_run(folder.parent, folder.name) as run:
+        (folder / "checkpoints").mkdir()
+        spool = open_spool(folder, run.key)
+        write_points(spool, 1, 30)
+        spool.close("FINISHED")
+    if delivered:
+        deliver(folder, uri)
+    with open_run(folder.parent, folder.name, fresh=True):
+        assert not (folder / EVENTS).exists()
+    assert len(list(folder.parent.glob(f"{folder.name}-*/checkpoints"))) == folders
 
 
 def test_lost_store_and_another_store_get_everything(folder, uri, tmp_path):

@@ -228,6 +228,14 @@ class Spool:
         self._unwritten = b""
 
 
+def end_discarded(folder: Path) -> None:
+    """Log KILLED as the end of killed trainings of `folder` that `--fresh` has discarded."""
+    for log in folder.parent.glob(f"{folder.name}-*/{EVENTS}"):
+        events = [event for event in read_events(log.parent) if isinstance(event, Start | End)]
+        if events and isinstance(start := events[-1], Start):
+            Spool(log.parent, start.key, start.name, start.experiment).close("KILLED")
+
+
 def flatten(values: dict[str, Any]) -> dict[str, str]:
     """Return nested values as texts: names joined by dots, lists as JSON, without those that are None."""
     return {

@@ -139,7 +139,7 @@ def open_run(
     with file_lock(folder / "lock", timeout=0, busy=busy):
         is_new = not (folder / CONFIG).exists()
         if fresh:
-            _discard(folder)
+            _discard(folder, beat.get("key"))
             beat = {}  # a new training, in MLflow too
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
@@ -197,9 +197,9 @@ def run_dir_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], Modul
     return root / training_fingerprint(plan), training_settings(plan), code
 
 
-def _discard(folder: Path) -> None:
-    """Remove everything except locks; move the log to a folder of its own, where `diffctl sync` finds it."""
-    logged = LOGGED if (folder / LOGGED[0]).exists() else ()
+def _discard(folder: Path, key: object) -> None:
+    """Remove everything except locks; move a log that MLflow lacks to a folder, for `diffctl sync`."""
+    logged = () if _is_delivered(folder, key) else LOGGED
     kept = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
     for entry in folder.iterdir():
         if entry.name in logged:
@@ -209,6 +209,15 @@ def _discard(folder: Path) -> None:
             shutil.rmtree(entry)
         elif not entry.name.endswith("lock"):  # without its file, others could acquire a second one
             entry.unlink()
+
+
+def _is_delivered(folder: Path, key: object) -> bool:
+    """Return whether MLflow has the whole log of the training `key`, which ended."""
+    if not (log := folder / LOGGED[0]).exists():
+        return True
+    content, sent = log.read_bytes(), read_note(folder / "sent.json")
+    has_ended = b'"kind":"status"' in content.rpartition(b"\n{")[2]
+    return has_ended and (sent.get("key"), sent.get("offset")) == (key, len(content))
 
 
 def save_snapshots(folder: Path, state: "TrainState", profiles: Sequence[nn.Module]) -> None:
