@@ -72,7 +72,7 @@ def check_dependencies(project: Project) -> Iterator[Finding]:
 def check_times(project: Project) -> Iterator[Finding]:
     """Check that learned times are of the model in models/; the one that a training will make is unknown."""
     models = {settings.spacing_options.get("model_sha256") for settings in project.cells.values()} - {None}
-    if models and not project.is_trained:
+    if models and project.is_training_due:
         message = "a training is due, and the stage sample refuses learned times of another model"
         yield Finding("warning", "sampling", message, "make new ones with `diffctl grid` after the training")
     elif models:

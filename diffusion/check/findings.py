@@ -95,6 +95,14 @@ class Project:
         return artefact.model_sha256 == wanted.model_sha256
 
     @cached_property
+    def is_training_due(self) -> bool:
+        """Whether the model is not trained, or by other code: the training will make another."""
+        if self.plan is None or not self.is_trained:
+            return True
+        code = read_artefact(MODEL).code
+        return bool(code) and code[-1].digest != self.plan.code[-1].digest
+
+    @cached_property
     def cells(self) -> dict[Cell, SampleSettings]:
         """The settings of every cell, except cells with missing learned times."""
         cells = {}

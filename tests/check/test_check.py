@@ -394,7 +394,11 @@ def test_learned_times_of_another_model_are_found_before_the_training(project):
     save_artefact(project / MODEL, build_network(plan.network).state_dict(), plan_artefact(plan))
     with pytest.raises(UsageError, match="the learned times are of model 0000"):
         preflight(config, "train")
-    assert list(check_times(Project(times_of(read_artefact(MODEL).model_sha256)))) == []
+    config = times_of(read_artefact(MODEL).model_sha256)
+    assert list(check_times(Project(config))) == []
+    older = [one.model_copy(update={"digest": "0" * 16}) for one in plan.code]
+    save_artefact(project / MODEL, build_network(plan.network).state_dict(), plan_artefact(plan, older))
+    assert [one.level for one in check_times(Project(config))] == ["warning"], "code has changed"
 
 
 def test_guidance_rule_that_fits_only_some_samplers_is_refused_before_the_training(project):
