@@ -148,6 +148,13 @@ def test_a_full_disk_keeps_the_states_and_training_resumes_with_space(prepared: 
     assert model_bytes(folder) == model
 
 
+def test_a_killed_training_that_fresh_discards_is_listed_as_stopped(prepared: Path) -> None:
+    signal_at(prepared, 3, signal.SIGKILL)
+    assert diffctl(prepared, "stage", "train", "--fresh").returncode == 0
+    trainings = list_trainings(prepared / "runs/train")
+    assert sorted(one.state for one in trainings) == ["finished", "stopped"]
+
+
 def test_a_resume_with_another_number_of_threads_changes_rounding_only(store: ImageStore) -> None:
     plan = plan_of(store, train={"precision": "fp32"})
     whole, first, resumed = (new_state(plan, CPU) for _ in range(3))
