@@ -36,6 +36,7 @@ REPORT = Path("report")
 RUNS = Path("runs")
 PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
+FORCED = Path("runs/forced")  # during `run --fresh`: the stages that DVC has yet to run again
 CLASSIFIER_RUNS = Path("runs/classifier")
 SEARCH_RUNS = Path("runs/search")  # a folder per search, with its journal and a folder per trial
 VERDICT_RUNS = Path("runs/verdict")  # a folder per verdict, by the digest of its settings

@@ -132,7 +132,7 @@ async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None
         async with stop_on_cancel():
             await refresh_code()
             for step in ("data", "reference"):
-                await as_task(run_step)(step, False)
+                await as_task(run_step)(step)
             await work(as_task(command))
     except Interrupted as stop:
         return Cancelled(message=str(stop), data=stop)

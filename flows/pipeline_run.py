@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from diffusion.config import load
-from diffusion.layout import dvc_stages, repository_problem
+from diffusion.layout import FORCED, dvc_stages, repository_problem
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import interrupt_on_signal
 from flows.dvc_stage import is_unchanged
@@ -45,10 +45,12 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     echo(f"==> starting; Ctrl-C saves the training, and {resume} resumes it\n")
     check_mlflow()
     with interrupt_on_signal(), hold_run_lock():
+        if fresh:
+            FORCED.unlink(missing_ok=True)  # of an earlier run
         if "code" in dvc_stages():
             write_stage_code()
         # One call of DVC instead of one per stage, and no temporary server.
-        needs_server = any(options.values()) or prefect_url() is not None
+        needs_server = any(options.values()) or FORCED.exists() or prefect_url() is not None
         if not needs_server and is_unchanged() and not raw_files_changed() and not model_mismatch():
             done |= dict.fromkeys(STAGES)
             echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Awaitable, Callable
 
 from diffusion.config import load
-from diffusion.layout import MODEL, PREPARED
+from diffusion.layout import FORCED, MODEL, PREPARED
 from diffusion.system.errors import UsageError
+from diffusion.system.files import write_text
 from diffusion.system.signals import check_signals
 from flows.dvc_stage import DVC, fetch_pretrained, has_remote, refresh_code, reproduce, supervise
 from flows.output_relay import echo
@@ -16,8 +17,8 @@ from flows.stage_code import STAGES, source_state
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
 
-Step = Callable[[str, bool], Awaitable[str | None]]
-"""Runs the named step, a resumable stage from scratch if the flag is set; returns its result as text."""
+Step = Callable[[str], Awaitable[str | None]]
+"""Runs the named step; returns its result as text."""
 
 
 def check_options(*, push: bool, fresh: bool, keep: bool) -> None:
@@ -42,7 +43,7 @@ def check_mlflow() -> None:
         echo(f"{away}: training continues without it, scores and the registry will need it\n")
 
 
-async def run_step(name: str, fresh: bool, write: Callable[[str], object] = echo) -> str | None:
+async def run_step(name: str, write: Callable[[str], object] = echo) -> str | None:
     """Run one step, its output to `write`; raise StageFailed, DiffctlError or Interrupted if it fails."""
     if name == "register":
         from flows.registration import register_model
@@ -52,7 +53,10 @@ async def run_step(name: str, fresh: bool, write: Callable[[str], object] = echo
         write("==> push\n")
         await supervise(name, [*DVC, "push"], write)
     else:
-        await reproduce(name, write, force=fresh and name in RESUMABLE)
+        forced = FORCED.read_text().split() if FORCED.exists() else []
+        await reproduce(name, write, force=name in forced)
+        if name in forced:
+            write_text(FORCED, " ".join(stage for stage in forced if stage != name))
     if name == "data" and raw_files_changed():
         write("==> data: its raw files have changed since they were prepared\n")
         await reproduce(name, write, force=True)
@@ -97,8 +101,9 @@ async def run_steps(
 ) -> None:
     """Run every step that is not in `done`, in order, and add it there with its result.
 
-    `fresh` discards the saved progress of resumable stages, once, before the first try of each. `keep` lets
-    the training resume from a state that other code saved.
+    `fresh` discards the saved progress of resumable stages, once, before the first try of each. DVC is forced
+    to run these again, also by the next run if this one is interrupted: else its run cache restores the old
+    outputs. `keep` lets the training resume from a state that other code saved.
     """
     digested: int | None = None
     for name in [*STAGES, "register", *["push"] * push]:
@@ -110,9 +115,12 @@ async def run_steps(
             digested = state
         if name == "train" and (fresh or keep):
             _prepare_training(fresh=fresh, keep=keep)
+            if fresh:
+                write_text(FORCED, " ".join(RESUMABLE))
         if name == "sample" and fresh:
             _discard_shards()
-        done[name] = await do(name, fresh)
+        done[name] = await do(name)
+    FORCED.unlink(missing_ok=True)
 
 
 def _prepare_training(*, fresh: bool, keep: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import typer
 
+from diffusion.layout import FORCED
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, is_disk_full, printable, reason
 from diffusion.system.registry import find_plugin_line, plugin_error
 from diffusion.system.signals import StopRequest, make_interrupted
@@ -123,7 +124,8 @@ def outcome_of(error: BaseException) -> StageOutcome:
     """Return the kind, the sentence and the exit code of a command that raised the error."""
     if isinstance(error, DiffctlError | Interrupted):
         sentence = str(error)
-        if "--fresh" in sys.argv:  # the same command would discard what was saved
+        discarded = FORCED.exists() if sys.argv[1:2] == ["run"] else ", saved" in sentence
+        if "--fresh" in sys.argv and discarded:  # the same command would discard again
             resume = command_line().replace(" --fresh", "")
             sentence = sentence.replace("the same command", f"`{resume}`")
         return StageOutcome(error.kind, sentence, error.exit_code)

@@ -18,8 +18,10 @@ import typer
 from cli import main
 from cli.shared.console import print_line, progress
 from cli.shared.process import outcome_of
+from diffusion.layout import FORCED
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.errors import Interrupted
+from diffusion.system.files import write_text
 from diffusion.system.signals import StopRequest
 from tests.conftest import ROOT, command, diffctl, environment, run_python, write_params
 from tests.helpers.invoke import Invoke
@@ -261,7 +263,7 @@ def test_live_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(line) < 20 for line in lines)
 
 
-def test_a_stopped_fresh_training_names_the_command_that_resumes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_fresh_training_names_the_command_that_resumes_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["diffctl", "stage", "train", "--fresh"])
     stop = StopRequest()
     stop.request()
@@ -269,3 +271,8 @@ def test_a_stopped_fresh_training_names_the_command_that_resumes_it(monkeypatch:
         stop.raise_if_set()
     message = "stopped by SIGTERM, saved: `diffctl stage train` resumes here"
     assert outcome_of(end.value).sentence == message
+    monkeypatch.setattr(sys, "argv", ["diffctl", "run", "--fresh"])
+    monkeypatch.chdir(tmp_path)
+    assert outcome_of(end.value).sentence == str(end.value), "nothing is discarded yet"
+    write_text(FORCED, "train sample")
+    assert outcome_of(end.value).sentence == message.replace("stage train", "run")

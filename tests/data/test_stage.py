@@ -17,7 +17,7 @@ RUN = """
 import asyncio
 from flows.pipeline_steps import run_step
 for name in ("data", "reference"):
-    asyncio.run(run_step(name, False))
+    asyncio.run(run_step(name))
 """
 
 

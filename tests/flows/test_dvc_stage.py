@@ -179,7 +179,7 @@ def test_a_clone_pulls_outputs_and_the_initial_weights(toy, tmp_path_factory, mo
     run("dvc", "add", str(start))
     for stage in ("data", "train"):
         asyncio.run(reproduce(stage))
-    asyncio.run(run_step("push", False))
+    asyncio.run(run_step("push"))
     commit(toy, "made")
     run("git", "clone", "--quiet", str(toy), str(other / "clone"))
     monkeypatch.chdir(other / "clone")

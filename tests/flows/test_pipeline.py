@@ -4,20 +4,21 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from diffusion.layout import MODEL
+from diffusion.layout import FORCED, MODEL
 from diffusion.model.model_file import read_artefact
 from diffusion.sample.sampling_card import cells_folder
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
-from flows import pipeline_run, registration
+from flows import pipeline_run, pipeline_steps, registration
 from flows.dvc_stage import StageFailed, is_unchanged
 from flows.pipeline_run import run_pipeline
-from flows.pipeline_steps import run_steps
+from flows.pipeline_steps import run_step, run_steps
 from flows.stage_code import STAGES
 from tests.conftest import ROOT, start_diffctl
 from tests.helpers.networks import small_model
@@ -43,15 +44,15 @@ def test_stages_are_in_an_order_that_dvc_yaml_allows() -> None:
 
 @pytest.mark.slow
 def test_each_step_runs_once_in_order() -> None:
-    tried: list[tuple[str, bool]] = []
+    tried: list[str] = []
 
-    async def do(name: str, fresh: bool) -> str | None:
-        tried.append((name, fresh))
+    async def do(name: str) -> str | None:
+        tried.append(name)
         return "version 1" if name == "register" else None
 
     done: dict[str, str | None] = {"data": None, "reference": None}
     asyncio.run(run_steps(do, done, push=True, fresh=False))
-    assert [name for name, _ in tried] == ["train", "sample", "evaluate", "report", "register", "push"]
+    assert tried == ["train", "sample", "evaluate", "report", "register", "push"]
     assert done["register"] == "version 1"
 
 
@@ -66,8 +67,8 @@ def test_wrong_options_and_settings_are_refused_before_the_first_line(project, c
 
 
 def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
-    async def do(name: str, fresh: bool) -> None:
-        assert (name, fresh) == ("sample", True)
+    async def do(name: str) -> None:
+        assert name == "sample"
 
     def resample() -> None:
         others: dict[str, str | None] = {name: None for name in [*STAGES, "register"] if name != "sample"}
@@ -84,16 +85,19 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "mismatch"), [(False, ""), (True, ""), (False, "train.lr.rate 0.002 → 0.5")]
+    ("changed", "mismatch", "forced"),
+    [(False, "", False), (True, "", False), (False, "train.lr.rate 0.002 → 0.5", False), (False, "", True)],
 )
-def test_a_run_without_work_starts_no_server(project, monkeypatch, changed, mismatch) -> None:
+def test_a_run_without_work_starts_no_server(project, monkeypatch, changed, mismatch, forced) -> None:
     monkeypatch.setattr(pipeline_run, "is_unchanged", lambda: True)
     monkeypatch.setattr(pipeline_run, "raw_files_changed", lambda: changed)
     monkeypatch.setattr(pipeline_run, "model_mismatch", lambda: mismatch)
     monkeypatch.setattr(pipeline_run, "check_mlflow", lambda: None)
     monkeypatch.setattr(pipeline_run, "prefect_server", lambda: 1 / 0)
     monkeypatch.setattr(registration, "register_model", lambda: "version 1")
-    if changed or mismatch:
+    if forced:
+        write_text(FORCED, "train sample")
+    if changed or mismatch or forced:
         with pytest.raises(ZeroDivisionError):
             run_pipeline()
     else:
@@ -155,6 +159,28 @@ def stop(toy: Path, number: signal.Signals, send: Callable[[int, int], None]) ->
     assert recorded(toy)["pipeline"] == "Cancelled"
     (toy / "saved").unlink()
     return output
+
+
+@pytest.mark.slow
+def test_a_run_after_an_interrupted_fresh_one_forces_the_same_stages(toy: Path, monkeypatch, capfd) -> None:
+    """DVC's run cache has the old outputs."""
+
+    def run(*stages: str, fresh: bool = False) -> list[str]:
+        done: dict[str, str | None] = {name: None for name in [*STAGES, "register"] if name not in stages}
+        with suppress(StageFailed):
+            asyncio.run(run_steps(run_step, done, push=False, fresh=fresh))
+        return [line for line in capfd.readouterr().out.splitlines() if line.endswith("at work")]
+
+    monkeypatch.chdir(toy)
+    monkeypatch.setattr(pipeline_steps, "_prepare_training", lambda **_: None)
+    assert len(run("data", "train", "sample")) == 3
+    be(toy, "train", "fail(DiffctlError('stopped'))")
+    assert run("train", "sample", fresh=True) == ["train at work"]
+    assert not (toy / "model").exists()
+    (toy / "be-train").unlink()
+    assert run("train", "sample") == ["train at work", "sample at work"]
+    assert not run("train", "sample")
+    assert not (toy / FORCED).exists()
 
 
 @pytest.mark.long
