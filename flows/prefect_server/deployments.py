@@ -1,6 +1,8 @@
 """Deploy prefect.yaml and diffctl's automations to a Prefect server, and emit the project's events."""
 
+import shlex
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
     from prefect.events.schemas.automations import AutomationCore
 
 FILE = Path("prefect.yaml")
@@ -40,17 +43,13 @@ def deploy_all(url: str) -> list[dict[str, Any]]:
         _check_owner(client, plan["deployments"], own)
         for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
             _ensure_pool(client, pool)
-        command = [*PYTHON_MODULE, "prefect", "--no-prompt", "deploy", "--all"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            output = " ".join((done.stderr + done.stdout).split())[-500:]
-            raise DiffctlError(f"`prefect deploy --all` failed: {output}")
+        _deploy(plan, own)
         for automation in automations:
             if found := client.read_automations_by_name(automation.name):
                 client.update_automation(found[0].id, automation)
             else:
                 client.create_automation(automation)
-        return [_tag_deployment(client, entry, own) for entry in plan["deployments"]]
+        return [_read_deployment(client, entry) for entry in plan["deployments"]]
 
 
 def emit_data_changed(url: str, data: str) -> None:
@@ -142,14 +141,39 @@ def _owner_tag() -> str:
 def _check_owner(client: "SyncPrefectClient", entries: list[dict[str, Any]], own: str) -> None:
     """Raise UsageError if another project has deployments with the name or the work pool of these entries."""
     names, pools = {entry["name"] for entry in entries}, {entry["work_pool"]["name"] for entry in entries}
-    for found in client.read_deployments(limit=200):
+    for found in _all_deployments(client):
         owners = [tag for tag in found.tags if tag.startswith(OWNER)]
         if owners and own not in owners and (found.name in names or found.work_pool_name in pools):
+            name = f"{client.read_flow(found.flow_id).name}/{found.name}"
             raise UsageError(
-                f"the deployment {found.name} in the pool {found.work_pool_name} has the tag {owners[0]}: "
+                f"the deployment {name} in the pool {found.work_pool_name} has the tag {owners[0]}: "
                 f"give the deployments and the pool of this project ({own}) other names in {FILE}, "
-                "or use another Prefect server"
+                "or use another Prefect server. If it is this project's, from before its name changed, "
+                f"delete it with `prefect deployment delete {shlex.quote(name)}`"
             )
+
+
+def _all_deployments(client: "SyncPrefectClient") -> "Iterator[DeploymentResponse]":
+    """Yield the deployments of all pages, by date: an order by name, which may repeat, can skip some."""
+    from prefect.client.schemas.sorting import DeploymentSort
+
+    offset = 0
+    while page := client.read_deployments(sort=DeploymentSort.CREATED_DESC, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _deploy(plan: dict[str, Any], tag: str) -> None:
+    """Run `prefect deploy --all` with a tag on each deployment: it ignores `--tag` for more than one."""
+    tagged = [{**entry, "tags": [*(entry.get("tags") or ()), tag]} for entry in plan["deployments"]]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE
+        file.write_text(yaml.safe_dump({**plan, "deployments": tagged}), encoding="utf-8")
+        command = [*PYTHON_MODULE, "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        output = " ".join((done.stderr + done.stdout).split())[-500:]
+        raise DiffctlError(f"`prefect deploy --all` failed: {output}")
 
 
 def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
@@ -165,14 +189,12 @@ def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=base))
 
 
-def _tag_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any], tag: str) -> dict[str, Any]:
-    """Add a tag to a deployment; return the deployment as `deploy_all`."""
-    from prefect.client.schemas.actions import DeploymentUpdate
+def _read_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deployment as `deploy_all`."""
     from prefect.utilities.importtools import import_object
 
     name = f"{import_object(str(entry['entrypoint'])).name}/{entry['name']}"
     found = client.read_deployment_by_name(name)
-    client.update_deployment(found.id, DeploymentUpdate(tags=sorted({*found.tags, tag})))
     return {
         "name": name,
         "description": found.description or "",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -225,9 +226,14 @@ def test_an_unknown_key_or_value_is_refused(edit: object, key: str, tmp_path: Pa
     ],
 )
 def test_deployments_and_pools_of_another_project_are_refused(name, pool, tags, is_refused: bool) -> None:
-    there = SimpleNamespace(name=name, work_pool_name=pool, tags=tags)
-    client: Any = SimpleNamespace(read_deployments=lambda limit: [there])
-    with pytest.raises(UsageError, match="the tag project:cats") if is_refused else nullcontext():
+    there = SimpleNamespace(name=name, work_pool_name=pool, tags=tags, flow_id=None)
+    unrelated = SimpleNamespace(name="unrelated", work_pool_name="unrelated", tags=[])
+    client: Any = SimpleNamespace(
+        read_deployments=lambda sort, offset: [unrelated, there][offset : offset + 1],  # a page
+        read_flow=lambda _: SimpleNamespace(name="a flow"),
+    )
+    remedy = f"the tag project:cats.*`prefect deployment delete 'a flow/{name}'`"
+    with pytest.raises(UsageError, match=remedy) if is_refused else nullcontext():
         _check_owner(client, read_plan(ROOT / FILE)["deployments"], "project:dogs")
 
 
@@ -281,9 +287,40 @@ def test_deploying_again_changes_nothing_and_retrain_is_scheduled(work: Nightly)
     assert [(pool["name"], pool["type"]) for pool in pools] == [("diffctl", "process")]
     automations = post(f"{work.url}/automations/filter", {})
     assert len(automations) == 2, "that for zombies, and retrain's trigger, each once"
-    tags = [one["tags"] for one in post(f"{work.url}/deployments/filter", {})]
-    assert tags == [["project:project"]] * 3
+    assert tags_of(work) == {name: ["project:project"] for name in ("retrain", "sweep", "evaluate")}
     wait_until(lambda: "Scheduled" in work.states(), 60)
+
+
+def tags_of(work: Nightly) -> dict[str, list[str]]:
+    return {one["name"]: one["tags"] for one in post(f"{work.url}/deployments/filter", {})}
+
+
+@pytest.mark.slow
+def test_a_deploy_that_fails_halfway_leaves_no_deployment_without_owner(work: Nightly) -> None:
+    text = (work.clone / FILE).read_text()
+    plan = yaml.safe_load(text)
+    plan["deployments"][0]["tags"] = ["mine"]
+    plan["deployments"][2]["entrypoint"] = "flows.deployed.missing"
+    (work.clone / FILE).write_text(yaml.safe_dump(plan))
+    failed = diffctl(work.clone, "deploy", env=work.env)
+    (work.clone / FILE).write_text(text)
+    assert "Deploying evaluate" in failed.stderr
+    assert set(tags_of(work)["retrain"]) == {"mine", "project:project"}
+    assert diffctl(work.clone, "deploy", env=work.env).returncode == 0
+    assert tags_of(work)["retrain"] == ["project:project"]
+
+
+@pytest.mark.slow
+def test_a_renamed_project_deploys_after_the_deletion_of_its_deployments(work: Nightly) -> None:
+    for name in ("cats", "project"):
+        (work.clone / MARK).write_text(f"name: {name}\n")
+        while (done := diffctl(work.clone, "deploy", env=work.env)).returncode == 2:
+            (command,) = re.findall(r"`prefect (deployment delete \S+)`", done.stderr)
+            deleted = run_python(work.clone, "-m", "prefect", "--no-prompt", *command.split(), env=work.env)
+            assert deleted.returncode == 0, deleted.stderr
+        assert done.returncode == 0, done.stderr
+        assert tags_of(work) == {one: [f"project:{name}"] for one in ("retrain", "sweep", "evaluate")}
+    git(work.clone, "checkout", "--quiet", str(MARK))
 
 
 @pytest.mark.slow
