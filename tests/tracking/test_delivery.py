@@ -8,6 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from diffusion.system.locks import file_lock
@@ -18,7 +21,7 @@ from tests.helpers.spools import logged, open_spool, stored, the_run, write_poin
 from tracking import keys
 from tracking.connectivity import MlflowError
 from tracking.spool import sender
-from tracking.spool.delivery import REJECTED, UPLOAD_TRIES, RunDeleted, deliver, mark_killed
+from tracking.spool.delivery import MAX_TRIES, REJECTED, RunDeleted, deliver, mark_killed
 from tracking.spool.event_log import EVENTS, end_discarded, read_events
 from tracking.spool.spool_status import DeliveryState
 from tracking.store import ARTIFACTS, connect, database_file
@@ -82,7 +85,7 @@ def test_bad_entries_are_rejected_and_block_nothing(folder, uri):
     write_points(spool, 51, 60)
     spool.close("FINISHED")
     for file in ("missing.png", "changed"):
-        for _ in range(UPLOAD_TRIES - 1):  # a missing file may exist at the next try
+        for _ in range(MAX_TRIES - 1):  # a missing file may exist at the next try
             with pytest.raises(MlflowError, match=file):
                 deliver(folder, uri)
     deliver(folder, uri)
@@ -109,6 +112,38 @@ def test_long_class_list_and_refused_data_set_block_nothing(folder, uri):
     used = {one.dataset.name: one.dataset.source for one in the_run(uri).inputs.dataset_inputs}
     assert json.loads(used["many"])["tags"] == {"digest": "e" * 64, "classes": 9000}
     assert json.loads(used["digits"])["tags"]["classes"] == ["0", "1"]
+
+
+def fail(*_, **__) -> None:
+    raise MlflowException("pool timeout", BAD_REQUEST)
+
+
+@pytest.mark.parametrize("method", ["log_inputs", "log_batch", "set_terminated"])
+def test_passing_sql_error_loses_nothing(folder, uri, monkeypatch, method):
+    spool = open_spool(folder)
+    write_points(spool, 1, 10)
+    spool.close("FINISHED")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, method, fail)
+        for _ in range(MAX_TRIES - 1):
+            with pytest.raises(MlflowError, match="pool timeout"):
+                deliver(folder, uri)
+    assert deliver(folder, uri).rejected == 0
+    assert stored(uri) == logged(folder)
+    run = the_run(uri)
+    assert (run.info.status, len(run.data.params), len(run.inputs.dataset_inputs)) == ("FINISHED", 2, 1)
+
+
+def test_lasting_sql_error_blocks_nothing(folder, uri, monkeypatch):
+    spool = open_spool(folder)
+    write_points(spool, 1, 10)
+    spool.close("FINISHED")
+    monkeypatch.setattr(MlflowClient, "log_inputs", fail)
+    for _ in range(MAX_TRIES - 1):
+        with pytest.raises(MlflowError, match=r"dataset .*pool timeout"):
+            deliver(folder, uri)
+    assert deliver(folder, uri).rejected == 1
+    assert (stored(uri), the_run(uri).info.status) == (logged(folder), "FINISHED")
 
 
 def test_damaged_start_is_replaced_by_a_later_start(folder, uri):
@@ -180,7 +215,7 @@ def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
     spool.artifact(model, keys.MODEL_FOLDER)
     spool.close("FINISHED")
     disk = mount(database_file(uri).parent / ARTIFACTS, "32k")
-    for _ in range(UPLOAD_TRIES + 1):
+    for _ in range(MAX_TRIES + 1):
         with pytest.raises(MlflowError, match="make room"):
             deliver(folder, uri)
     make_room(disk)
@@ -282,3 +317,23 @@ def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
     connect(uri).restore_run(DeliveryState.load(folder, uri).run_id)
     assert sender.deliver_all()[0].points == 20
     assert stored(uri) == logged(folder)
+
+
+@pytest.mark.parametrize("method", ["log_batch", "set_terminated"])
+def test_run_deleted_during_the_delivery_loses_nothing(folder, uri, monkeypatch, method):
+    spool = open_spool(folder)
+    write_points(spool, 1, 10)
+    spool.close("FINISHED")
+    send = getattr(MlflowClient, method)
+
+    def delete_first(client: MlflowClient, run_id: str, *args, **options) -> None:
+        client.delete_run(run_id)
+        send(client, run_id, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, method, delete_first)
+        with pytest.raises(RunDeleted):
+            deliver(folder, uri)
+    connect(uri).restore_run(DeliveryState.load(folder, uri).run_id)
+    assert deliver(folder, uri).rejected == 0
+    assert (stored(uri), the_run(uri).info.status) == (logged(folder), "FINISHED")

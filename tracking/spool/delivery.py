@@ -34,15 +34,17 @@ from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import find, mlflow_client
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
 MAX_POINTS, MAX_ENTRIES = 1000, 100  # MLflow's limits of a request: metrics; params or tags
-UPLOAD_TRIES = 3
+MAX_TRIES = 3
 DIGEST_LENGTH = 36  # MLflow's limit for a data set; a tag contains the full digest
 MAX_SOURCE = 65_535  # characters of a data set's source, by MLflow
 REJECTED = "events.rejected"
-REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+SQL_ERROR = "BAD_REQUEST"  # MLflow's code for most errors of its database, such as a pool timeout
+REFUSALS = ("INVALID_PARAMETER_VALUE", SQL_ERROR)
 
 
 class RunDeleted(DiffctlError):
@@ -126,6 +128,10 @@ class _Delivery:
         if run is None:
             self.state = DeliveryState(folder=self.folder, store=self.state.store, key=self.state.key)
             return
+        self._check_active(run)
+
+    def _check_active(self, run: "Run") -> None:
+        """Raise RunDeleted if somebody deleted the run."""
         self.state.deleted = run.info.lifecycle_stage == "deleted"
         if self.state.deleted:
             self.state.save()
@@ -159,9 +165,7 @@ class _Delivery:
         try:
             self._send(event)
         except MlflowException as error:
-            if error.error_code not in REFUSALS:
-                raise
-            self._reject(event.model_dump(), error)
+            self._handle_refusal(event.kind, event.model_dump(), error)
 
     @singledispatchmethod
     def _send(self, event: Event) -> None:
@@ -254,12 +258,22 @@ class _Delivery:
             try:
                 self.client.log_batch(self.run_id, **request)
             except MlflowException as error:
-                if error.error_code not in REFUSALS:
-                    raise
-                if len(some) == 1:
-                    self._reject(dict(some[0]), error)
-                else:
+                if len(some) > 1 and error.error_code in REFUSALS:
                     self._log(kind, some, len(some) // 2)
+                else:
+                    self._handle_refusal(some[0].key, dict(some[0]), error)
+
+    def _handle_refusal(self, name: str, entry: Any, error: "MlflowException") -> None:
+        """Reject an entry that MLflow refuses, after several tries if it is an SQL error; raise other errors.
+
+        RunDeleted if the run was deleted meanwhile, which MLflow reports as an invalid value.
+        """
+        if error.error_code not in REFUSALS:
+            raise error
+        self._check_active(self.client.get_run(self.run_id))
+        if error.error_code == SQL_ERROR:
+            self._count_try(name, error)
+        self._reject(entry, error)
 
     def _upload(self, event: Picture | Artifact | Checkpoint, upload: Callable[[], None]) -> None:
         """Upload the event's file, and reject it after several failures."""
@@ -269,11 +283,15 @@ class _Delivery:
             if is_disk_full(error):  # a later try may succeed
                 raise
             self.client.get_run(self.run_id)  # raises if the server itself is away
-            self.state.tries += 1
-            if self.state.tries < UPLOAD_TRIES:
-                self.state.save()
-                raise MlflowError(f"{event.path} cannot be stored in MLflow: {error}") from error
+            self._count_try(event.path, error)
             self._reject(event.model_dump(), error)
+
+    def _count_try(self, name: str, error: Exception) -> None:
+        """Raise MlflowError unless this is the last try."""
+        self.state.tries += 1
+        if self.state.tries < MAX_TRIES:
+            self.state.save()
+            raise MlflowError(f"{name} cannot be stored in MLflow: {error}") from error
 
     def _reject(self, entry: Any, error: Exception) -> None:
         with open(self.folder / REJECTED, "a", encoding="utf-8") as file:

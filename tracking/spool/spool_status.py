@@ -91,7 +91,7 @@ class DeliveryState(BaseModel, extra="forbid"):
     key: str
     run_id: str | None = None
     offset: NonNegativeInt = 0
-    tries: NonNegativeInt = 0  # of the next upload
+    tries: NonNegativeInt = 0  # of the next entry
     deleted: bool = False  # somebody deleted the run
 
     @classmethod
