@@ -42,7 +42,7 @@ from tests.helpers.networks import network_of
 from tests.helpers.prepared import copy_data
 from tracking import keys
 from tracking.experiments import ensure_experiment
-from tracking.runs.leftovers import find_leftovers
+from tracking.runs.leftovers import find_leftovers, remove_leftovers
 from tracking.spool.delivery import deliver
 from tracking.spool.event_log import Spool
 from tracking.store import connect, tracking_uri
@@ -244,6 +244,20 @@ def test_files_stay_while_a_sweep_or_a_run_uses_them(plan, invoke, monkeypatch) 
     assert gone(plan) == {fetched, cells}
     assert invoke("prune", "--yes").code == 0
     assert (fetched.exists(), cells.exists(), download.exists()) == (False, False, True)
+
+
+def test_fetched_models_stay_from_their_fetch_on(plan, invoke, monkeypatch) -> None:
+    fetched = MODEL_RUNS / ("d" * 64)
+    write_text(fetched / "model.safetensors", "weights")
+
+    def fetch(*_) -> None:
+        remove_leftovers(find_leftovers(load(), [plan], ()))
+        raise UsageError("kept" if fetched.exists() else "removed")
+
+    monkeypatch.setattr("cli.actions.scores.model_sweep.selected_model_and_run", fetch)
+    monkeypatch.setattr("cli.actions.trials.verdict.fix_bases", fetch)
+    for command in (["sweep"], ["verdict", "train.batch_size=4"]):
+        assert_refused(invoke(*command), "kept")
 
 
 def test_without_data_or_mlflow_nothing_is_listed(project, plan, invoke, monkeypatch) -> None:

@@ -78,7 +78,7 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
     write_params(project, process={"loss": "contrastive", "variance": "small"})
     by_loss = invoke("verdict", "train.batch_size=4", "--metric", "loss")
     assert_refused(by_loss, "changes the loss itself (train.batch_size")
-    assert not (project / "runs").exists()
+    assert not (project / "runs/verdict").exists()
 
 
 def test_options_without_a_meaning_are_refused(project: Path, invoke: Invoke) -> None:

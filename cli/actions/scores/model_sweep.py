@@ -25,6 +25,7 @@ from diffusion.sample.network_files import check_future_model
 from diffusion.system.errors import UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.section import validate
+from flows.sweep_cells import hold_samples
 from tracking.runs.base_models import fetch_base
 from tracking.runs.score_logging import log_sweep
 
@@ -44,11 +45,12 @@ def sweep_model(options: Sweep) -> None:
         check_axes(config.sample, config.sweep, given)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    base = None if sample.base is None else fetch_base(sample.base)
-    model, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
     busy = f"another sweep uses {SWEEP_RUN}: wait for it or stop it"
-    with file_lock(SWEEP_RUN / "lock", timeout=0, busy=busy):
-        document = score_grid(config, model, SWEEP_RUN, base)
+    with hold_samples():  # before the fetch: `diffctl prune` removes fetched models
+        base = None if sample.base is None else fetch_base(sample.base)
+        model, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
+        with file_lock(SWEEP_RUN / "lock", timeout=0, busy=busy):
+            document = score_grid(config, model, SWEEP_RUN, base)
     if run_id is not None:
         log_sweep(run_id, document)
     options.answer(document_values(document), partial(_show, document, run_id))

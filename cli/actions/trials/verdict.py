@@ -63,26 +63,28 @@ def judge_changes(options: Verdict) -> None:
     subject = common_subject(arms[0], arms[1:], options.cell)
     check_options(options, arms, subject)
     arms, ratios = count_equal_work(options, arms)
-    bases = {} if options.metric == "loss" else fix_bases(arm.config.sample.base for arm in arms)
-    folder, about = identify(arms, options, subject, bases)
-    if options.metric != "loss":
-        check_scoring(arms[0].config)
-    busy = f"this verdict is running ({folder}): wait for it or stop it"
-    with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy), hold_samples():
-        about = search_dir.open_about(folder, about, lambda: bases)
-        arms, ratios = time_equal_work(options, folder, arms, ratios)
-        test = PairedTest(*options.looks, ERROR / len(arms[1:]))
-        judge = _judge_trainings if subject == "training" else partial(_judge_samples, bases=bases)
-        values, outcomes = judge(options, folder, arms, test)
-        values = {"folder": str(folder), "subject": subject, "control": arms[0].name, **values, **origin()}
-        values["changes"] = [one.as_json() for one in outcomes]
-        for one, arm, ratio in zip(values["changes"], arms[1:], ratios, strict=True):
-            one["steps"] = [arms[0].config.train.steps, arm.config.train.steps]
-            one["step_cost"] = ratio
-        page = render_verdict(values, outcomes)
-        if options.html is not None:
-            write_output_text(options.html, page)
-        _log(about.key, arms[0], values, page)
+    with hold_samples():  # before the fetch: `diffctl prune` removes fetched models
+        bases = {} if options.metric == "loss" else fix_bases(arm.config.sample.base for arm in arms)
+        folder, about = identify(arms, options, subject, bases)
+        if options.metric != "loss":
+            check_scoring(arms[0].config)
+        busy = f"this verdict is running ({folder}): wait for it or stop it"
+        with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
+            about = search_dir.open_about(folder, about, lambda: bases)
+            arms, ratios = time_equal_work(options, folder, arms, ratios)
+            test = PairedTest(*options.looks, ERROR / len(arms[1:]))
+            judge = _judge_trainings if subject == "training" else partial(_judge_samples, bases=bases)
+            values, outcomes = judge(options, folder, arms, test)
+            inputs = {"folder": str(folder), "subject": subject, "control": arms[0].name}
+            values = {**inputs, **values, **origin()}
+            values["changes"] = [one.as_json() for one in outcomes]
+            for one, arm, ratio in zip(values["changes"], arms[1:], ratios, strict=True):
+                one["steps"] = [arms[0].config.train.steps, arm.config.train.steps]
+                one["step_cost"] = ratio
+            page = render_verdict(values, outcomes)
+            if options.html is not None:
+                write_output_text(options.html, page)
+            _log(about.key, arms[0], values, page)
     options.answer(values, partial(_show, outcomes, values["seconds"]))
     if options.html is not None:
         typer.echo(f"page: {options.html}", err=options.as_json)
