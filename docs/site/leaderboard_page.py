@@ -92,7 +92,7 @@ def _row(group: list[Result]) -> str:
         shape = first["how"], ""
     what = f"{first['what']}; after `{first['after']}`" if first["after"] else first["what"]
     cells = [f"`{first['entry']}`", what, f"**{fd}**" if len(group) >= RECORD_SEEDS else fd]
-    cells += [str(_nfe(group)), *shape, ", ".join(sorted({_chosen(one) for one in group}))]
+    cells += [str(_nfe(group)), *shape, "; ".join(sorted({_chosen(one) for one in group}))]
     return f"| {' | '.join(cells)} | `{first['commit']}`, {first['date']} |"
 
 
