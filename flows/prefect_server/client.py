@@ -25,6 +25,7 @@ from tracking.store import sqlite_uri
 if TYPE_CHECKING:
     from prefect import State
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
 
 HOME = Path(".prefect")
 BUSY = "another `diffctl run` is running in this folder: wait for it, or stop it with Ctrl-C there"
@@ -96,6 +97,16 @@ def api_client(url: str) -> Iterator["SyncPrefectClient"]:
             if isinstance(error, httpx.TransportError) or (status or 0) >= 500:
                 raise TemporaryError(f"{where} does not answer ({why})") from None
             raise DiffctlError(f"{where} refuses: {why}. Use the same version of Prefect here") from None
+
+
+def all_deployments(client: "SyncPrefectClient") -> "Iterator[DeploymentResponse]":
+    """Yield the deployments of all pages, by date: an order by name, which may repeat, can skip some."""
+    from prefect.client.schemas.sorting import DeploymentSort
+
+    offset = 0
+    while page := client.read_deployments(sort=DeploymentSort.CREATED_DESC, offset=offset):
+        yield from page
+        offset += len(page)
 
 
 def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:

@@ -15,12 +15,11 @@ from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.files import read_text
 from diffusion.system.params import parse_yaml
 from diffusion.system.processes import PYTHON_MODULE
-from flows.prefect_server.client import api_client, is_healthy, quiet_client
+from flows.prefect_server.client import all_deployments, api_client, is_healthy, quiet_client
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.responses import DeploymentResponse
     from prefect.events.schemas.automations import AutomationCore
 
 FILE = Path("prefect.yaml")
@@ -141,7 +140,7 @@ def _owner_tag() -> str:
 def _check_owner(client: "SyncPrefectClient", entries: list[dict[str, Any]], own: str) -> None:
     """Raise UsageError if another project has deployments with the name or the work pool of these entries."""
     names, pools = {entry["name"] for entry in entries}, {entry["work_pool"]["name"] for entry in entries}
-    for found in _all_deployments(client):
+    for found in all_deployments(client):
         owners = [tag for tag in found.tags if tag.startswith(OWNER)]
         if owners and own not in owners and (found.name in names or found.work_pool_name in pools):
             name = f"{client.read_flow(found.flow_id).name}/{found.name}"
@@ -151,16 +150,6 @@ def _check_owner(client: "SyncPrefectClient", entries: list[dict[str, Any]], own
                 "or use another Prefect server. If it is this project's, from before its name changed, "
                 f"delete it with `prefect deployment delete {shlex.quote(name)}`"
             )
-
-
-def _all_deployments(client: "SyncPrefectClient") -> "Iterator[DeploymentResponse]":
-    """Yield the deployments of all pages, by date: an order by name, which may repeat, can skip some."""
-    from prefect.client.schemas.sorting import DeploymentSort
-
-    offset = 0
-    while page := client.read_deployments(sort=DeploymentSort.CREATED_DESC, offset=offset):
-        yield from page
-        offset += len(page)
 
 
 def _deploy(plan: dict[str, Any], tag: str) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.prefect_server.client import api_client
+from flows.prefect_server.client import all_deployments, api_client
 from flows.prefect_server.local_servers import prefect_url
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
         runs = client.read_flow_runs(
             flow_run_filter=_in_states(UNFINISHED), sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=MAX_RUNS
         )
-        deployments = client.read_deployments(limit=200)
+        deployments = sorted(all_deployments(client), key=lambda one: one.name)
         names: dict[UUID | None, str] = {one.id: one.name for one in deployments}
         pools = sorted({one.work_pool_name for one in deployments if one.work_pool_name})
         workers = [
