@@ -117,7 +117,7 @@ def test_repository_with_modules_of_our_names_and_ignored_data_becomes_a_project
     (tmp_path / "flows").mkdir()
     for name in names:
         (tmp_path / name).write_text("raise RuntimeError('not the package of diffctl')\n")
-    (tmp_path / ".gitignore").write_text("data/\n/runs/\n/params.schema.json\n")
+    (tmp_path / ".gitignore").write_text("data/\n/runs/\n/params.schema.json\n__pycache__/\n")
     Init(folder=tmp_path, defaults=True).run()
     assert "plugins/data/__init__.py" in git(tmp_path, "ls-files").split()
     untracked = git(tmp_path, "ls-files", "--others", "--exclude-standard").split()
