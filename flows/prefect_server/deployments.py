@@ -26,6 +26,7 @@ FILE = Path("prefect.yaml")
 AUTOMATIONS = PACKAGE_DATA / "deploy/automations.yaml"
 DATA_CHANGED = "diffctl.data-changed"
 OWNER = "project:"  # of the tag with the name of a deployment's project
+TAG = "diffctl"  # of the deployments of all projects, for deploy/automations.yaml
 
 
 def deploy_all(url: str) -> list[dict[str, Any]]:
@@ -38,7 +39,7 @@ def deploy_all(url: str) -> list[dict[str, Any]]:
     _require_healthy(url)
     with api_client(url) as client:
         plan = read_plan(FILE)
-        automations, own = read_automations(AUTOMATIONS), _owner_tag()
+        automations, own = read_automations(AUTOMATIONS), owner_tag()
         _check_owner(client, plan["deployments"], own)
         for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
             _ensure_pool(client, pool)
@@ -131,7 +132,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _owner_tag() -> str:
+def owner_tag() -> str:
     """Return the tag of this project's deployments; projects without a recorded name share one."""
     record = parse_yaml(read_text(MARK)) if MARK.is_file() else None
     return f"{OWNER}{(record or {}).get('name', 'project')}"
@@ -152,9 +153,9 @@ def _check_owner(client: "SyncPrefectClient", entries: list[dict[str, Any]], own
             )
 
 
-def _deploy(plan: dict[str, Any], tag: str) -> None:
-    """Run `prefect deploy --all` with a tag on each deployment: it ignores `--tag` for more than one."""
-    tagged = [{**entry, "tags": [*(entry.get("tags") or ()), tag]} for entry in plan["deployments"]]
+def _deploy(plan: dict[str, Any], owner: str) -> None:
+    """Run `prefect deploy --all` with tags on each deployment: it ignores `--tag` for more than one."""
+    tagged = [{**entry, "tags": [*(entry.get("tags") or ()), TAG, owner]} for entry in plan["deployments"]]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / FILE
         file.write_text(yaml.safe_dump({**plan, "deployments": tagged}), encoding="utf-8")

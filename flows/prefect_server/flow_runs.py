@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows.prefect_server.client import all_deployments, api_client
+from flows.prefect_server.deployments import owner_tag
 from flows.prefect_server.local_servers import prefect_url
 
 if TYPE_CHECKING:
@@ -81,16 +82,17 @@ def _last_run(client: "SyncPrefectClient", deployment: UUID) -> Row:
 
 
 def reap_pending_runs(seconds: float) -> list[Row]:
-    """Set runs that were Pending for `seconds` to Crashed and return them; raise as `api_client`."""
+    """Set runs of this project, Pending for `seconds`, to Crashed; return them. Raise as `api_client`."""
     reaped: list[Row] = []
     if (url := prefect_url()) is None:
         return reaped
     with api_client(url) as client:
         from prefect.states import Crashed
 
+        own = owner_tag()
         for run in client.read_flow_runs(flow_run_filter=_in_states(["PENDING"])):
             waited = (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
-            if run.deployment_id is not None and waited >= seconds:
+            if own in run.tags and waited >= seconds:
                 client.set_flow_run_state(run.id, Crashed(message=REASON))
                 reaped.append({"name": run.name, "flow_run": str(run.id), "seconds": waited})
     return reaped

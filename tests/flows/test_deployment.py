@@ -7,9 +7,11 @@ import subprocess
 import textwrap
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -22,8 +24,9 @@ from flows import clone
 from flows.prefect_server.deployments import (
     AUTOMATIONS,
     FILE,
+    TAG,
     _check_owner,
-    _owner_tag,
+    owner_tag,
     read_automations,
     read_plan,
 )
@@ -34,6 +37,7 @@ from tests.helpers.small import commit, git
 from tests.helpers.toy_project import processes_in, script
 from tests.helpers.waiting import wait_until
 
+NAMES = ("retrain", "sweep", "evaluate")
 LEFT = "what the last run has left\n"
 
 
@@ -189,7 +193,7 @@ def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_projects_files_are_valid_and_zombies_are_found_after_three_heartbeats() -> None:
     plan = read_plan(ROOT / FILE)
-    assert [entry["name"] for entry in plan["deployments"]] == ["retrain", "sweep", "evaluate"]
+    assert [entry["name"] for entry in plan["deployments"]] == list(NAMES)
     assert plan["deployments"][0]["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     (automation,) = read_automations(AUTOMATIONS)
     for entry in plan["deployments"]:
@@ -237,10 +241,26 @@ def test_deployments_and_pools_of_another_project_are_refused(name, pool, tags, 
         _check_owner(client, read_plan(ROOT / FILE)["deployments"], "project:dogs")
 
 
+@pytest.mark.parametrize("tags", [[TAG, "project:cats"], ["project:cats"], []])
+def test_runs_of_other_deployments_are_no_zombies(tags: list[str]) -> None:
+    from prefect.events.related import tags_as_related_resources
+    from prefect.server.events.schemas.automations import EventTrigger
+    from prefect.server.events.schemas.events import ReceivedEvent
+
+    (automation,) = read_automations(AUTOMATIONS)
+    trigger = EventTrigger.model_validate(automation.trigger.model_dump(mode="json"))
+    run = {"prefect.resource.id": "prefect.flow-run.1"}
+    related = [one.model_dump() for one in tags_as_related_resources(tags)]
+    now = {"occurred": datetime.now(UTC), "received": datetime.now(UTC), "id": uuid4()}
+    beat = {"event": "prefect.flow-run.heartbeat", "resource": run, "related": related}
+    event = ReceivedEvent.model_validate({**beat, **now})
+    assert trigger.covers(event) is (TAG in tags)
+
+
 def test_tag_of_deployments_has_the_projects_name(project: Path) -> None:
-    assert _owner_tag() == "project:project"
+    assert owner_tag() == "project:project"
     (project / MARK).write_text("name: cats\n")
-    assert _owner_tag() == "project:cats"
+    assert owner_tag() == "project:cats"
 
 
 def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
@@ -287,7 +307,7 @@ def test_deploying_again_changes_nothing_and_retrain_is_scheduled(work: Nightly)
     assert [(pool["name"], pool["type"]) for pool in pools] == [("diffctl", "process")]
     automations = post(f"{work.url}/automations/filter", {})
     assert len(automations) == 2, "that for zombies, and retrain's trigger, each once"
-    assert tags_of(work) == {name: ["project:project"] for name in ("retrain", "sweep", "evaluate")}
+    assert tags_of(work) == dict.fromkeys(NAMES, ["diffctl", "project:project"])
     wait_until(lambda: "Scheduled" in work.states(), 60)
 
 
@@ -305,9 +325,9 @@ def test_a_deploy_that_fails_halfway_leaves_no_deployment_without_owner(work: Ni
     failed = diffctl(work.clone, "deploy", env=work.env)
     (work.clone / FILE).write_text(text)
     assert "Deploying evaluate" in failed.stderr
-    assert set(tags_of(work)["retrain"]) == {"mine", "project:project"}
+    assert set(tags_of(work)["retrain"]) == {"mine", "diffctl", "project:project"}
     assert diffctl(work.clone, "deploy", env=work.env).returncode == 0
-    assert tags_of(work)["retrain"] == ["project:project"]
+    assert tags_of(work)["retrain"] == ["diffctl", "project:project"]
 
 
 @pytest.mark.slow
@@ -319,7 +339,7 @@ def test_a_renamed_project_deploys_after_the_deletion_of_its_deployments(work: N
             deleted = run_python(work.clone, "-m", "prefect", "--no-prompt", *command.split(), env=work.env)
             assert deleted.returncode == 0, deleted.stderr
         assert done.returncode == 0, done.stderr
-        assert tags_of(work) == {one: [f"project:{name}"] for one in ("retrain", "sweep", "evaluate")}
+        assert tags_of(work) == dict.fromkeys(NAMES, ["diffctl", f"project:{name}"])
     git(work.clone, "checkout", "--quiet", str(MARK))
 
 
