@@ -307,7 +307,7 @@ def test_deploying_again_changes_nothing_and_retrain_is_scheduled(work: Nightly)
     assert [(pool["name"], pool["type"]) for pool in pools] == [("diffctl", "process")]
     automations = post(f"{work.url}/automations/filter", {})
     assert len(automations) == 2, "that for zombies, and retrain's trigger, each once"
-    assert tags_of(work) == dict.fromkeys(NAMES, ["diffctl", "project:project"])
+    assert tags_of(work) == {one: ["diffctl", "project:project"] for one in NAMES}
     wait_until(lambda: "Scheduled" in work.states(), 60)
 
 
@@ -339,7 +339,7 @@ def test_a_renamed_project_deploys_after_the_deletion_of_its_deployments(work: N
             deleted = run_python(work.clone, "-m", "prefect", "--no-prompt", *command.split(), env=work.env)
             assert deleted.returncode == 0, deleted.stderr
         assert done.returncode == 0, done.stderr
-        assert tags_of(work) == dict.fromkeys(NAMES, ["diffctl", f"project:{name}"])
+        assert tags_of(work) == {one: ["diffctl", f"project:{name}"] for one in NAMES}
     git(work.clone, "checkout", "--quiet", str(MARK))
 
 
