@@ -8,7 +8,7 @@ import numpy as np
 from diffusion.analysis.image_inputs import known_labels
 from diffusion.data.readers.listing import as_text, list_images
 from diffusion.edit.pictures import in_channels
-from diffusion.evaluate.adhoc import open_images
+from diffusion.evaluate.adhoc import check_usable, open_images
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images
 from diffusion.model.model_file import Artefact
@@ -28,12 +28,14 @@ def read_pictures(
 ) -> list[InputPicture]:
     """Return the pictures, at most the `first` ones; a folder within a folder may name a class.
 
-    UsageError if there is none, or one cannot be read.
+    UsageError if there is none, or one cannot be read. Other errors as `check_usable`.
     """
     if source.is_file() and source.suffix != ".npz":
         return [InputPicture(source.name, read_picture(source, None, channels))]
     if source.is_dir() and not (source / "images.npy").is_file():
-        names, classes = as_text(list_images(source).paths)[:first], artefact.data.classes
+        listing, classes = list_images(source), artefact.data.classes
+        check_usable(source, listing.problems)
+        names = as_text(listing.paths)[:first]
         if not names:
             raise UsageError(
                 f"{printable(source)} has no pictures: give a picture, a folder, an npz or a store"

@@ -6,6 +6,7 @@ Images are stores, folders of image files, and npz files.
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,10 +154,15 @@ def _read_folder(path: Path) -> Images:
             sizes = f"has {found}, and {printable(first)} {other}"
             raise DiffctlError(f"{printable(path / name)} {sizes}: give images of one size")
         images[row] = pixels
-    if bad:
-        found = f"{len(bad):,} of the images in {printable(path)} cannot be used"
-        raise DiffctlError(f"{found}: {summarize(bad)}")
+    check_usable(path, bad)
     return images
+
+
+def check_usable(path: Path, problems: Sequence[ImageProblem]) -> None:
+    """Raise DiffctlError if images of the folder `path` cannot be used."""
+    if problems:
+        found = f"{len(problems):,} of the images in {printable(path)} cannot be used"
+        raise DiffctlError(f"{found}: {summarize(problems)}")
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> Images:

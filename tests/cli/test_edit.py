@@ -138,6 +138,12 @@ def test_other_sizes_are_resized_and_said_or_tiled(edit) -> None:
     assert np.array_equal(shown, np.asarray(Image.open("odd.png"))[1:13, :12]), "cropped, not resampled"
 
 
+def test_folder_with_two_pictures_of_one_name_is_refused(edit, invoke) -> None:
+    Image.open("a.png").save("many/class3/b.jpg")
+    result = invoke("edit", "many", "--strength", "0.5", "--out", "x.npz")
+    assert_refused(result, "1 with the name of another (class3/b.png)", code=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
