@@ -137,7 +137,7 @@ class SDEditOptions(Section):
     """Options of SDEdit."""
 
     strength: Annotated[float, Field(gt=0, le=1), NotBool] = Field(
-        default=0.5, description="The share of the process's time from which the picture is sampled again."
+        default=0.5, description="The share of the steps, the last ones, that sample the picture again."
     )
 
 

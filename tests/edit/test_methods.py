@@ -28,6 +28,7 @@ CASES = [
     problem("projection", "downsample:2", "edm", spacing="karras"),
     *(problem("repaint", MASK, process, **TRAVEL) for process in PROCESSES),
     *(problem("sdedit", None, one, eta=0.5, strength=s) for one in PROCESSES for s in (0.41, 1)),
+    problem("sdedit", None, "edm", spacing="karras"),
 ]
 
 
@@ -107,3 +108,10 @@ def test_nfe_of_moves_back_is_the_formula_of_the_authors_code() -> None:
     given = problem("repaint", MASK, steps=100, travel_length=10, travel_repeat=10)
     nfe = count_edit_nfe(given.edit, given.settings, given.measurement, given.process)
     assert nfe == 100 + 10 * 9 * len(range(0, 100 - 10, 10))
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "karras"])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_strength_is_the_share_of_the_steps(process: str, spacing: str) -> None:
+    given = problem("sdedit", None, process, steps=50, spacing=spacing, strength=0.6)
+    assert count_edit_nfe(given.edit, given.settings, given.measurement, given.process) == 30

@@ -156,7 +156,7 @@ def recursion(given: Problem) -> Gaussian:
     options = given.edit.options
     path = travelled_path(grid, options if isinstance(options, TravelOptions) else TravelOptions())
     if given.edit.method == "sdedit":
-        path = path[-1 - int(options.strength * (len(path) - 1)) :]  # of even times
+        path = path[-1 - int(options.strength * (len(path) - 1)) :]
         start = path[0].step
         now = Gaussian(start.alpha * given.measurement.y.flatten(), start.sigma**2 * eye)
     for step, back in path:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from diffusion.edit.measurement import Measurement
@@ -18,9 +17,9 @@ from diffusion.system.errors import UsageError
 def build(
     settings: SampleSettings, options: SDEditOptions, measurement: Measurement, process: NoiseProcess
 ) -> Sampler:
-    """Return the settings' sampler from α·x + σ·ε at the last of its times up to the strength's time.
+    """Return the settings' sampler from α·x + σ·ε at the time of the first step that is taken.
 
-    The times above are left out: of S steps about the share `strength` remains, at least one. UsageError for
+    The last steps are taken, about strength·S of S and at least one: 1 + ⌊strength·(S − 1)⌋. UsageError for
     calls without a velocity, which would keep the noise of the middle time.
     """
     of_rule = GUIDANCE_RULES[settings.rule].parse(settings.guidance_rule_options)
@@ -30,11 +29,9 @@ def build(
             f"{of_rule.zero_calls} of {settings.rule} would keep: set zero_calls 0"
         )
     sampler, picture = build_sampler(settings), measurement.y
-    share = torch.tensor(options.strength, dtype=torch.float64)
-    highest = float(process.time_at(share))
 
     def edited(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-        count = max(1, int((grid.times <= highest).sum()))
+        count = 1 + int(options.strength * (len(grid) - 1))
         rest = TimeGrid(grid.times[:count], grid.alpha[:count], grid.sigma[:count], grid.locate)
         eps = x / grid.initial_noise_scale
         start = float(rest.alpha[-1]) * picture + float(rest.sigma[-1]) * eps
