@@ -47,13 +47,17 @@ def edit_trajectory(
 
 @dataclass(frozen=True)
 class Editor:
-    """A model with the settings of an edit, on the device of its networks."""
+    """A model with the settings of an edit, on the device of its networks.
+
+    A forward pass has `batch_size` images or tiles.
+    """
 
     loaded: LoadedModel
     settings: SampleSettings
     edit: EditSettings
     device: torch.device
     guides: Guides = NO_GUIDES
+    batch_size: int = 64
 
     def images(
         self,
@@ -78,6 +82,7 @@ class Editor:
             self.guides,
             custom=_trajectories(self.edit, self.settings, measurement.to(self.device), process),
             size=None if size == spec.size else size,
+            tile_batch=self.batch_size,
         )
 
     def results(
@@ -85,7 +90,6 @@ class Editor:
         measurement: Measurement,
         condition: Condition,
         count: int,
-        batch_size: int,
         on_progress: Callable[[int, int], None],
     ) -> Tensor:
         """Return `count` results of each picture in turn, uint8 (K·count, C, H, W), in batches.
@@ -95,9 +99,9 @@ class Editor:
         """
         source = torch.arange(len(measurement)).repeat_interleave(count)
         parts = []
-        for start in range(0, len(source), batch_size):
+        for start in range(0, len(source), self.batch_size):
             on_progress(start, len(source))
-            rows = source[start : start + batch_size]
+            rows = source[start : start + self.batch_size]
             indices = range(start, start + len(rows))
             parts.append(self.images(measurement.rows(rows), indices, condition.rows(rows)))
         on_progress(len(source), len(source))

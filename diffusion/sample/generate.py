@@ -87,11 +87,12 @@ def generate(
     fast: bool = False,
     custom: CustomTrajectory | None = None,
     size: Size | None = None,
+    tile_batch: int = 64,
 ) -> Tensor:
     """Return the images at `indices`, uint8 (B, C, H, W) on the CPU; the condition has a row for each.
 
     A `custom` trajectory replaces the settings' sampler. Images of another `size` (H, W) than the model's are
-    denoised in tiles.
+    denoised in tiles, `tile_batch` of them in a forward pass.
 
     A model that enlarges images takes those of the condition, else those that a base model makes first.
 
@@ -113,7 +114,7 @@ def generate(
         with prefetched_draws(lambda: to_device(source.draw(), device), ahead, device) as noise:
             chosen = sampler if custom is None else custom.samplers(part)
             trajectory = chosen(grid, noise(), noise)
-            denoiser = build_denoiser() if size is None else tiled(build_denoiser(), spec.size)
+            denoiser = build_denoiser() if size is None else tiled(build_denoiser, spec.size, tile_batch)
             result = run_sampler(trajectory, denoiser, condition.rows(part).to(device), on_step, guard)
             return to_uint8(result.x).cpu()
 

@@ -122,7 +122,8 @@ def test_tiles_cover_an_image_and_average_their_overlaps() -> None:
         return Prediction(x + x.mean((1, 2, 3), keepdim=True), x, keeps_eps=condition.labels == 1)
 
     x = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
-    prediction = tiled(denoiser, (8, 8))(x, 3, Condition(2, torch.tensor([1, 2])))
+    condition = Condition(2, torch.tensor([1, 2]))
+    prediction = tiled(lambda: denoiser, (8, 8), batch_size=4)(x, 3, condition)
     (tiles,) = calls
     assert tiles.shape == (4, 1, 8, 8)
     left, right = x[..., :8].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3))
@@ -133,6 +134,22 @@ def test_tiles_cover_an_image_and_average_their_overlaps() -> None:
     assert torch.allclose(prediction.eps, x)
     assert prediction.keeps_eps is not None
     assert prediction.keeps_eps.tolist() == [True, False]
+
+
+def test_forward_pass_has_at_most_a_batch_of_tiles_with_the_state_of_their_guidance() -> None:
+    rows: list[int] = []
+    condition = labels_condition(MODEL.artefact, torch.tensor([1, 2]), 2)
+    settings = SampleSettings(steps=3, guidance=2.0, guidance_rule="apg")
+    operator = build_operator("mask:4,4,9,9", (1, 12, 16))
+    measurement = Measurement(operator, operator.apply(torch.zeros(2, 1, 12, 16)))
+    edit = EditSettings(method="ddnm", operator=operator.text)
+    found = []
+    for batch_size, most in ((64, 24), (5, 8), (1, 4)):  # 6 tiles of 2 images, with and without labels
+        rows.clear()
+        editor = Editor(counting(MODEL, rows), settings, edit, CPU, batch_size=batch_size)
+        found.append(editor.images(measurement, [0, 1], condition, lambda step: None).int())
+        assert max(rows) == most
+    assert max(int((one - found[0]).abs().max()) for one in found) <= 1
 
 
 def test_larger_images_are_edited_in_tiles() -> None:

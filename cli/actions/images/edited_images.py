@@ -54,9 +54,9 @@ def edit(options: Edit) -> None:
     condition = input_condition(loaded.artefact, labels, options.klass)
     repeated = condition.rows(torch.arange(len(labels)).repeat_interleave(count))
     card = edit_card(edit_settings, settings, inputs.measurement, condition, count, files.read())
-    editor = Editor(loaded, settings, edit_settings, device, load_guides(files, device))
+    editor = Editor(loaded, settings, edit_settings, device, load_guides(files, device), options.batch_size)
     with progress("edit") as show:
-        images = to_nhwc(editor.results(inputs.measurement, condition, count, options.batch_size, show))
+        images = to_nhwc(editor.results(inputs.measurement, condition, count, show))
     given = None if repeated.labels is None else repeated.labels.numpy()
     unknown = 0 if given is None else np.count_nonzero(given == loaded.artefact.network.num_classes) // count
     _write(options, inputs, images, None if unknown else given, loaded.artefact, card)

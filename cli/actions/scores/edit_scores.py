@@ -39,7 +39,7 @@ from diffusion.system.section import validate
 from diffusion.version import VERSION
 from tracking.runs.score_logging import log_edit_scores
 
-PICTURES, RESULTS, BATCH = 100, 4, 64
+PICTURES, RESULTS = 100, 4
 SHOWN = 4  # pictures of a cell on the page, with up to SHOWN_RESULTS results each
 SHOWN_RESULTS = 6
 
@@ -70,7 +70,7 @@ def score_edits(options: Evaluate) -> None:
         measurement = measured[str(edit.operator)]
         with progress(f"{edit.operator}, {edit.method} ({done} of {len(cells)})") as show:
             editor = Editor(loaded, settings, edit, device)
-            made = editor.results(measurement, originals.condition, originals.results, BATCH, show)
+            made = editor.results(measurement, originals.condition, originals.results, show)
         images = made.reshape(-1, originals.results, *made.shape[1:])
         scores = mean_scores(scores_by_picture(images, to_nchw(originals.store.images), measurement))
         card = edit_card(edit, settings, measurement, originals.condition, originals.results, networks)
