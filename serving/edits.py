@@ -14,7 +14,7 @@ from diffusion.images.image_size import format_pixels, format_size
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import chosen_edit
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, default_spacing
 from diffusion.sample.sampler import CustomTrajectory
 from diffusion.system.section import validate
 from serving.encoded_pictures import decode_base64
@@ -51,7 +51,8 @@ async def start_edit(service: Service, request: EditRequest, every: int = 0) -> 
 
 def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     """Return the job of a request; raise UsageError if it does not fit the model or the limits."""
-    given = {**request.options, "seed": request.seed}
+    spacing = default_spacing(model.artefact.process.schedule)
+    given = {"spacing": spacing, **request.options, "seed": request.seed}
     settings = validate(SampleSettings, given, "the request")
     model.check(request, settings)
     text = request.operator or (None if request.mask is None else "mask")

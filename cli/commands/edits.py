@@ -23,7 +23,7 @@ class Edit(JsonOptions, ModelSourceOptions):
 
     A picture of another size than the model's is cropped and resized. PNG has a row for each picture: the
     picture, what is measured of it, the results and their spread. Result J of picture K depends on the seed,
-    on the picture and on the number K*NUM+J only.
+    on the picture and on the number K*NUM+J only. For process edm the spacing is karras by default.
     """
 
     source: Path = argument(

@@ -57,6 +57,10 @@ class Evaluate(JsonOptions, ModelSourceOptions):
     edit: list[str] | None = option("Score edits: an operator, such as mask:0,0,14,28 or blur:1; repeatable.")
     method: list[str] | None = option("With --edit: a method; repeatable. [default: ddnm]")
     steps: str | None = option("With --edit: numbers of steps. [default: 50]", metavar="N,…")
+    spacing: str | None = option(
+        "With --edit: the times of the steps. [default: uniform; karras for a model of process edm]",
+        metavar="NAME",
+    )
     num_images: int | None = option("With --edit: pictures. [default: 100]", min=2, max=MAX_COUNT)
     num: int | None = option(
         "With --edit: results for each picture. [default: 4]", "--num", "-n", min=1, max=1000
@@ -71,9 +75,9 @@ class Evaluate(JsonOptions, ModelSourceOptions):
         if self.edit:
             self._check_edit()
             return
-        given = (self.method, self.steps, self.num_images, self.num, self.html, self.names_model or None)
-        names = ("--method", "--steps", "--num-images", "--num", "--html", "a model")
-        if idle := [name for name, value in zip(names, given, strict=True) if value is not None]:
+        given = self.given("method", "steps", "spacing", "num_images", "num", "html")
+        idle = [f"--{name.replace('_', '-')}" for name in given] + ["a model"] * self.names_model
+        if idle:
             raise UsageError(f"{idle[0]} is for the scores of edits: add --edit, or leave it out")
         if (self.path is None) != (self.against is None):
             raise UsageError("PATH and --against need each other: give the images and the real ones")

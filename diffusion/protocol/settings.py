@@ -206,3 +206,11 @@ def parse_settings(
     steps = SampleSettings.model_fields["steps"].default
     chosen = with_learned_levels({**(usual or {}), **given, **values}, steps)
     return validate(SampleSettings, chosen, "these options do not fit")
+
+
+def default_spacing(schedule: str) -> str:
+    """Return the default spacing of edits and codes: uniform, or karras for a model of process edm.
+
+    The time of edm is σ, so that almost all even times are noise.
+    """
+    return "karras" if schedule == "edm" else "uniform"

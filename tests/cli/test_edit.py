@@ -11,7 +11,7 @@ from PIL import Image
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL
 from tests.helpers.invoke import Result, assert_refused
-from tests.helpers.networks import small_model
+from tests.helpers.networks import edm_model, small_model
 
 CLASSES = [f"class{i}" for i in range(10)]
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
@@ -136,6 +136,13 @@ def test_other_sizes_are_resized_and_said_or_tiled(edit) -> None:
     )
     shown = np.asarray(Image.open("x.png"))[:, :12]
     assert np.array_equal(shown, np.asarray(Image.open("odd.png"))[1:13, :12]), "cropped, not resampled"
+
+
+def test_model_of_process_edm_is_edited_with_spacing_karras(edit) -> None:
+    edm_model(MODEL)
+    for options, spacing in (((), "karras"), (("--spacing", "uniform"), "uniform")):
+        done = edit("a.png", "--upscale", "2", "--num", "1", "--out", "x.npz", "--json", *options)
+        assert json.loads(done.out)["card"]["spacing"] == spacing
 
 
 def test_folder_with_two_pictures_of_one_name_is_refused(edit, invoke) -> None:

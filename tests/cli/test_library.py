@@ -22,7 +22,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from tests.helpers.invoke import Invoke, assert_refused
-from tests.helpers.networks import artefact_of, network_of, small_model, spec_of
+from tests.helpers.networks import artefact_of, edm_model, network_of, small_model, spec_of
 from tests.helpers.openai_layout import Layout
 
 CLASSES = [f"class{i}" for i in range(10)]
@@ -82,9 +82,7 @@ def test_middle_of_a_file_of_another_size_is_encoded(run, tmp_path):
 
 def test_model_of_process_edm_is_encoded_with_spacing_karras(run, tmp_path):
     """Uniform times are even in σ there, so that almost all are noise."""
-    spec = spec_of(out_channels=1)
-    process = ProcessConfig(schedule="edm")
-    save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec, process=process))
+    edm_model(MODEL)
     codes = []
     for arguments in ((), ("--spacing", "karras"), ("--spacing", "uniform")):
         run("encode", "0", "--out", "a.npz", "--steps", "3", *arguments)

@@ -19,7 +19,7 @@ from diffusion.images.pixels import to_model
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL
 from tests.helpers.invoke import assert_refused
-from tests.helpers.networks import small_model
+from tests.helpers.networks import edm_model, small_model
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
 
@@ -99,6 +99,17 @@ def test_command_scores_each_operator_method_and_number_of_steps(project, invoke
     assert sizes == {(columns * (side + GAP) - GAP, rows * (side + GAP) - GAP)}
 
 
+@pytest.mark.slow
+def test_spacing_is_karras_for_process_edm_unless_given(project, invoke) -> None:
+    edm_model(MODEL)
+    write_store(Path("real"), PIXELS, None, {"name": "real"})
+    command = ("evaluate", "real", "--against", "real", "--edit", "blur:0.7", "--steps", "1", "--json")
+    for options, spacing in (((), "karras"), (("--spacing", "log-snr"), "log-snr")):
+        done = invoke(*command, "--num-images", "2", "--num", "1", *options)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["cells"][0]["card"]["spacing"] == spacing
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -111,6 +122,8 @@ def test_command_scores_each_operator_method_and_number_of_steps(project, invoke
         (["real", "--edit", "blur:1", "--method", "sdedit"], "method sdedit takes no operator"),
         (["real", "--edit", "gray", "--against", "real"], "gray needs images with 3 channels"),
         (["real", "--edit", "blur:1", "--steps", "a"], "steps: it must be a whole number"),
+        (["real", "--edit", "blur:1", "--spacing", "karas"], "did you mean karras?"),
+        (["real", "--against", "real", "--spacing", "karras"], "--spacing is for the scores of edits"),
     ],
 )
 def test_wrong_use_is_refused(arguments: list[str], words: str, project, invoke) -> None:

@@ -148,6 +148,13 @@ def small_model(path: Path, seed: int = 0, **shape: Any) -> Path:
     return path
 
 
+def edm_model(path: Path) -> Path:
+    """Write a model file of process edm with random weights."""
+    spec, process = spec_of(out_channels=1), ProcessConfig(schedule="edm")
+    save_artefact(path, network_of(spec).state_dict(), artefact_of(spec, process=process))
+    return path
+
+
 def with_model(folder: Path, **sections: dict[str, Any]) -> Config:
     """Write params.yaml and a model into the folder; returns the config."""
     write_params(folder, **sections)

@@ -15,7 +15,7 @@ from diffusion.model.model_file import DataCard, save_artefact
 from diffusion.protocol.settings import SampleSettings
 from serving.app import create_app
 from serving.schemas import MAX_EDIT_BODY
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import artefact_of, edm_model, network_of, spec_of
 from tests.helpers.raw_data import random_images
 from tests.helpers.served_images import HERE, Greys, assert_offline, events_of, pixels
 from tests.helpers.server_process import gated, published, service_of
@@ -121,6 +121,14 @@ def test_an_integer_is_a_label_and_a_text_a_name(tmp_path):
             query = {"class": name, "strength": 1, "num": 1, "steps": 3}
             in_query = client.post("/v1/edits", params=query, content=png_bytes(PICTURE), headers=picture)
             assert in_query.json() == by_name
+
+
+def test_model_of_process_edm_is_edited_with_spacing_karras(tmp_path):
+    model = edm_model(tmp_path / "m.safetensors")
+    with TestClient(create_app(service_of(published(model, scored=False))), HERE) as client:
+        for options, spacing in (({}, "karras"), ({"spacing": "uniform"}, "uniform")):
+            values = edited(client, operator="downsample:2", num=1, **options)
+            assert values["settings"]["spacing"] == spacing
 
 
 def test_events_end_with_the_response(client):

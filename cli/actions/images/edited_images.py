@@ -28,8 +28,9 @@ from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, Labels, save_npz, write_store
-from diffusion.model.model_file import Artefact, load_model
+from diffusion.model.model_file import Artefact, load_model, read_artefact
 from diffusion.protocol.edits import PRODUCT, EditSettings, chosen_edit, parse_operator
+from diffusion.protocol.settings import default_spacing
 from diffusion.sample.network_files import load_guides
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError, printable
@@ -46,7 +47,8 @@ class Inputs(NamedTuple):
 
 def edit(options: Edit) -> None:
     path, device = selected_model(options), default_device()
-    settings, edit_settings = chosen_settings(options.sampling), _edit_settings(options)
+    usual = {"spacing": default_spacing(read_artefact(path).process.schedule)}
+    settings, edit_settings = chosen_settings(options.sampling, usual), _edit_settings(options)
     loaded = load_model(path, device)
     files = selected_files(options, settings, path, options.sampling)
     inputs = _read_inputs(options, edit_settings, loaded.artefact, settings.seed)

@@ -19,7 +19,7 @@ from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.layout import check_output_file
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, default_spacing
 from diffusion.sample.generate import OnStep
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output, write_output_text
@@ -84,8 +84,7 @@ def interpolate(options: Interpolate) -> None:
 
 def _load(options: CodeOptions) -> tuple[LoadedModel, SampleSettings]:
     model = selected_model(options)
-    is_edm = read_artefact(model).process.schedule == "edm"  # its time is σ: even times are almost all noise
-    usual = {"steps": options.steps, "spacing": "karras" if is_edm else "uniform"}
+    usual = {"steps": options.steps, "spacing": default_spacing(read_artefact(model).process.schedule)}
     settings = chosen_settings(options.sampling, usual)
     return load_model(model, default_device()), settings
 

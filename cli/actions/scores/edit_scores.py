@@ -26,11 +26,11 @@ from diffusion.images.pictures import sheet
 from diffusion.images.pixels import to_nchw, to_nhwc
 from diffusion.images.store import Images, ImageStore, content_digest
 from diffusion.layout import PREPARED
-from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.edits import EditSettings
 from diffusion.protocol.extractors import default_extractor, extractor_spec
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, default_spacing
 from diffusion.report.edit_page import render_edits
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.devices import default_device
@@ -55,7 +55,8 @@ class Originals(NamedTuple):
 def score_edits(options: Evaluate) -> None:
     path, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
     device = default_device()
-    cells = list(_cells(options))
+    spacing = options.spacing or default_spacing(read_artefact(path).process.schedule)
+    cells = list(_cells(options, spacing))
     loaded, networks = load_model(path, device), NetworkFiles(path).read()
     shape = loaded.artefact.network.shape
     operators = {text: build_operator(text, shape) for text in options.edit or ()}
@@ -99,12 +100,13 @@ def _report(
         typer.echo(f"page: {options.html}", err=options.as_json)
 
 
-def _cells(options: Evaluate) -> Iterator[tuple[EditSettings, SampleSettings]]:
+def _cells(options: Evaluate, spacing: str) -> Iterator[tuple[EditSettings, SampleSettings]]:
     """Yield each operator with each method and number of steps."""
     steps = (options.steps or "50").split(",")
     for operator, method, count in product(options.edit or (), options.method or ["ddnm"], steps):
         values = {"method": method, "operator": operator}
-        settings = validate(SampleSettings, {"steps": count.strip()}, "--steps")
+        chosen = {"steps": count.strip(), "spacing": spacing}
+        settings = validate(SampleSettings, chosen, "diffctl evaluate")
         yield validate(EditSettings, values, "--edit"), settings
 
 
