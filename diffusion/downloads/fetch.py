@@ -119,7 +119,7 @@ def _download(
     """Download the right content to `part`; try the addresses in order."""
     algorithm, expected = remote.checksum.split(":")
     wrong, failures, unreachable, reasons = 0, 0, Counter[str](), dict[str, str]()
-    at_first = _size(part)
+    at_first = largest = _size(part)  # without ranges a transfer begins again: only a larger part is progress
 
     def received(done: int) -> None:
         if notify is not None:
@@ -127,22 +127,23 @@ def _download(
 
     while urls and wrong <= len(urls) and failures < attempts:
         url, *others = urls
-        before = _size(part)
         try:
             _transfer(url, part, received)
             found = _digest_of(part, algorithm)
             if found == expected:
                 return
             part.unlink()  # some byte is wrong, so that nothing can be kept
+            largest = 0
             why, wrong = f"serves another file ({algorithm} {found}, expected {expected})", wrong + 1
             urls = [*others, url]
         except _Refused as refusal:
             why, urls = str(refusal), others
         except (requests.RequestException, HTTPError) as failure:
             why, urls = _network_problem(failure), [*others, url]
-            failures = 0 if _size(part) > before else failures + 1
+            failures = 0 if _size(part) > largest else failures + 1
+            largest = max(largest, _size(part))
             wait = min(MAX_WAIT, WAIT * 2**failures)
-            if _is_unreachable(failure) and _size(part) <= at_first:  # else the network was there
+            if _is_unreachable(failure) and largest <= at_first:  # else the network was there
                 wait, unreachable[url] = WAIT, unreachable[url] + 1
                 urls = [one for one in urls if unreachable[one] < min(attempts, CONNECTIONS)]
             if urls and failures < attempts:

@@ -134,6 +134,16 @@ def test_failing_server_ends_in_one_sentence(folder, fault, requests, kind):
     assert "\n" not in str(error.value)
 
 
+def test_attempts_without_ranges_end_unless_one_gets_further_than_all_before(folder):
+    """Those that begin again are longer than the one before every second time."""
+    faults = ["no ranges, cut at 1000000", "no ranges, cut at 500000"] * 9
+    with serving({"file.bin": CONTENT}, *faults) as server:
+        with pytest.raises(TemporaryError, match="broke off"):
+            fetch(remote(server.url("file.bin")), folder)
+        assert len(server.requests) == 7
+    assert leftovers(folder) == [".file.bin.part"]
+
+
 def test_unreachable_addresses_are_all_named_after_two_attempts_each(folder, monkeypatch):
     waits = []
     monkeypatch.setattr(downloads, "WAIT", 1.0)

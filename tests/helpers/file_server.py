@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, content: bytes, fault: str) -> None:
-        header = None if fault == "no ranges" else self.headers.get("Range")
+        header = None if "no ranges" in fault else self.headers.get("Range")
         start = int(header.removeprefix("bytes=").rstrip("-")) if header else 0
         if header and start >= len(content):
             return self._status(416)
@@ -81,7 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+        _, cut, at = fault.partition("cut")
+        end = int(at.removeprefix(" at ") or len(body) // 2) if cut else len(body)
+        self.wfile.write(body[:end])
         self.close_connection = True
         return None
 
