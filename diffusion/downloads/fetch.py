@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ from diffusion.system.locks import file_lock
 BLOCK = 1 << 20  # bytes
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 HEADERS = {"User-Agent": "diffctl", "Accept-Encoding": "identity"}
+UNTRUSTED = re.compile(r"certificate verify failed: (.+?) \(_ssl")  # the message of Python's ssl
 
 ATTEMPTS = 6  # without any progress, in a row: one that received bytes is no failure
 CONNECTIONS = 2  # attempts to connect to an address, unless some bytes have arrived
@@ -31,7 +34,7 @@ OnProgress = Callable[[int, int, str], None]  # bytes done, bytes in total, file
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: name, addresses (mirrors last), checksum as "algorithm:hex", size in bytes."""
+    """A published file: name, addresses (mirrors last), checksum as "algorithm:hex", bytes (0: unknown)."""
 
     name: str
     urls: tuple[str, ...]
@@ -128,7 +131,7 @@ def _download(
     while urls and wrong <= len(urls) and failures < attempts:
         url, *others = urls
         try:
-            _transfer(url, part, received)
+            _transfer(url, part, remote.size, received)
             found = _digest_of(part, algorithm)
             if found == expected:
                 return
@@ -156,12 +159,13 @@ def _download(
     )
 
 
-def _transfer(url: str, part: Path, received: Callable[[int], None]) -> None:
-    """Complete `part` from `url`; DiffctlError for the disk, other exceptions for the network."""
+def _transfer(url: str, part: Path, size: int, received: Callable[[int], None]) -> None:
+    """Complete `part` to `size` bytes from `url`; DiffctlError for the disk, others for the network."""
     done = _size(part)
     headers = {**HEADERS, "Range": f"bytes={done}-"} if done else HEADERS
     with (
         disk_errors(part),
+        _certificate_errors(),
         requests.get(url, headers=headers, timeout=(CONNECT_TIMEOUT, TIMEOUT), stream=True) as response,
     ):
         if response.status_code == 416:  # nothing after our bytes: the digest shows if they are complete
@@ -170,13 +174,31 @@ def _transfer(url: str, part: Path, received: Callable[[int], None]) -> None:
             raise requests.HTTPError(f"HTTP {response.status_code}")
         if not response.ok:
             raise _Refused(f"HTTP {response.status_code}")
-        starts_here = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-        done = done if response.status_code == 206 and starts_here else 0
+        content_range = response.headers.get("Content-Range", "")
+        starts_here = response.status_code == 206 and content_range.startswith(f"bytes {done}-")
+        done = done if starts_here else 0
+        total = content_range.rpartition("/")[2] if done else response.headers.get("Content-Length", "")
+        if size and total.isdecimal() and int(total) != size:  # such as a login page
+            raise _Refused(f"serves another file ({int(total):,} bytes, expected {size:,})")
         with open(part, "ab" if done else "wb", buffering=0) as file:
             for block in response.raw.stream(BLOCK, decode_content=False):
                 done += file.write(block)
                 received(done)
             os.fsync(file.fileno())
+        if done < size:  # without a Content-Length a broken transfer raises no error
+            raise HTTPError("the connection broke off")
+
+
+@contextmanager
+def _certificate_errors() -> Iterator[None]:
+    """Refuse an address with an untrusted certificate: another attempt fails the same."""
+    try:
+        yield
+    except requests.ConnectionError as error:
+        if found := UNTRUSTED.search(str(error)):
+            advice = "set REQUESTS_CA_BUNDLE if your network replaces certificates"
+            raise _Refused(f"its certificate is not trusted ({found[1]}), {advice}") from None
+        raise
 
 
 def _network_problem(failure: Exception) -> str:

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import requests
 
 from diffusion.downloads import fetch as downloads
 from diffusion.downloads.fetch import RemoteFile, cache_root, fetch, find_file, raw_folder
@@ -56,6 +58,7 @@ def test_file_is_downloaded_once(folder, algorithm):
         ["cut", "503", "cut", "no ranges"],
         ["cut", "wrong byte"],
         ["no length"],
+        ["no length, cut"] * 8,
         ["hang"],
     ],
     ids=" ".join,
@@ -111,14 +114,44 @@ def test_configured_mirror_is_tried_first(folder, monkeypatch):
         fetch(remote(), folder / "other")
 
 
-def test_wrong_content_is_refused_and_not_kept(folder):
+@pytest.mark.parametrize("content", [b"another file", bytes(len(CONTENT))], ids=["short", "same length"])
+def test_wrong_content_is_refused_and_not_kept(folder, content):
     with (
-        serving({"file.bin": b"another file"}) as server,
+        serving({"file.bin": content}) as server,
         pytest.raises(DiffctlError, match="serves another file") as error,
     ):
         fetch(remote(server.url("file.bin")), folder)
     assert not isinstance(error.value, TemporaryError)
     assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("fault", ["", "no ranges"])
+def test_a_page_instead_of_the_rest_leaves_the_partial_file(folder, fault):
+    folder.mkdir(parents=True)
+    (folder / ".file.bin.part").write_bytes(CONTENT[:1000])
+    with (
+        serving({"file.bin": b"<p>Log in" * 1000}, fault) as server,
+        pytest.raises(DiffctlError, match="9,000 bytes, expected 3,000,000"),
+    ):
+        fetch(remote(server.url("file.bin")), folder)
+    assert (folder / ".file.bin.part").read_bytes() == CONTENT[:1000]
+
+
+def test_untrusted_certificate_is_named_at_once(folder, monkeypatch):
+    attempts = []
+
+    def get(url, **_):
+        attempts.append(url)
+        why = "certificate verify failed: self-signed certificate (_ssl.c:1006)"
+        raise requests.exceptions.SSLError(ssl.SSLCertVerificationError(1, why))
+
+    monkeypatch.setattr(requests, "get", get)
+    with pytest.raises(
+        DiffctlError, match=r"a\.org: its certificate is not trusted \(self-signed c"
+    ) as error:
+        fetch(remote("https://a.org/file.bin"), folder)
+    assert not isinstance(error.value, TemporaryError)
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if fault == "no length":
+        if "no length" in fault:
             self.send_header("Connection", "close")
         else:
             self.send_header("Content-Length", str(len(body)))

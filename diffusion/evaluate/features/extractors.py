@@ -153,7 +153,8 @@ def _locate(weights: Weights, sha256: str) -> Path:
     """Return the file, downloaded to torch's hub cache if it is missing."""
     if weights.package:
         return Path(load_reference(weights.package)())
-    remote = RemoteFile(weights.file, (weights.url,), f"sha256:{sha256}", weights.size)
+    size = weights.size if sha256 == weights.sha256 else 0
+    remote = RemoteFile(weights.file, (weights.url,), f"sha256:{sha256}", size)
     folder = cached_path(weights).parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
