@@ -5,6 +5,7 @@ import io
 import struct
 import tarfile
 import zipfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -30,6 +31,16 @@ def test_only_named_members_of_a_tar_are_unpacked(tmp_path):
         content = {path.name: path.read_text() for path in folder.iterdir()}
         assert content == {"one": "set/one", "two": "set/two"}
         (tmp_path / "a.tar.gz").write_bytes(b"")  # it is not unpacked again
+
+
+def test_tar_that_another_process_unpacked_meanwhile_is_not_unpacked_again(tmp_path, monkeypatch):
+    def wait_for_another(lock):
+        assert lock == tmp_path / ".out.lock"
+        write_numbered(tmp_path / "out", random_images(0, 1, 8))
+        return nullcontext()
+
+    monkeypatch.setattr(archives, "file_lock", wait_for_another)
+    assert unpack_tar(tmp_path / "none.tar.gz", ["set/0.png"], tmp_path / "out") == tmp_path / "out"
 
 
 def write_zip(path, **members):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import atomic_folder, disk_errors, open_regular, read_error, write_atomic
+from diffusion.system.locks import file_lock
 from diffusion.system.memory import format_bytes
 
 HARMLESS_SIZE = 256 << 20  # bytes that any member may unpack to
@@ -86,13 +87,23 @@ def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> None:
 
 
 def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
-    """Extract the named files of a verified gzipped tar into `folder`, flat, completely or not at all."""
-    if not all((folder / _flat(name)).is_file() for name in members):
-        with tarfile.open(archive) as tar, disk_errors(folder), atomic_folder(folder) as made:
-            for name in members:
-                content = tar.extractfile(name)
-                assert content is not None, f"{name} is a file in the published archive"
-                (made / _flat(name)).write_bytes(content.read())
+    """Extract the named files of a verified gzipped tar into `folder`, flat, completely or not at all.
+
+    One process unpacks; others wait for it.
+    """
+
+    def is_complete() -> bool:
+        return all((folder / _flat(name)).is_file() for name in members)
+
+    if is_complete():  # a shared cache may be read-only
+        return folder
+    with file_lock(folder.with_name(f".{folder.name}.lock")):
+        if not is_complete():
+            with tarfile.open(archive) as tar, disk_errors(folder), atomic_folder(folder) as made:
+                for name in members:
+                    content = tar.extractfile(name)
+                    assert content is not None, f"{name} is a file in the published archive"
+                    (made / _flat(name)).write_bytes(content.read())
     return folder
 
 
