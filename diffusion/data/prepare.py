@@ -173,7 +173,7 @@ def _write_stores(
 
     A class without images is left out. DiffctlError if a split has no image left.
     """
-    classes, new_label = _classes(raw, filled) if problems else (list(raw.classes), None)
+    classes, new_label = _classes(raw, filled)
     sources = dict(raw.sources)
     for name, part in filled.items():
         if part.digests[:, 32:].any():
@@ -221,7 +221,7 @@ def pixel_std(images: Iterable[NDArray[np.uint8]]) -> float:
 
 
 def _classes(raw: RawData, filled: Mapping[str, FilledSplit]) -> tuple[list[str], Labels | None]:
-    """Return the classes that still have images, and the new label of each old one (None: unchanged)."""
+    """Return the classes that have images, and the new label of each old one; None without labels."""
     found = [part.labels for part in filled.values() if part.labels is not None]
     if not found:
         return [], None

@@ -102,6 +102,17 @@ def test_incomplete_rows_are_problems(tmp_path):
     assert train.meta["skipped"] == {"without a label": 1, "without an image": 1}
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_class_names_without_images_are_left_out_whether_or_not_a_row_is_bad(tmp_path, bad):
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", *CLASSES])}
+    rows = {"image": [*map(picture, range(12)), *[None] * bad]}
+    rows["label"] = [1 + n % 3 for n in range(12 + bad)]
+    dataset_of(rows, **kinds).save_to_disk(tmp_path / "set")
+    train, _ = store_of(tmp_path, tmp_path / "set", on_bad="skip")
+    assert train.meta["classes"] == CLASSES
+    assert_labelled(train)
+
+
 def test_ambiguous_columns_must_be_named(tmp_path):
     kinds = {column: datasets.Image() for column in ("before", "after")}
     kinds |= {"fine": datasets.ClassLabel(names=CLASSES), "coarse": datasets.ClassLabel(names=["a", "b"])}
