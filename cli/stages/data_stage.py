@@ -16,7 +16,10 @@ from diffusion.system.signals import stop_request
 
 
 def run_stage(_: object) -> None:
-    """Prepare the data of params.yaml and print its size; a signal stops at the next report of progress."""
+    """Prepare the data of params.yaml and print its size.
+
+    A signal stops a download at once, and the reading of images at the next report of progress.
+    """
     with stop_request() as stop, progress("data") as show_images, ExitStack() as download_line:
         lines: dict[str, Show] = {}
 

@@ -29,6 +29,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.section import fingerprint
+from diffusion.system.signals import interrupt_on_signal
 
 Progress = Callable[[int, int], None]  # images done, images in all
 BUSY = "another process is preparing this data set already: wait for it or stop it"
@@ -72,9 +73,11 @@ def prepare(
     Images are read on all cores into a folder of `work`. Its name depends on the input, so that a killed
     preparation resumes. Unfinished folders of other settings are removed when this one is complete. The
     folder's lock is next to it and removed last. DiffctlError names what is missing, and what cannot be used
-    unless `on_bad` is skip: then `out` has the list in skipped.csv.
+    unless `on_bad` is skip: then `out` has the list in skipped.csv. A signal interrupts downloads and
+    unpacking at once.
     """
-    raw = build_source(config).open(downloading)
+    with interrupt_on_signal():  # downloads and unpacked files are complete, absent or resumed
+        raw = build_source(config).open(downloading)
     listing = work / "problems.csv"
     if config.on_bad == "stop":
         _refuse(raw.problems, listing)

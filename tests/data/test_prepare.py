@@ -19,8 +19,9 @@ from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader
 from diffusion.images.store import content_digest, open_store, row_digests
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.locks import file_lock
+from diffusion.system.signals import stop_request
 from tests.conftest import ROOT, start_python
 from tests.helpers.damaged_bytes import damages
 from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder, write_numbered
@@ -110,6 +111,17 @@ def test_duplicates_are_counted_within_and_across(tmp_path):
         "test: test/a/0.png",
         *(f"train: train/a/{at}.png" for at in (0, 1, 2, 5)),
     }
+
+
+def test_signal_stops_a_download_at_once(tmp_path, monkeypatch):
+    class Download:
+        def open(self, notify):
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("it continues")
+
+    monkeypatch.setattr("diffusion.data.prepare.build_source", lambda config: Download())
+    with pytest.raises(Interrupted), stop_request():
+        prepare(DataConfig(name="digits"), tmp_path / "out", work=tmp_path / "work")
 
 
 @pytest.fixture(scope="module")
