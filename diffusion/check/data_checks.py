@@ -101,7 +101,12 @@ def _start(plan: DenoiserPlan) -> Iterator[Finding]:
         return
     start = find_pretrained(plan.init_from)
     nearest = start.lineage[0]
-    yield Finding("ok", "start", f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}")
+    message = f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}"
+    ours = plan.data.classes
+    if ours and plan.data.digest:  # else the classes are placeholders
+        known = len({*ours} & {*start.class_names(ours)})
+        message += f"; {known:,} of {len(ours):,} classes start from its class of the same name"
+    yield Finding("ok", "start", message)
     if start.artefact.network.in_channels < plan.network.in_channels:
         message = "it was trained on grey images, so that at first it sees only a third of the noise"
         remedy = "set data.channels: 1 if these images are grey; else a start in RGB, or none, is better"

@@ -67,7 +67,7 @@ _PUBLISHED = {
         },
         process={"timesteps": 1000, "schedule": "cosine"},
         train={**_ADM_TRAIN, "steps": 540_000, "lr": 3e-4, "batch_size": 2048},
-        data="imagenet64",
+        data="imagenet",
         image_size=64,
         num_classes=1000,
         parameters=295_904_454,

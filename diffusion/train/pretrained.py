@@ -26,6 +26,7 @@ from diffusion.system.files import copy_file
 from diffusion.train.train_config import PretrainedConfig
 
 HOW_TO_GET = "`diffctl use --init-from` fetches it, `dvc pull` fetches one that was pushed"
+IMPORTED = "file:"  # begins the digest of unknown data, that of an imported model
 
 
 class PretrainedRefused(UsageError):
@@ -49,11 +50,24 @@ class Pretrained:
         """The model and its ancestors, the nearest first."""
         return (self.artefact.as_ancestor(), *self.artefact.lineage)[:MAX_ANCESTORS]
 
+    def class_names(self, ours: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names to match with `ours`; none if they are mere numbers and ours are others.
+
+        Other data may count the same classes in another order: ImageNet's is that of the synsets in OpenAI's
+        models, and that of the development kit in the downsampled set.
+        """
+        data = self.artefact.data
+        are_numbers = data.classes == tuple(str(label) for label in range(len(data.classes)))
+        if data.digest.startswith(IMPORTED) and are_numbers and data.classes != ours:
+            return ()
+        return data.classes
+
     def transferred(self, weights: Weights, plan: ModelDescription, initial: Weights) -> Transferred:
         """Transfer `weights`, which may be meta tensors, over `initial` ones; PretrainedRefused if unfit."""
-        source = TransferSource(weights, self.artefact.network, self.artefact.data.classes)
+        ours = plan.data.classes
+        source = TransferSource(weights, self.artefact.network, self.class_names(ours))
         try:
-            return transfer(source, plan.network, plan.data.classes, initial)
+            return transfer(source, plan.network, ours, initial)
         except Incompatible as error:
             raise PretrainedRefused(f"train.init_from: {error}") from None
 

@@ -23,6 +23,7 @@ from tests.conftest import ROOT, command, diffctl, params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.prepared import copy_data
 from tests.helpers.small import commit, git
 
 PROFILES = ROOT / "profiles"
@@ -118,7 +119,9 @@ def test_model_is_stored_pinned_and_checked(project: Path, invoke: Invoke) -> No
     assert kept.read_bytes() == model.read_bytes()
     assert pinned(project) == {"sha256": sha256}
     assert "8×8×1, 10 classes" in done.out
-    assert sha256[:16] in found(invoke)["start"]["message"]
+    assert found(invoke)["start"]["message"] == f"from {sha256[:16]}, 1 steps of test"
+    copy_data(project)
+    assert "; 0 of 10 classes start from its class of the same name" in found(invoke)["start"]["message"]
     kept.unlink()
     missing = found(invoke)["start"]
     assert (missing["level"], "`diffctl use --init-from`" in missing["message"]) == ("error", True)

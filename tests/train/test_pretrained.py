@@ -64,6 +64,20 @@ def test_network_and_ema_start_with_the_pretrained_weights(store, start):
     assert {group["scale"] for group in state.optimizer.param_groups} == {1.0}
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_of_an_imported_model_match_the_same_numbers_only(store, digits_model, tmp_path, first):
+    artefact, path = plan_artefact(digits_model.plan), tmp_path / "imported.safetensors"
+    data = artefact.data.model_copy(update={"digest": "file:0"})
+    save_artefact(path, digits_model.ema.state_dict(), artefact.model_copy(update={"data": data}))
+    start = store_pretrained(path)[1].model_sha256
+    meta = {**store.meta, "classes": [str(first + label) for label in range(10)]}
+    other = ImageStore(store.path, store.images, store.labels, meta)
+    rows = new_state(plan_of(other, {"sha256": start}), CPU).network.classes.weight
+    imported = load_model(path).network.classes.weight
+    assert torch.equal(rows[:10], imported[:10]) is (first == 0)
+    assert (rows[:10] == rows[0]).all() == (first == 1), "all start as no class"
+
+
 def test_fingerprint_depends_on_the_start_and_is_unchanged_without_one(store, start):
     plain = plan_of(store)
     assert "init_from" not in plain.model_dump()["train"]
