@@ -33,6 +33,8 @@ HARDWARE_FIELDS = {"devices", "shard", "microbatch", "compile"}
 TRACKED_FIELDS = {"ema_profiles"}  # part of the fingerprint, but of no effect on the model
 # Fields of `process` that do not change a validation loss, whose times are fixed.
 DRAWN_TIMES = {"t_sampler", "t_sampler_options", "stratified"}
+# Fields of `model` for the conditions of a network, which change its validation loss.
+CONDITIONS = ("class_cond", "low_res", "cond_noise")
 
 
 class TrainPlan(ModelDescription):
@@ -114,8 +116,12 @@ def changed_loss(plan: DenoiserPlan, other: DenoiserPlan) -> str | None:
     """
     of_train = {"val_images", "batch_size"} if OBJECTIVES[plan.process.loss].whole_batch else {"val_images"}
     values = [
-        {"process": process.model_dump(exclude=DRAWN_TIMES), "train": train.model_dump(include=of_train)}
-        for process, train in ((plan.process, plan.train), (other.process, other.train))
+        {
+            "process": one.process.model_dump(exclude=DRAWN_TIMES),
+            "model": {name: getattr(one.network, name) for name in CONDITIONS},
+            "train": one.train.model_dump(include=of_train),
+        }
+        for one in (plan, other)
     ]
     return next(iter(changed_fields(*values)), None)
 

@@ -21,7 +21,7 @@ from diffusion.train.initial_state import new_state
 from diffusion.train.loop import Diverged
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.observers import Observer
-from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
+from diffusion.train.plan import DenoiserPlan, TrainPlan, changed_loss, training_fingerprint
 from diffusion.train.train_config import BAND_NAMES, CURVE_ROWS, VALIDATION_SHARE, TrainConfig
 from diffusion.train.train_state import TrainState, band_sums, with_band_means
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, write_loss_curve
@@ -188,3 +188,11 @@ def test_the_mean_of_a_window_is_over_images_not_steps() -> None:
     totals = {name: (first[name] + second[name]).item() / 2 for name in first} | {"loss": 0.5}
     means = dict(zip(BAND_NAMES, [3.0, None, 4.0, 8.0], strict=True))
     assert with_band_means(totals) == {"loss": 0.5, **{k: v for k, v in means.items() if v}}
+
+
+@pytest.mark.parametrize("change", [{"class_cond": False}, {"low_res": 2}, {"cond_noise": 0.1}])
+def test_losses_of_other_conditions_are_not_compared(store: ImageStore, change: dict[str, Any]) -> None:
+    plan, other = (plan_of(store, {"low_res": 4, **one}, p_uncond=0.0) for one in ({}, change))
+    (name,) = change
+    assert str(changed_loss(plan, other)).startswith(f"model.{name} ")
+    assert changed_loss(plan, plan) is None
