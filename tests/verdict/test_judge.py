@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
+from cli.actions.trials import verdict
 from cli.actions.trials.verdict_judge import Judge
 from cli.actions.trials.verdict_trials import VerdictTrials
 from diffusion.choice.paired_test import PairedTest
+from diffusion.layout import VERDICT_RUNS
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.search.search_dir import (
     SCORES,
@@ -26,6 +28,8 @@ from diffusion.system.errors import DiffctlError
 from diffusion.verdict.arms import Arm
 from diffusion.verdict.outcome import TrainingOutcome
 from tests.conftest import params
+from tests.helpers.invoke import Invoke
+from tests.helpers.prepared import copy_data
 from tests.helpers.scores_document import chance, document, with_errors
 
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
@@ -180,6 +184,23 @@ def test_without_a_full_training_the_measurement_is_the_estimate(machine: Callab
     assert one.judge(budget=50.0)[1] == [outcome]
     judge, (outcome,) = one.judge(budget=60.0)
     assert (len(outcome.pairs), judge.seconds) == (6, 60)
+
+
+def test_budget_does_not_refuse_a_verdict_that_has_begun(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*ignored: object) -> None:
+        raise DiffctlError("the trainings start")
+
+    copy_data(project)
+    monkeypatch.setattr(verdict, "preflight", lambda *ignored: None)
+    monkeypatch.setattr(verdict, "_measure", lambda *ignored: 100.0)
+    monkeypatch.setattr(verdict, "trial_runner", start)
+    line = ("verdict", "train.batch_size=4", "--metric", "loss", "--budget", "1s")
+    assert "--budget: 3 pairs need about" in invoke(*line).err
+    (folder,) = VERDICT_RUNS.glob("*")
+    trial_dir(folder, 0).mkdir(parents=True)
+    assert "the trainings start" in invoke(*line).err
 
 
 @pytest.mark.parametrize("budget", [None, 165.0])

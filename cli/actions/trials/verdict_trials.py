@@ -68,6 +68,11 @@ class VerdictTrials:
         """Whether the number of images is final."""
         return self._progress is not None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a training was started before."""
+        return self.place(Job(0, 0)).parent.exists()
+
     def seed(self, job: Job) -> int:
         """Return the seed of a training."""
         return self.arms[0].config.train.seed + job.pair + self.arms[job.arm].seeds
