@@ -4,6 +4,7 @@ Steps are fixed before the first training. So trainings stay exact and resumable
 content, which a training that stops by the clock is not.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -107,16 +108,23 @@ def time_ranges(rounds: Sequence[Sequence[float]]) -> list[Ratio]:
 
 
 def _measure(arms: Sequence[Arm], device: torch.device) -> tuple[tuple[float, ...], ...]:
-    """Time steps of the arms in turns, without torch.compile."""
-    works = [step_work(Project(arm.config), arm.plan, device) for arm in arms]
-    batches = [arm.config.train.batch_size for arm in arms]
-    first = [work(batch, 2)[-1] for work, batch in zip(works, batches, strict=True)]  # the others warm up
+    """Time steps of the arms in turns, without torch.compile.
+
+    An arm has a new state each time: a device may have no room for those of all arms.
+    """
+    projects = [Project(arm.config) for arm in arms]
+
+    def seconds(number: int, count: int) -> float:
+        """Return the median of `count` steps of an arm, after one that warms up."""
+        gc.collect()  # the import of torch.compile, at the first state, leaves it in a cycle
+        plan = arms[number].plan
+        found = step_work(projects[number], plan, device)(plan.train.batch_size, count + 1)
+        return median(found[1:] or found)
+
+    numbers = range(len(arms))
+    first = [seconds(number, 1) for number in numbers]
     counts = [max(1, min(MAX_ROUND_STEPS, int(ROUND_SECONDS / max(one, 1e-9)))) for one in first]
-    found = []
-    for _ in range(ROUNDS):
-        each = zip(works, batches, counts, strict=True)
-        found.append(tuple(median(work(batch, count)) for work, batch, count in each))
-    return tuple(found)
+    return tuple(tuple(seconds(number, counts[number]) for number in numbers) for _ in range(ROUNDS))
 
 
 def with_equal_work(control: Arm, changes: Sequence[Arm], ratios: Sequence[Ratio]) -> list[Arm]:

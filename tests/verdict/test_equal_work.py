@@ -1,5 +1,6 @@
 """Arms of equal time or FLOPs: what a step costs, and the steps that follow."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,23 @@ def test_ratio_of_each_round_is_of_its_own_control() -> None:
     assert str(Ratio(2.0, 1.9, 2.1)) == "2 (1.9 to 2.1)"
 
 
-def test_time_is_measured_once(arm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+class State:
+    """The state of a training on the device."""
+
+
+def test_time_is_measured_once_with_one_state_at_a_time(arm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
     held: list[int] = []
+    states: weakref.WeakSet[State] = weakref.WeakSet()
 
     def step_work(project: Project, plan: TrainPlan, device: torch.device) -> Work:
+        state = State()
+        states.add(state)
+
         def work(images: int, repeats: int) -> list[float]:
+            assert list(states) == [state]
             calls.append((plan.train.batch_size, images))
-            return [images / 100] * repeats
+            return [1.0] + [images / 100] * (repeats - 1)  # the first one warms up
 
         return work
 
