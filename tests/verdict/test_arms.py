@@ -70,6 +70,8 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
         ):
             assert_refused(invoke("verdict", change, "--equal", quantity), f"--equal {quantity}", words)
     assert_refused(invoke("verdict", "train.batch_size=4"), "data/reference")
+    devices = invoke("verdict", "train.batch_size=4", "train.devices=2", "--ray")
+    assert_refused(devices, "train.devices", "--ray")
     write_params(
         project, process={"schedule": "edm", "loss": "consistency", "loss_options": {"stage_steps": 2}}
     )

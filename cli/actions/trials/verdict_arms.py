@@ -76,7 +76,7 @@ def read_arms(options: Verdict) -> list[Arm]:
 
 
 def check_options(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
-    """Raise UsageError for options without effect, or if a validation loss is not one for all arms."""
+    """Raise UsageError for options without effect, and for arms that they do not fit."""
     of_trainings = {
         "--metric loss": options.metric == "loss",
         f"--equal {options.equal}": options.equal != "steps",
@@ -88,6 +88,8 @@ def check_options(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
     given = [flag for flag, is_given in of_trainings.items() if is_given]
     if subject == "sampling" and given:
         raise UsageError(f"{given[0]} is of trainings, and the change is of the sampling alone: leave it out")
+    if options.ray and len({arm.config.train.devices for arm in arms}) > 1:
+        raise UsageError("train.devices: with --ray it is equal in all arms: leave it out of the change")
     if options.metric == "loss":
         refuse_other_losses(arms[0], arms[1:], equal_steps=options.equal == "steps")
 
