@@ -9,16 +9,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 from cli.actions.scores.model_sweep import check_scoring, score_grid
+from cli.actions.trials.trial_processes import MODULE
 from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
-from cli.shared.options import RayOptions
 from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.config import Config, load
@@ -28,14 +28,13 @@ from diffusion.layout import HELD_OUT, PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import About, Elapsed, Trial, TrialResult
-from diffusion.search.trial_runner import TrialRunner
+from diffusion.search.search_dir import About, Elapsed, TrialResult
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, Interrupted, LastingError, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.processes import die_with_parent
-from diffusion.system.signals import StopRequest, stop_request
+from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.distributed.launch import is_follower
@@ -45,7 +44,7 @@ from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
 from flows.dvc_stage import fetch_pretrained
-from flows.ray.trial_runner import STARTER, ray_trials, run_process
+from flows.ray.trial_runner import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, VERDICT, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.project import title_of
@@ -54,7 +53,6 @@ from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool
 from tracking.spool.sender import close_sender, start_sender
 
-MODULE = ("-P", "-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
 LOCK = "lock"  # in a trial's folder
 
 
@@ -99,35 +97,6 @@ def _is_of_settings(error: DiffctlError, trial: "TrialRun") -> bool:
     if isinstance(error, UsageError):  # such as that of a missing file
         return trial.has_files()
     return isinstance(error, LastingError | NonFiniteError | OutOfMemory)
-
-
-def run_in_process(folder: Path) -> TrialResult:
-    """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
-    with stop_request() as stop:
-        result = run_process([sys.executable, *MODULE, str(folder)], folder, stop)
-        stop.raise_if_set()
-    assert result is not None, "it was not stopped"
-    return result
-
-
-def trial_runner(
-    options: RayOptions,
-    config: Config,
-    folder: Path,
-    run: Callable[[Trial], TrialResult],
-    address: str | None = None,
-) -> AbstractContextManager[TrialRunner]:
-    """Return the runner of the trials in a folder: here, one by one by `run`, or on Ray."""
-    if not options.ray:
-        return nullcontext(TrialRunner(run))
-    return ray_trials(
-        address or config.sample.address,
-        folder,
-        (*MODULE, "--local"),
-        at_once=options.max_parallel,
-        cpus=options.cpus or 1,
-        gpus=config.train.devices if isinstance(config.train.devices, int) else 1,
-    )
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from cli.actions.scores.model_sweep import check_scoring
-from cli.actions.trials.search_trial import run_in_process, trial_runner
+from cli.actions.trials.trial_processes import run_in_process, trial_runner
 from cli.commands.models import Search
 from cli.shared.console import print_table
 from diffusion.check import preflight

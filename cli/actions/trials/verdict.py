@@ -11,7 +11,7 @@ import torch
 import typer
 
 from cli.actions.scores.model_sweep import check_scoring, score_grid
-from cli.actions.trials.search_trial import run_in_process, trial_runner
+from cli.actions.trials.trial_processes import run_in_process, trial_runner
 from cli.actions.trials.verdict_arms import (
     check_options,
     count_equal_work,
