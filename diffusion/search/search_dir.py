@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from diffusion.images.store import ImageStore
 from diffusion.layout import PARAMS, SEARCH_RUNS, VERDICT_RUNS
 from diffusion.search.search_config import Point, SearchConfig, applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
@@ -120,6 +121,14 @@ def open_about(folder: Path, about: About, bases: Callable[[], dict[str, str]] =
         about = about.model_copy(update={"bases": bases()})
         write_json(folder / ABOUT, add_checksum(about.model_dump()))
         return about
+
+
+def refuse_other_images(about: About, stores: Sequence[ImageStore]) -> None:
+    """Raise DiffctlError if the training or held-out images are not those of the start."""
+    for store, digest in zip(stores, (about.data_digest, about.heldout_digest), strict=True):
+        if digest and store.digest != digest:  # an older version stored none of the held-out images
+            found = f"{store.path} has other images than when this search or verdict began"
+            raise DiffctlError(f"{found}: restore them to resume it")
 
 
 def known_searches() -> list[About]:

@@ -10,6 +10,8 @@ import psutil
 import pytest
 
 from cli.actions.trials import trial_search
+from diffusion.images.store import open_store
+from diffusion.layout import PREPARED
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import (
     ABOUT,
@@ -98,7 +100,8 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     write_params(project, train={"val_every": 2, "val_images": 8}, search=search)
     copy_data(project)
     folder = project / "runs/search/search"
-    open_search(folder, section, {}, ("train", "test"))
+    train, test = (open_store(PREPARED / split).digest for split in ("train", "test"))
+    open_search(folder, section, {}, (train, test))
     study = SearchStudy(folder, section)
     for seed in range(3):
         number = study.start({"train.seed": seed}).number

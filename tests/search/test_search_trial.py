@@ -6,14 +6,18 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cli.actions.trials import search_trial
+from cli.actions.trials.verdict_arms import identify
 from cli.commands.models import SearchTrial
+from cli.commands.verdict import Verdict
 from cli.stages import training
 from cli.stages.observers import TrackedTraining
-from diffusion.layout import HELD_OUT, TRAIN_RUNS, VERDICT_RUNS
+from diffusion.images.store import open_store
+from diffusion.layout import HELD_OUT, PREPARED, TRAIN_RUNS, VERDICT_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search.search_dir import (
     About,
@@ -29,8 +33,9 @@ from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, U
 from diffusion.system.locks import LockBusy
 from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import OutOfMemory
+from diffusion.verdict.arms import Arm
 from tests.conftest import params
-from tests.helpers.prepared import copy_data
+from tests.helpers.prepared import copy_data, reverse_held_out_images
 
 SHORT = {"steps": 4, "save_every": 4, "log_every": 2, "val_every": 4}
 
@@ -44,10 +49,13 @@ def run_trial(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunTrial:
     for place, name in ((training, "start_sender"), (training, "close_sender"), (TrackedTraining, "preview")):
         monkeypatch.setattr(place, name, lambda *ignored: None)
     monkeypatch.setattr(training, "training_name", lambda config: "digits")
+    data, heldout = (open_store(folder).digest for folder in (PREPARED / "train", HELD_OUT))
 
-    def run(name: str = "first", val_images: int = 8, metric: str = "loss") -> TrialResult | None:
-        verdict = VERDICT_RUNS / name
-        open_about(verdict, About(key=name, data_digest="", settings={}, search={"metric": metric}))
+    def run(name: str = "first", val_images: int = 8, **search: Any) -> TrialResult | None:
+        verdict, search = VERDICT_RUNS / name, {"metric": "loss", **search}
+        open_about(
+            verdict, About(key=name, data_digest=data, heldout_digest=heldout, settings={}, search=search)
+        )
         folder = trial_dir(verdict, 0)
         write_trial_params(folder, params(train={**SHORT, "val_images": val_images}), {})
         search_trial.run_trial(SearchTrial(folder=folder, local=False))
@@ -103,7 +111,7 @@ def test_failure_with_a_missing_reference_is_no_result(
     monkeypatch.setattr(search_trial, "check_scoring", lambda config: None)
     assert run_trial(metric="fd") == TrialResult("failed", reason="?")
     shutil.rmtree(HELD_OUT)
-    with pytest.raises(UsageError, match=re.escape("?")):
+    with pytest.raises(UsageError, match=f"no images in {HELD_OUT}"):
         run_trial("another")
 
 
@@ -128,3 +136,32 @@ def test_seconds_of_interrupted_processes_are_added(
     monkeypatch.setattr(search_trial, "_train_and_score", resumed)
     run_trial()
     assert read_elapsed(trial_dir(VERDICT_RUNS / "first", 0)) == Elapsed(100.0, is_full=True)
+
+
+def done(*ignored: object) -> TrialResult:
+    """Return the result of a trial that trains nothing."""
+    return TrialResult("done", 1.0)
+
+
+def test_trial_with_other_images_than_at_the_start_is_no_result(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reverse_held_out_images()
+    with pytest.raises(DiffctlError, match=f"{HELD_OUT} has other images than when this search or verdict"):
+        run_trial()
+    reverse_held_out_images()
+    monkeypatch.setattr(search_trial, "_train_and_score", done)
+    assert run_trial() == done()
+
+
+def test_trial_of_other_code_than_its_verdict_is_no_result(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_trial, "_train_and_score", done)
+    arm = Arm("control", params(train={**SHORT, "val_images": 8}))
+    options = Verdict(changes=["train.steps=4"], metric="loss")
+    search = identify([arm], options, "training", {})[1].search
+    for number, changed in enumerate(({"code": ["other"]}, {"scoring": {"code": "other"}})):
+        with pytest.raises(DiffctlError, match="changed since this verdict began"):
+            run_trial(f"changed{number}", **{**search, **changed})
+    assert run_trial("same", **search) == done()

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cli.actions.trials import verdict_arms
-from cli.actions.trials.verdict_arms import identify, read_arms
+from cli.actions.trials.verdict_arms import identify, read_arms, refuse_other_code
 from cli.actions.trials.verdict_trials import Job, VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.code_digest import module_digests
@@ -18,6 +18,7 @@ from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.learned_grid import LearnedGrids
 from diffusion.search.search_dir import Trial, TrialResult, trial_dir, write_result
 from diffusion.search.trial_runner import TrialRunner
+from diffusion.system.errors import DiffctlError
 from diffusion.verdict.arms import Arm, find_subject
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
@@ -69,9 +70,9 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
             ("train.steps=4", "train.steps"),
         ):
             assert_refused(invoke("verdict", change, "--equal", quantity), f"--equal {quantity}", words)
-    assert_refused(invoke("verdict", "train.batch_size=4"), "data/reference")
     devices = invoke("verdict", "train.batch_size=4", "train.devices=2", "--ray")
     assert_refused(devices, "train.devices", "--ray")
+    assert_refused(invoke("verdict", "train.batch_size=4"), "data/reference")
     write_params(
         project, process={"schedule": "edm", "loss": "consistency", "loss_options": {"stage_steps": 2}}
     )
@@ -182,8 +183,12 @@ def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
         return identify(read_arms(options), options, "training", bases)[1].key
 
     small_model(Path("guide.safetensors"))
+    about, change = identify(read_arms(options), options, "training", {})[1], read_arms(options)[1].values
+    refuse_other_code(about, 3, change)
     keys = [key(), key()]
     small_model(Path("guide.safetensors"), seed=1)
+    with pytest.raises(DiffctlError, match="guide"):
+        refuse_other_code(about, 3, change)
     keys.append(key())
     monkeypatch.setattr("diffusion.protocol.extractors.EVALUATION_VERSION", 99)
     keys.append(key())

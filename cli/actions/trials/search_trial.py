@@ -17,12 +17,13 @@ from pathlib import Path
 
 from cli.actions.scores.model_sweep import check_scoring, score_grid
 from cli.actions.trials.trial_processes import MODULE
+from cli.actions.trials.verdict_arms import refuse_other_code
 from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
 from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.config import Config, load
-from diffusion.images.store import open_store
+from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import HELD_OUT, PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.sample.sampler import NonFiniteError
@@ -33,6 +34,7 @@ from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, Interrupted, LastingError, UsageError
 from diffusion.system.locks import file_lock
+from diffusion.system.params import read_params
 from diffusion.system.processes import die_with_parent
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
@@ -82,6 +84,7 @@ def run_trial(options: SearchTrial) -> None:
     with file_lock(folder / LOCK):
         if search_dir.read_result(folder) is None:
             trial = TrialRun(folder, config, config.search)
+            _check_start(trial, store)
             with _timed(trial):
                 try:
                     result = _train_and_score(trial, trainer, plan)
@@ -90,6 +93,13 @@ def run_trial(options: SearchTrial) -> None:
                         raise
                     result = TrialResult("failed", reason=str(error)[:1000])
             search_dir.write_result(folder, result)
+
+
+def _check_start(trial: "TrialRun", store: ImageStore) -> None:
+    """Raise DiffctlError if images or code have changed since the start."""
+    search_dir.refuse_other_images(trial.about, (store, open_store(HELD_OUT, PreparedMeta)))
+    if trial.section is None:
+        refuse_other_code(trial.about, int(trial.folder.name), read_params(trial.folder / PARAMS.name))
 
 
 def _is_of_settings(error: DiffctlError, trial: "TrialRun") -> bool:
@@ -129,9 +139,8 @@ class TrialRun:
         return self.section is None and self.about.search["metric"] == "loss"
 
     def has_files(self) -> bool:
-        """Return whether the files that all trials read are there and not stale."""
+        """Return whether the files that its scoring reads are there and not stale."""
         with suppress(DiffctlError):
-            open_store(HELD_OUT, PreparedMeta)
             if not self.is_by_loss:
                 check_scoring(self.config)
             return True

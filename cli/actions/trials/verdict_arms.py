@@ -33,7 +33,7 @@ from diffusion.sample.sampling_card import code_of_models
 from diffusion.search.search_config import applied
 from diffusion.search.search_dir import About
 from diffusion.system.devices import acquire_device, default_device, device_name
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.params import read_params
 from diffusion.system.section import fingerprint
 from diffusion.train import validation_loss
@@ -170,14 +170,33 @@ def identify(
     digests = control.plan.data.digest, open_store(HELD_OUT, PreparedMeta).digest
     key = fingerprint({**settings, "data": digests})
     names = {"control": control.name, "changes": [arm.name for arm in arms[1:]], "cell": cell.name}
+    code = [arm.plan.code[-1].digest for arm in arms]
     config = control.config.model_dump(mode="json")
     return VERDICT_RUNS / key, About(
         key=key,
         data_digest=digests[0],
         heldout_digest=digests[1],
         settings=config,
-        search={**settings, **names},
+        search={**settings, **names, "code": code},
     )
+
+
+def refuse_other_code(about: About, number: int, values: dict[str, Any]) -> None:
+    """Raise DiffctlError if the code or a file that decides a score of the verdict is not that of its start.
+
+    `values` are the params.yaml of the training with this number.
+    """
+    known, arm = about.search, Arm(PARAMS.name, values)
+    if "code" not in known:
+        return  # an older version stored none
+    place = number % len(known["code"])
+    if known["metric"] == "loss":
+        is_same = known["scoring"] == _loss_scoring(arm)
+    else:
+        is_same = _sampling(arm, None, about.bases).items() <= known["scoring"][place].items()
+    if not is_same or known["code"][place] != arm.plan.code[-1].digest:
+        found = "the code, torch, the guide or the classifier changed since this verdict began"
+        raise DiffctlError(f"{found}: restore it to resume, or run the command again for another verdict")
 
 
 def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
@@ -187,7 +206,16 @@ def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
 
 
 def _scoring(arm: Arm, name: str | None, bases: Mapping[str, str]) -> dict[str, Any]:
-    """Return what decides an arm's scores next to its settings: guide, classifier, code and versions."""
+    """Return what decides an arm's scores next to its settings.
+
+    Features of a reference depend on the same `evaluation`: scores with a stale one are refused.
+    """
+    evaluation = [extraction(space_extractor(space)) for space in arm.config.evaluate.spaces]
+    return {**_sampling(arm, name, bases), "evaluation": evaluation}
+
+
+def _sampling(arm: Arm, name: str | None, bases: Mapping[str, str]) -> dict[str, Any]:
+    """Return what decides an arm's scores next to settings and features: guide, classifier and code."""
     settings = cell_settings(arm.config.sample, arm.cell(name))
     guide = read_artefact(Path(settings.guide)) if settings.needs_guide and settings.guide else None
     classifier = None
@@ -200,7 +228,6 @@ def _scoring(arm: Arm, name: str | None, bases: Mapping[str, str]) -> dict[str, 
     return {
         "networks": [one and one.model_sha256 for one in (guide, classifier)],
         "sampling": [SAMPLING_VERSION, torch_version(), code],
-        "evaluation": [extraction(space_extractor(space)) for space in arm.config.evaluate.spaces],
         "scores": code_digest(module_digests(sweep_scores.__name__)),
     }
 
