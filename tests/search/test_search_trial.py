@@ -31,6 +31,7 @@ from diffusion.search.search_dir import (
 )
 from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
 from diffusion.system.locks import LockBusy
+from diffusion.train.distributed import launch
 from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.verdict.arms import Arm
@@ -165,3 +166,22 @@ def test_trial_of_other_code_than_its_verdict_is_no_result(
         with pytest.raises(DiffctlError, match="changed since this verdict began"):
             run_trial(f"changed{number}", **{**search, **changed})
     assert run_trial("same", **search) == done()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MLFLOW_TRACKING_URI", "mlruns"), ("DIFFCTL_STATE_URL", "memory://states")]
+)
+def test_failure_by_a_wrong_variable_is_no_result(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(search_trial, "_train_and_score", raising(UsageError("?")))
+    with pytest.raises(UsageError, match=name):
+        run_trial()
+
+
+def test_failure_by_missing_gpus_is_no_result(run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "process_count", raising(UsageError("there is 1 GPU")))
+    monkeypatch.setattr(search_trial, "_train_and_score", raising(UsageError("?")))
+    with pytest.raises(UsageError, match="1 GPU"):
+        run_trial()

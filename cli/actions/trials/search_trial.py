@@ -39,7 +39,8 @@ from diffusion.system.processes import die_with_parent
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import newest_step
-from diffusion.train.distributed.launch import is_follower
+from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
+from diffusion.train.distributed.launch import is_follower, world_size
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.planning import plan_training
 from diffusion.train.step_memory import OutOfMemory
@@ -54,6 +55,7 @@ from tracking.runs.base_models import fixed_base
 from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool
 from tracking.spool.sender import close_sender, start_sender
+from tracking.store import tracking_uri
 
 LOCK = "lock"  # in a trial's folder
 
@@ -84,7 +86,7 @@ def run_trial(options: SearchTrial) -> None:
     with file_lock(folder / LOCK):
         if search_dir.read_result(folder) is None:
             trial = TrialRun(folder, config, config.search)
-            _check_start(trial, store)
+            _check_start(trial, store, plan)
             with _timed(trial):
                 try:
                     result = _train_and_score(trial, trainer, plan)
@@ -95,11 +97,15 @@ def run_trial(options: SearchTrial) -> None:
             search_dir.write_result(folder, result)
 
 
-def _check_start(trial: "TrialRun", store: ImageStore) -> None:
-    """Raise DiffctlError if images or code have changed since the start."""
+def _check_start(trial: "TrialRun", store: ImageStore, plan: DenoiserPlan) -> None:
+    """Raise DiffctlError for changed images or code, wrong variables and missing GPUs."""
     search_dir.refuse_other_images(trial.about, (store, open_store(HELD_OUT, PreparedMeta)))
     if trial.section is None:
         refuse_other_code(trial.about, int(trial.folder.name), read_params(trial.folder / PARAMS.name))
+    tracking_uri()
+    world_size(plan.train)
+    if url := os.environ.get(VARIABLE):
+        StateMirror(url, trial.folder)
 
 
 def _is_of_settings(error: DiffctlError, trial: "TrialRun") -> bool:
