@@ -3,7 +3,9 @@
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,3 +187,18 @@ def test_failure_by_missing_gpus_is_no_result(run_trial: RunTrial, monkeypatch: 
     monkeypatch.setattr(search_trial, "_train_and_score", raising(UsageError("?")))
     with pytest.raises(UsageError, match="1 GPU"):
         run_trial()
+
+
+def test_trials_of_one_training_run_one_after_another(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(2)
+
+    def score(*ignored: object) -> TrialResult:
+        with pytest.raises(threading.BrokenBarrierError):
+            meeting.wait(0.5)  # until another trial is here
+        return done()
+
+    monkeypatch.setattr(search_trial, "_train_and_score", score)
+    with ThreadPoolExecutor() as threads:
+        assert list(threads.map(run_trial, ("first", "second"))) == [done(), done()]

@@ -41,7 +41,7 @@ from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
 from diffusion.train.distributed.launch import is_follower, world_size
-from diffusion.train.plan import DenoiserPlan
+from diffusion.train.plan import DenoiserPlan, training_fingerprint
 from diffusion.train.planning import plan_training
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
@@ -58,14 +58,15 @@ from tracking.spool.sender import close_sender, start_sender
 from tracking.store import tracking_uri
 
 LOCK = "lock"  # in a trial's folder
+TRAINING_LOCK = "trial.lock"  # in the folder of a training: its trials run one after another
 
 
 def run_trial(options: SearchTrial) -> None:
     """Run or resume the trial in the folder, and write its result to ended.json.
 
-    It waits for another process of the same trial, such as one on an unreachable machine. A failure that its
-    settings cause is a result. UsageError if the folder has no trial; other DiffctlErrors leave it without a
-    result. Interrupted on a signal, after a save.
+    It waits for another process of the same trial, such as one on an unreachable machine, and for other
+    trials of the same training. A failure that its settings cause is a result. UsageError if the folder has
+    no trial; other DiffctlErrors leave it without a result. Interrupted on a signal, after a save.
     """
     folder = options.folder
     config = load(folder / PARAMS.name)
@@ -83,7 +84,8 @@ def run_trial(options: SearchTrial) -> None:
     trainer = Trainer(plan, store, command, partial(print_line, "train"), *paths)
     if is_follower():
         return follow(trainer)
-    with file_lock(folder / LOCK):
+    training = TRAIN_RUNS / training_fingerprint(plan)
+    with file_lock(folder / LOCK), file_lock(training / TRAINING_LOCK):
         if search_dir.read_result(folder) is None:
             trial = TrialRun(folder, config, config.search)
             _check_start(trial, store, plan)
