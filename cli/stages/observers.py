@@ -47,6 +47,7 @@ class ConsoleTraining(Observer):
         self.name, self.run = name, run
         self._show, self._heldout = show, heldout
         self._beat_at = 0.0
+        self.validated: dict[str, float] = {}  # the latest validation losses, which may not be finite
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
         """Print the folder of the training, and where it resumes or why it starts from scratch."""
@@ -85,7 +86,8 @@ class ConsoleTraining(Observer):
 
     def validate(self, state: TrainState, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Return the validation losses, if there are images for them."""
-        return self._heldout.losses(state, network, ema) if self._heldout else {}
+        self.validated = self._heldout.losses(state, network, ema) if self._heldout else {}
+        return self.validated
 
 
 class Validation(NamedTuple):

@@ -1,5 +1,6 @@
 """The process of a trial: what it computes, stores and leaves to the next one."""
 
+import math
 import re
 import shutil
 import signal
@@ -31,11 +32,12 @@ from diffusion.search.search_dir import (
     trial_dir,
     write_trial_params,
 )
-from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, TemporaryError, UsageError
 from diffusion.system.locks import LockBusy
 from diffusion.train.distributed import launch
 from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import OutOfMemory
+from diffusion.train.validation_loss import ValidationLoss
 from diffusion.verdict.arms import Arm
 from tests.conftest import params
 from tests.helpers.prepared import copy_data, reverse_held_out_images
@@ -202,3 +204,12 @@ def test_trials_of_one_training_run_one_after_another(
     monkeypatch.setattr(search_trial, "_train_and_score", score)
     with ThreadPoolExecutor() as threads:
         assert list(threads.map(run_trial, ("first", "second"))) == [done(), done()]
+
+
+@pytest.mark.slow
+def test_validation_loss_that_is_not_finite_is_the_failure_of_its_trial(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ValidationLoss, "losses", lambda *ignored: {"loss": math.nan})
+    with pytest.warns(DiffctlWarning, match="NaN"):
+        assert run_trial() == TrialResult("failed", reason="its validation loss is not finite")

@@ -188,6 +188,8 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         trial.stop.clear()
         return TrialResult("pruned")
     if trial.is_by_loss:
+        if not math.isfinite(training.validated.get("loss", 0.0)):  # the curve leaves it out
+            return TrialResult("failed", reason="its validation loss is not finite")
         return TrialResult("done", _validation_loss(trial.folder / search_dir.CURVE, plan.train.steps))
     config, folder = trial.config, training.run.folder
     base = fixed_base(config.sample.base, trial.about.bases)
