@@ -3,7 +3,8 @@
 The best Fréchet distance after 240 s of training on two CPU cores. docs/speedrun.md has the rules.
 
 Without --config every entry runs with its seeds. A result that exists is not computed again. Other --seconds
-or --images are tries: their results are in `runs/speedrun/`. `--render` only updates docs/speedrun.md.
+or --images are tries: their results are in `runs/speedrun/`. So are those of `--steps`, which compares
+entries of this library with equal steps. `--render` only updates docs/speedrun.md.
 
 `--contest objectives` runs the entries of docs/objectives.md, whose trainings count steps instead of time.
 Several processes can share them by --config.
@@ -270,12 +271,14 @@ def main() -> None:
     parser.add_argument("--config", metavar="NAME", help="an entry; all without it")
     parser.add_argument("--seed", type=int, metavar="N", help="a seed; the entry's own without it")
     parser.add_argument("--seconds", type=float, help="of a training; the contest's without it")
+    parser.add_argument("--steps", type=int, help="of a training, instead of a time")
     parser.add_argument("--images", type=int, help="to score; the contest's number without it")
     parser.add_argument("--render", action="store_true", help="update the page and run nothing")
     arguments = parser.parse_args()
     contest = contests[arguments.contest]
     entries = contest.read()
-    size = Size(arguments.seconds or contest.size.seconds, arguments.images or contest.size.images)
+    seconds = None if arguments.steps else arguments.seconds or contest.size.seconds
+    size = Size(seconds, arguments.images or contest.size.images)
     folder = contest.results if size == contest.size else ROOT / "runs" / contest.name
     names = [arguments.config] if arguments.config else list(entries)
     if unknown := set(names) - entries.keys():
@@ -283,7 +286,7 @@ def main() -> None:
     given = None if arguments.seed is None else (arguments.seed,)
     todo = [(name, seed) for name in names for seed in given or entries[name].seeds]
     todo = [(name, seed) for name, seed in todo if not (folder / f"{name}-{seed}.json").exists()]
-    failed = run_all(contest, todo, size, folder) if todo and not arguments.render else 0
+    failed = run_all(contest, todo, size, folder, arguments.steps) if todo and not arguments.render else 0
     if folder == contest.results:
         page = contest.page.read_text(encoding="utf-8")
         write_text(contest.page, with_leaderboard(page, read_results(folder)))
@@ -291,9 +294,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: Path) -> int:
-    """Run, on two cores if the time counts, and store each result; return the number of failures."""
-    if contest.size.seconds:
+def run_all(
+    contest: Contest, todo: list[tuple[str, int]], size: Size, folder: Path, steps: int | None = None
+) -> int:
+    """Run, on two cores if the time counts, and store each result; return the number of failures.
+
+    A training takes `steps`, if they are given.
+    """
+    if size.seconds:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
         torch.set_num_threads(CORES)
     failures, device = 0, default_device()
@@ -305,6 +313,8 @@ def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: P
         for name, seed in todo:
             entry = contest.read()[name]  # here, since the best one may be new
             print(f"{name}, seed {seed}: {entry.what}, after {entry.after}", flush=True)
+            if steps:
+                entry = entry._replace(params=merge(entry.params, {"train": {"steps": steps}}))
             own = size._replace(seconds=entry.seconds) if entry.seconds and size == contest.size else size
             try:
                 result = {**card(entry, seed), **run(entry, seed, own, train, judges, folder), **floor}
