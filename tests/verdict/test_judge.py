@@ -158,10 +158,13 @@ def test_failure_in_the_pair_whose_images_are_raised_ends_its_change(machine: Ca
     assert as_json(one.judge(pairs=(3, 4))[1]) == as_json([failed, other])
 
 
-def test_budget_ends_after_the_first_look_and_can_be_raised(machine: Callable[..., Machine]) -> None:
+def test_budget_ends_after_the_first_look_and_can_be_raised(
+    machine: Callable[..., Machine], capsys: pytest.CaptureFixture[str]
+) -> None:
     one = machine(EQUAL)
     judge, (outcome,) = one.judge(budget=1.0)
     assert (len(outcome.pairs), judge.is_over_budget) == (3, True)
+    assert "the budget ends before pair 4: a larger --budget resumes" in capsys.readouterr().err
     judge, (outcome,) = one.judge(budget=100.0)
     assert (len(outcome.pairs), judge.seconds, judge.is_over_budget) == (5, 100, True)
     assert one.judge(budget=100.0)[1] == [outcome]

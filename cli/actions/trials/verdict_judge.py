@@ -46,7 +46,10 @@ class Judge:
         done: list[Job] = []
         for pair in range(test.last):
             active = [number for number, one in enumerate(outcomes, start=1) if one.is_open]
-            if not active or self._ends_budget(pair, done, len(active) + 1):
+            if not active:
+                break
+            if self._ends_budget(pair, done, len(active) + 1):
+                typer.echo(f"the budget ends before pair {pair + 1}: a larger --budget resumes", err=True)
                 break
             pairs = range(pair, pair + self._ahead(pair, done, len(active) + 1))
             has_run = trials.run([job for one in pairs for job in _jobs(one, active)], self._runner)
