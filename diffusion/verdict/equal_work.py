@@ -116,13 +116,15 @@ def _measure(arms: Sequence[Arm], device: torch.device) -> tuple[tuple[float, ..
 
     def seconds(number: int, count: int) -> float:
         """Return the median of `count` steps of an arm, after one that warms up."""
-        gc.collect()  # the import of torch.compile, at the first state, leaves it in a cycle
         plan = arms[number].plan
         found = step_work(projects[number], plan, device)(plan.train.batch_size, count + 1)
         return median(found[1:] or found)
 
     numbers = range(len(arms))
-    first = [seconds(number, 1) for number in numbers]
+    first = []
+    for number in numbers:
+        first.append(seconds(number, 1))
+        gc.collect()  # the import of torch.compile, at the first state, leaves it in a cycle
     counts = [max(1, min(MAX_ROUND_STEPS, int(ROUND_SECONDS / max(one, 1e-9)))) for one in first]
     return tuple(tuple(seconds(number, counts[number]) for number in numbers) for _ in range(ROUNDS))
 
