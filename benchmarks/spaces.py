@@ -2,8 +2,7 @@
 
 The images of the entries, which `python -m benchmarks.speedrun` keeps in runs/speedrun/images/, are scored by
 the contest's features and by Inception's 2,048, both to the reported half of the test split. The result is in
-docs/spaces.json. Inception takes about 3 minutes for the real images, and 1 for each entry's, on two idle
-cores.
+docs/spaces.json. With six entries it took 26 minutes, by one thread on two cores with two other programs.
 """
 
 import argparse

@@ -279,7 +279,8 @@ def main() -> None:
     entries = contest.read()
     seconds = None if arguments.steps else arguments.seconds or contest.size.seconds
     size = Size(seconds, arguments.images or contest.size.images)
-    folder = contest.results if size == contest.size else ROOT / "runs" / contest.name
+    is_result = size == contest.size and not arguments.steps
+    folder = contest.results if is_result else ROOT / "runs" / contest.name
     names = [arguments.config] if arguments.config else list(entries)
     if unknown := set(names) - entries.keys():
         raise SystemExit(f"no entry {unknown.pop()} in {contest.name}.yaml: it has {', '.join(entries)}")
@@ -287,7 +288,7 @@ def main() -> None:
     todo = [(name, seed) for name in names for seed in given or entries[name].seeds]
     todo = [(name, seed) for name, seed in todo if not (folder / f"{name}-{seed}.json").exists()]
     failed = run_all(contest, todo, size, folder, arguments.steps) if todo and not arguments.render else 0
-    if folder == contest.results:
+    if is_result:
         page = contest.page.read_text(encoding="utf-8")
         write_text(contest.page, with_leaderboard(page, read_results(folder)))
     if failed:

@@ -56,10 +56,7 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
                 }
                 for run in runs
             ],
-            "deployments": [
-                {"deployment": one.name, **_last_run(client, one.id)}
-                for one in sorted(deployments, key=lambda one: one.name)
-            ],
+            "deployments": [{"deployment": one.name, **_last_run(client, one.id)} for one in deployments],
             "workers": workers,
         }
 
