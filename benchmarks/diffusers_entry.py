@@ -62,7 +62,9 @@ def train(
             watch.check()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate_at(watch.steps - 1, watch.share())
-            _loss(recipe, network, scheduler, *_batch(store, recipe.batch, device), plan).backward()  # type: ignore[no-untyped-call]
+            images, labels = _batch(store, recipe.batch, device)
+            loss = denoising_loss(recipe, network, scheduler, images, labels, plan)
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -80,7 +82,7 @@ def _batch(store: ImageStore, size: int, device: torch.device) -> tuple[Tensor, 
     return to_model(to_nchw(store.images[rows])).to(device), torch.from_numpy(store.labels[rows]).to(device)
 
 
-def _loss(
+def denoising_loss(
     recipe: Recipe, network: nn.Module, scheduler: Any, images: Tensor, labels: Tensor, plan: TrainPlan
 ) -> Tensor:
     """Return the mean squared error of what the network predicts at random timesteps."""

@@ -1,0 +1,151 @@
+"""diffusers in the time of docs/cifar10.md: `python -m benchmarks.cifar10 --rate 0.002 --steps N`.
+
+UNet2DModel has the shape of profiles/cifar10-cpu.yaml. It is trained as the speedrun's `diffusers-tuned`,
+with the profile's mirrored images. Ctrl-C loses at most SAVE_EVERY steps, and the same command resumes. Run
+it in a project with that profile, after `diffctl stage data`. Each tenth of the steps leaves the averages of
+the weights. `--sample AT` makes images with those of a step, for `diffctl evaluate --against`.
+"""
+
+import argparse
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contenders import CPU, unet2d
+from benchmarks.diffusers_entry import Run, denoising_loss
+from benchmarks.diffusers_recipes import DECAYS, TUNED, Recipe
+from benchmarks.quality import Size
+from diffusion.config import load
+from diffusion.images.pixels import to_model, to_nchw
+from diffusion.images.store import ImageStore, open_store
+from diffusion.layout import PARAMS, PREPARED
+from diffusion.model.unet_config import UNetSpec
+from diffusion.system.files import write_atomic
+from diffusion.train.plan import TrainPlan
+from diffusion.train.planning import plan_training
+
+WORK, SAVE_EVERY, PARTS = Path("runs/diffusers"), 200, 10
+
+
+class Training:
+    """A training of diffusers' network that saves its whole state."""
+
+    def __init__(self, recipe: Recipe, plan: TrainPlan, store: ImageStore, steps: int) -> None:
+        from diffusers.training_utils import EMAModel
+
+        assert isinstance(plan.network, UNetSpec), "UNet2DModel is a U-Net"
+        self.recipe, self.plan, self.store, self.steps = recipe, plan, store, steps
+        self.step, self.seconds, self.loss = 0, 0.0, 0.0
+        torch.manual_seed(plan.train.seed)
+        self.network = unet2d(plan.network)
+        betas, decay = recipe.betas, recipe.weight_decay
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), recipe.rate, betas, weight_decay=decay)
+        self.emas = {
+            decay: EMAModel(self.network.parameters(), decay=decay, foreach=True) for decay in recipe.decays
+        }
+        self.scheduler = recipe.scheduler("DDPMScheduler")
+
+    def run(self) -> None:
+        """Train to the end, and save the state now and then."""
+        self.network.train()
+        while self.step < self.steps:
+            began = time.perf_counter()
+            self._advance()
+            self.seconds += time.perf_counter() - began
+            self.step += 1
+            if self.step % SAVE_EVERY == 0 or self.step == self.steps:
+                self._save()
+                print(
+                    f"step {self.step}/{self.steps}, {self.seconds:.0f} s, loss {self.loss:.4f}", flush=True
+                )
+
+    def _advance(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate_at(self.step, self.step / self.steps)
+        images, labels = mirrored(self.store, self.recipe.batch)
+        loss = denoising_loss(self.recipe, self.network, self.scheduler, images, labels, self.plan)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.loss = loss.item()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for ema in self.emas.values():
+            ema.step(self.network.parameters())
+
+    def _save(self) -> None:
+        emas = {decay: ema.state_dict() for decay, ema in self.emas.items()}
+        state = {"step": self.step, "seconds": self.seconds, "network": self.network.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "emas": emas, "rng": torch.get_rng_state()}
+        write_atomic(WORK / "state.pt", lambda path: torch.save(state, path))
+        marks = {round(self.steps * part / PARTS / SAVE_EVERY) * SAVE_EVERY for part in range(1, PARTS)}
+        if self.step in marks | {self.steps}:
+            torch.save(emas, WORK / f"averages-{self.step}.pt")
+
+    def resume(self) -> None:
+        """Continue with the saved state, if there is one."""
+        if not (WORK / "state.pt").exists():
+            return
+        state: dict[str, Any] = torch.load(WORK / "state.pt", weights_only=False)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for decay, saved in state["emas"].items():
+            self.emas[decay].load_state_dict(saved)
+        torch.set_rng_state(state["rng"])
+
+
+def mirrored(store: ImageStore, size: int) -> tuple[Tensor, Tensor]:
+    """Return random images, half of them mirrored, and their labels."""
+    assert store.labels is not None, "CIFAR-10 has labels"
+    rows = torch.randint(len(store), (size,)).numpy()
+    images = to_model(to_nchw(store.images[rows]))
+    images = torch.where(torch.rand(size, 1, 1, 1) < 0.5, images.flip(3), images)
+    return images, torch.from_numpy(store.labels[rows])
+
+
+def sample(training: Training, step: int, decay: float, count: int, calls: int, seed: int) -> Path:
+    """Make images with the average of a step; return the NPZ file."""
+    averages = torch.load(WORK / f"averages-{step}.pt", weights_only=False)
+    training.emas[decay].load_state_dict(averages[decay])
+    training.emas[decay].copy_to(training.network.parameters())
+    run = Run(training.plan, training.store, Size(None, count, calls), CPU)
+    images = run.images(training.recipe, training.network, count, seed)
+    path = WORK / f"{step}-{decay:g}-{calls}-{seed}-{count}.npz"
+    np.savez(path, images)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cifar10", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--steps", type=int, required=True, help="of the training")
+    parser.add_argument("--rate", type=float, required=True, help="the highest learning rate")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--sample", type=int, metavar="AT", help="make images with the averages of this step")
+    parser.add_argument("--decay", type=float, default=DECAYS[-1], choices=DECAYS, help="of the average")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--calls", type=int, default=50, help="of the network for an image")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    arguments = parser.parse_args()
+    store = open_store(PREPARED / "train")
+    plan = plan_training(load(PARAMS), store.meta, CPU)
+    recipe = replace(TUNED, batch=arguments.batch, rate=arguments.rate, decays=DECAYS)
+    WORK.mkdir(parents=True, exist_ok=True)
+    training = Training(recipe, plan, store, arguments.steps)
+    if arguments.sample is None:
+        training.resume()
+        print(f"{os.getpid()}: step {training.step} of {arguments.steps}", flush=True)
+        training.run()
+    else:
+        sampling = arguments.decay, arguments.images, arguments.calls, arguments.seed
+        print(sample(training, arguments.sample, *sampling))
+
+
+if __name__ == "__main__":
+    main()
