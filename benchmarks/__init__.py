@@ -4,10 +4,13 @@ This module has what the benchmarks share: commands, times, goals and the choice
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,23 @@ def seconds_of(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
+
+
+def made_by(cores: int) -> dict[str, str]:
+    """Return date, commit, + if code was edited, and machine of a result by so many cores."""
+    processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
+    changed = git("diff", "HEAD", "--name-only", "--", "diffusion", "benchmarks")
+    torch = version("torch").partition("+")[0]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
+        "machine": f"{cores} core{'s' * (cores > 1)} of {processor}, torch {torch}",
+    }
+
+
+def git(*arguments: str) -> str:
+    """Return what Git prints in this checkout."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks import ROOT, quality
+from benchmarks import ROOT, made_by, quality
 from benchmarks.quality import Judge
-from benchmarks.speedrun import CHOICE_SEED, CONTESTS, Judges, card, merge
+from benchmarks.speedrun import CHOICE_SEED, CONTESTS, Judges, merge
 from diffusion.analysis.learned_grid import TRAJECTORIES, learned_levels, teacher_settings
 from diffusion.config import Config, parse
 from diffusion.images.store import ImageStore
@@ -205,7 +205,7 @@ def main() -> None:
         print(f"{seconds_per_step(run):.4f} s a step, {torch.get_num_threads()} threads")
         return
     real = round(judges.report(np.asarray(train.images[:MANY])), 1)
-    result = {**card(CONTESTS[0].read()[ENTRY], run.seed), **measure(run), "real": real}
+    result = {"seed": run.seed, **made_by(torch.get_num_threads()), **measure(run), "real": real}
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{run.seed}.json", result)
     files = sorted(RESULTS.glob("*.json"))

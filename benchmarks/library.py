@@ -31,12 +31,13 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import ROOT, SMALL, call_apart, print_goal
+from benchmarks import ROOT, SMALL, call_apart, made_by, print_goal
 from benchmarks.contenders import (
     CPU,
     InBfloat16,
@@ -51,6 +52,7 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
+from diffusion.system.files import write_json
 from diffusion.system.section import validate
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
@@ -231,14 +233,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.library", description=__doc__)
     parser.add_argument("--shape", choices=[*SHAPES], help="this shape alone")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures, such as docs/speed.json")
     parser.add_argument(SMALL, action="store_true", help="only try whether it runs")
     options = parser.parse_known_args()[0]
     rounds, seconds = (1, 0.0) if options.small else (options.rounds, 2.0)
     installed = filter(find_spec, dict.fromkeys(module for module, _ in PEERS.values()))
-    print(", ".join(f"{name} {version(name)}" for name in ("torch", *installed)))
+    versions = {name: version(name) for name in ("torch", *installed)}
+    print(", ".join(f"{name} {found}" for name, found in versions.items()))
+    shapes = {}
     for name in [options.shape] if options.shape else ["S"] if options.small else SHAPES:
         print(f"\n{name}: `precision: auto` is {resolve_precision('auto', CPU)}", flush=True)
-        print_results(compare(name, rounds, seconds))
+        found = compare(name, rounds, seconds)
+        print_results(found)
+        shapes[name] = {f"{contender} {task}": values for (contender, task), values in found.items()}
+    if options.out:
+        write_json(
+            options.out,
+            {**made_by(torch.get_num_threads()), "versions": versions, "rounds": rounds, "shapes": shapes},
+        )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks import ROOT, quality
+from benchmarks import ROOT, git, quality
 from benchmarks.quality import EXTRACTOR, Judge
-from benchmarks.speedrun import CONTESTS, git, kept_images
+from benchmarks.speedrun import CONTESTS, kept_images
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json
 

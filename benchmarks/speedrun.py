@@ -13,12 +13,9 @@ Several processes can share them by --config.
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +23,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks import ROOT, diffusers_entry, quality
+from benchmarks import ROOT, diffusers_entry, made_by, quality
 from benchmarks.diffusers_recipes import RECIPES
 from benchmarks.quality import STEPS, Judge, Size, Trained
 from diffusion.config import Config, parse
@@ -244,23 +241,14 @@ def choose(finished: Finished, count: int, judge: Judge) -> tuple[str, SampleSet
 
 
 def card(entry: Entry, seed: int) -> dict[str, Any]:
-    processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
-    version, cores = torch.__version__.partition("+")[0], torch.get_num_threads()
-    changed = git("diff", "HEAD", "--name-only", "--", "diffusion", "benchmarks")
     return {
         "entry": entry.name,
         "after": entry.after,
         "what": entry.what,
         "seed": seed,
         **({"budget": entry.seconds} if entry.seconds else {}),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
-        "machine": f"{cores} core{'s' * (cores > 1)} of {processor}, torch {version}",
+        **made_by(torch.get_num_threads()),
     }
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:
