@@ -1,6 +1,7 @@
 """The order of a verdict's trainings, and its end: stopped anywhere, it ends with the same verdict."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,9 +137,13 @@ def test_decided_changes_end_early_and_share_the_control(machine: Callable[..., 
     assert sorted(arm for arm, _, _ in one.trained) == [0] * 5 + [1] * 5 + [2] * 3
 
 
-def test_noisy_scores_get_more_images_once_before_the_first_look(machine: Callable[..., Machine]) -> None:
+def test_noisy_scores_get_more_images_once_before_the_first_look(
+    machine: Callable[..., Machine], capsys: pytest.CaptureFixture[str]
+) -> None:
     one = machine(BETTER, noise=25.0)
     judge, (outcome,) = one.judge()
+    _, printed = capsys.readouterr().err.split("80 images from now on")
+    assert re.findall("pair (.) of at most", printed) == ["1", "2", "3"]
     assert [images for _, _, images in one.trained] == [20] * 6 + [80] * 6
     assert judge.seconds == 120  # those of fewer images count
     assert outcome.pairs[0].change[FD] == pytest.approx(

@@ -54,26 +54,27 @@ class Judge:
             pairs = range(pair, pair + self._ahead(pair, done, len(active) + 1))
             has_run = trials.run([job for one in pairs for job in _jobs(one, active)], self._runner)
             done += _jobs(pair, active)
-            if pair + 1 == test.first and not trials.is_fixed:
-                self._fix_images(done, active)
+            is_rescored = pair + 1 == test.first and not trials.is_fixed and self._fix_images(done, active)
             for arm in active:
                 outcomes[arm - 1] = self._with_pairs(outcomes[arm - 1], arm, pair)
             self.seconds = trials.seconds(done)
-            self._report(pair, outcomes, active)
+            self._report(range(pair + 1) if is_rescored else [pair], outcomes, active)
             left = test.last - pair - 1
             if has_run and left and any(one.is_open for one in outcomes):
                 each = self.seconds / (pair + 1)
                 typer.echo(f"up to {left} more pairs, about {format_duration(left * each)}", err=True)
         return outcomes
 
-    def _fix_images(self, done: Sequence[Job], active: Sequence[int]) -> None:
+    def _fix_images(self, done: Sequence[Job], active: Sequence[int]) -> bool:
+        """Fix the number of images, and return whether the pairs were scored again with more."""
         trials = self._trials
         failed = {job for job in done if (end := trials.result(job)) is None or end.state != "done"}
         arms = {0, *active} - {job.arm for job in failed}
         jobs = [job for job in done if job.arm in arms]
-        if 0 in arms and len(arms) > 1:
-            trials.fix_images(jobs)
-            trials.run(jobs, self._runner)
+        if 0 not in arms or len(arms) == 1:
+            return False
+        trials.fix_images(jobs)
+        return trials.run(jobs, self._runner)
 
     def _with_pairs(self, outcome: TrainingOutcome, arm: int, pair: int) -> TrainingOutcome:
         """Return the outcome with the scores of all pairs so far, which may be of more images now.
@@ -125,18 +126,23 @@ class Judge:
         each = self._trials.mean_seconds(done, self._measure)
         return self.seconds + count * each > self._budget
 
-    def _report(self, pair: int, outcomes: Sequence[TrainingOutcome], active: Sequence[int]) -> None:
-        """Print the scores of a pair, and what all show so far."""
+    def _report(
+        self, pairs: Sequence[int], outcomes: Sequence[TrainingOutcome], active: Sequence[int]
+    ) -> None:
+        """Print the scores of these pairs, and what all show so far."""
         for arm in active:
             one = outcomes[arm - 1]
             if one.failure:
                 typer.echo(f"{one.name}: {one.sentence()}", err=True)
                 continue
-            last, metric = one.pairs[-1], one.metrics[0]
-            sides = f"control {last.control[metric]:.4g}, {one.name} {last.change[metric]:.4g}"
-            so_far = f"; so far {one.main.describe()}" if one.main.interval else ""
-            place = f"pair {pair + 1} of at most {self._test.last}, seed {last.seed}"
-            typer.echo(f"{place}: {sides}{so_far}", err=True)
+            metric = one.metrics[0]
+            for number in pairs:
+                pair = one.pairs[number]
+                sides = f"control {pair.control[metric]:.4g}, {one.name} {pair.change[metric]:.4g}"
+                is_last = number == pairs[-1]
+                so_far = f"; so far {one.main.describe()}" if is_last and one.main.interval else ""
+                place = f"pair {number + 1} of at most {self._test.last}, seed {pair.seed}"
+                typer.echo(f"{place}: {sides}{so_far}", err=True)
 
 
 def _jobs(pair: int, active: Sequence[int]) -> list[Job]:
