@@ -10,6 +10,7 @@ from diffusion.config import Config, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED
+from diffusion.process.process_registry import WITH_OPTIONS
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
 from diffusion.protocol.guidance_rules import ema_guide
@@ -17,13 +18,16 @@ from diffusion.protocol.learned_grid import refuse_learned_times
 from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
-from diffusion.system.fields import changed_fields
+from diffusion.system.fields import changed_fields, flatten_fields
+from diffusion.train.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import DenoiserPlan, changed_loss, training_fingerprint
 from diffusion.train.planning import plan_training
 
 APART = 500_000  # between the seeds of arms that differ in their seeds alone
 PROTOCOL = ("data", "evaluate")  # sections that decide what scores are computed on
 IMAGES = ("num_images", "seed")  # of the section `sample`: which images are scored
+# (section, field, registry) of the fields NAME_options.
+OPTIONS = (*(("process", *one) for one in WITH_OPTIONS.items()), ("train", "optimizer", OPTIMIZERS))
 
 Subject = Literal["training", "sampling"]
 Metric = Literal["fd", "kd", "loss"]
@@ -67,7 +71,10 @@ class Arm:
 
     def differences(self, control: "Arm") -> list[str]:
         """Return the fields that differ from the control's, as text."""
-        return changed_fields(*(one.config.model_dump(mode="json") for one in (control, self)))
+        configs = control.config, self.config
+        dumped = {name for one in configs for name in flatten_fields(one.model_dump(mode="json"))}
+        fields = [_all_fields(one) for one in configs]
+        return changed_fields(*({name: one[name] for name in dumped & one.keys()} for one in fields))
 
     def fingerprint(self, seed: int) -> str:
         """Return the identity of its training with a seed, to which its own offset is added."""
@@ -149,6 +156,16 @@ def _refuse_files_of_the_training(control: Arm, name: str | None) -> None:
     if cell.ema is not None or (guide is not None and ema_guide(guide) is not None):
         found = f"cell {cell.name} is sampled from EMA profiles, which the trainings of a verdict do not keep"
         raise UsageError(f"{found}: give another --cell, or leave sweep.ema and the guide out")
+
+
+def _all_fields(config: Config) -> dict[str, Any]:
+    """Return the values by dotted name, also the defaults that a dump leaves out."""
+    dump = config.model_dump(mode="json")
+    sections = {name: {**dict(getattr(config, name)), **values} for name, values in dump.items() if values}
+    for section, field, registry in OPTIONS:
+        values, options = sections[section], f"{field}_options"
+        values[options] = registry[values[field]].checked_options(values[options])
+    return flatten_fields(sections)
 
 
 def _is_protocol(field: str) -> bool:

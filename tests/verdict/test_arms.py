@@ -16,6 +16,7 @@ from diffusion.layout import GRIDS, PARAMS
 from diffusion.model.model_file import ModelDescription, read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.learned_grid import LearnedGrids
+from diffusion.search.search_config import applied
 from diffusion.search.search_dir import Trial, TrialResult, trial_dir, write_result
 from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
@@ -112,6 +113,22 @@ def test_subject_of_a_change(project: Path, field: str, value: object, subject: 
     section, name = field.split(".")
     changed = {**values, section: {**values[section], name: value}}
     assert find_subject(Arm("control", values), Arm("change", changed), None) == subject
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"train.optimizer": "muon"}, "train.optimizer adamw → muon"),
+        ({"train.optimizer_options": {"beta2": 0.9}}, "train.optimizer_options.beta2 0.999 → 0.9"),
+        ({"process.stratified": True}, "process.stratified false → true"),
+        ({"process.t_sampler": "logit-normal"}, "process.t_sampler uniform → logit-normal"),
+        ({"sample.base": {"file": "a"}, "model.low_res": 4},
+         "model.low_res null → 4, sample.base.file not set → a"),
+    ],
+)  # fmt: skip
+def test_differences_have_the_defaults(change: dict[str, object], text: str) -> None:
+    control = Arm("control", params())
+    assert ", ".join(Arm("change", applied(params(), change, "")).differences(control)) == text
 
 
 def test_arms_of_a_pair_differ_in_the_change_alone() -> None:
