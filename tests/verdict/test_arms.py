@@ -91,7 +91,7 @@ def test_options_without_a_meaning_are_refused(project: Path, invoke: Invoke) ->
     for pairs in ("1..3", "5..4", "3..51", "3", "3-4"):
         assert_refused(invoke("verdict", "train.steps=4", "--pairs", pairs), "--pairs", pairs)
     assert_refused(invoke("verdict", "train.steps=4", "--budget", "20"), "--budget", "20m")
-    assert_refused(invoke("verdict", "no-profile"), "no-profile")
+    assert_refused(invoke("verdict", "train.lr"), "no KEY=VALUE, no profile and no file train.lr")
     assert_refused(invoke("verdict", "train.steps=4", "--against", "no-file"), "no-file")
 
 

@@ -99,13 +99,13 @@ def replace_values(text: str, values: Mapping[tuple[str, ...], Any]) -> str:
     return text
 
 
-def find_profile(profile: str) -> Path:
-    """Return the file of the profile; UsageError lists the profiles."""
+def find_profile(profile: str, wanted: str = "profile and no file") -> Path:
+    """Return the file of the profile; UsageError lists the profiles, after what was `wanted`."""
     for path in (PROFILES / f"{profile}.yaml", Path(profile)):
         if path.is_file():
             return path
     names = ", ".join(profile_names()) or "none"
-    raise UsageError(f"no profile and no file {brief(profile, str)}; the profiles are: {names}")
+    raise UsageError(f"no {wanted} {brief(profile, str)}; the profiles are: {names}")
 
 
 def _has_unsaved_edits(wanted: bytes) -> bool:

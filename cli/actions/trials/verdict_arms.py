@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def read_arms(options: Verdict) -> list[Arm]:
         file = find_profile(options.against)
         control = Arm(str(file), read_params(file))
     texts = [text for text in options.changes or [] if "=" in text]
-    files = [find_profile(text) for text in options.changes or [] if "=" not in text]
+    wanted = "KEY=VALUE, no profile and no file"
+    files = [find_profile(text, wanted) for text in options.changes or [] if "=" not in text]
     groups = [[text] for text in texts] if options.each else [texts] if texts else []
     changes = [Arm(str(file), read_params(file)) for file in files]
     for group in groups:
@@ -67,12 +69,11 @@ def read_arms(options: Verdict) -> list[Arm]:
         changes.append(Arm("other seeds", control.values, APART))
     elif not changes:
         changes.append(Arm(PARAMS.name, own))
+    arms = [control, *changes]
     if options.stratified:
         fixed = {"process.stratified": True}
-        control, *changes = (
-            Arm(one.name, applied(one.values, fixed, ""), one.seeds) for one in (control, *changes)
-        )
-    return [control, *changes]
+        arms = [replace(one, values=applied(one.values, fixed, "")) for one in arms]
+    return arms
 
 
 def check_options(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
