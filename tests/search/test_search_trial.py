@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from cli.actions.trials import search_trial
 from cli.actions.trials.verdict_arms import identify
@@ -39,6 +40,7 @@ from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.validation_loss import ValidationLoss
 from diffusion.verdict.arms import Arm
+from flows.ray.trial_runner import STARTER
 from tests.conftest import params
 from tests.helpers.prepared import copy_data, reverse_held_out_images
 
@@ -105,6 +107,19 @@ def test_other_failure_is_no_result(
         run_trial()
     monkeypatch.setattr(search_trial, "_train_and_score", lambda *ignored: TrialResult("done", 1.0))
     assert run_trial() == TrialResult("done", 1.0)
+
+
+def test_stop_is_reported_by_the_process_that_started_the_trial(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_trial, "_train_and_score", raising(Interrupted("stopped", signal.SIGTERM)))
+    monkeypatch.setattr(search_trial, "die_with_parent", lambda *ignored: None)
+    with pytest.raises(Interrupted):
+        run_trial()
+    monkeypatch.setenv(STARTER, "1")
+    with pytest.raises(typer.Exit) as end:
+        run_trial()
+    assert end.value.exit_code == 143
 
 
 def test_failure_with_a_missing_reference_is_no_result(

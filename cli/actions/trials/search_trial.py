@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import typer
+
 from cli.actions.scores.model_sweep import check_scoring, score_grid
 from cli.actions.trials.trial_processes import MODULE
 from cli.actions.trials.verdict_arms import refuse_other_code
@@ -66,15 +68,26 @@ def run_trial(options: SearchTrial) -> None:
 
     It waits for another process of the same trial, such as one on an unreachable machine, and for other
     trials of the same training. A failure that its settings cause is a result. UsageError if the folder has
-    no trial; other DiffctlErrors leave it without a result. Interrupted on a signal, after a save.
+    no trial; other DiffctlErrors leave it without a result. On a signal, after a save, it raises typer.Exit
+    if a search or verdict started it, which reports the stop, else Interrupted.
     """
+    starter = os.environ.pop(STARTER, None)
+    try:
+        _run_trial(options, starter)
+    except Interrupted as stop:
+        if starter is None:
+            raise
+        raise typer.Exit(stop.exit_code) from None
+
+
+def _run_trial(options: SearchTrial, starter: str | None) -> None:
     folder = options.folder
     config = load(folder / PARAMS.name)
     if options.local:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"runner": "local"})})
     if not folder.name.isdecimal():
         raise UsageError(f"{folder} is no trial: `diffctl search` and `diffctl verdict` make them")
-    if starter := os.environ.pop(STARTER, None):  # a leftover training would block the next search
+    if starter is not None:  # a leftover training would block the next search
         die_with_parent(int(starter), "the search of this trial")
     fetch_pretrained(config.train.init_from)
     store = open_store(PREPARED / "train", PreparedMeta)
