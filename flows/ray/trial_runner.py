@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from flows.ray.ray_session import RETRIES, get_result, ray_session
 
 POLL_SECONDS, PROCESS_POLL_SECONDS = 0.5, 0.1
 STARTER = "DIFFCTL_SEARCH"  # the parent's id: the trial exits with it
+STARTED = "DIFFCTL_STARTED"  # when the parent started the trial's process, by the monotonic clock
 LOG = "trial.log"  # the output of a trial's process, in its folder
 DEVICE, THREADS = "DIFFCTL_DEVICE", "OMP_NUM_THREADS"
 SENT = ("MLFLOW_", "DIFFCTL_CACHE", DEVICE, THREADS)  # prefixes of variables sent to workers
@@ -200,7 +202,7 @@ def run_process(
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        env={**env, STARTER: str(os.getpid())},
+        env={**env, STARTER: str(os.getpid()), STARTED: str(time.monotonic())},
         stdin=None if log is None else subprocess.DEVNULL,
         stdout=log,
         stderr=log,

@@ -40,7 +40,7 @@ from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.validation_loss import ValidationLoss
 from diffusion.verdict.arms import Arm
-from flows.ray.trial_runner import STARTER
+from flows.ray.trial_runner import STARTED, STARTER
 from tests.conftest import params
 from tests.helpers.prepared import copy_data, reverse_held_out_images
 
@@ -140,6 +140,7 @@ def test_seconds_of_interrupted_processes_are_added(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(search_trial, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setenv(STARTED, "-5.0")
 
     def stopped(trial: search_trial.TrialRun, *ignored: object) -> TrialResult:
         clock[0] += 90
@@ -155,7 +156,7 @@ def test_seconds_of_interrupted_processes_are_added(
         run_trial()
     monkeypatch.setattr(search_trial, "_train_and_score", resumed)
     run_trial()
-    assert read_elapsed(trial_dir(VERDICT_RUNS / "first", 0)) == Elapsed(100.0, is_full=True)
+    assert read_elapsed(trial_dir(VERDICT_RUNS / "first", 0)) == Elapsed(105.0, is_full=True)
 
 
 def done(*ignored: object) -> TrialResult:

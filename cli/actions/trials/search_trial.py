@@ -49,7 +49,7 @@ from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
 from flows.dvc_stage import fetch_pretrained
-from flows.ray.trial_runner import STARTER
+from flows.ray.trial_runner import STARTED, STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, VERDICT, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.project import title_of
@@ -81,6 +81,8 @@ def run_trial(options: SearchTrial) -> None:
 
 
 def _run_trial(options: SearchTrial, starter: str | None) -> None:
+    now = time.monotonic()
+    startup = now - float(os.environ.pop(STARTED, now))  # before it may wait for another process
     folder = options.folder
     config = load(folder / PARAMS.name)
     if options.local:
@@ -102,7 +104,7 @@ def _run_trial(options: SearchTrial, starter: str | None) -> None:
         if search_dir.read_result(folder) is None:
             trial = TrialRun(folder, config, config.search)
             _check_start(trial, store, plan)
-            with _timed(trial):
+            with _timed(trial, startup):
                 try:
                     result = _train_and_score(trial, trainer, plan)
                 except DiffctlError as error:
@@ -179,13 +181,13 @@ class TrialRun:
 
 
 @contextmanager
-def _timed(trial: TrialRun) -> Iterator[None]:
-    """Add the seconds of the block to those of earlier processes of the trial, however it ends."""
+def _timed(trial: TrialRun, startup: float) -> Iterator[None]:
+    """Add the seconds of the process's start and of the block to those of earlier ones, however it ends."""
     before, started = search_dir.read_elapsed(trial.folder), time.monotonic()
     try:
         yield
     finally:
-        seconds = round(before.seconds + time.monotonic() - started, 1)
+        seconds = round(before.seconds + startup + time.monotonic() - started, 1)
         elapsed = Elapsed(seconds, is_full=before.is_full or trial.is_new)
         with suppress(OSError):  # a full disk, which is the error of the block
             search_dir.write_elapsed(trial.folder, elapsed)
