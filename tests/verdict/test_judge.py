@@ -208,7 +208,9 @@ def test_budget_does_not_refuse_a_verdict_that_has_begun(
     assert "--budget: 3 pairs need about" in invoke(*line).err
     (folder,) = VERDICT_RUNS.glob("*")
     trial_dir(folder, 0).mkdir(parents=True)
-    assert "the trainings start" in invoke(*line).err
+    resumed = invoke(*line).err
+    assert "the first 3 pairs are trained whatever the budget is" in resumed
+    assert "the trainings start" in resumed
 
 
 @pytest.mark.parametrize("budget", [None, 165.0])

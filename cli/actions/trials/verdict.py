@@ -113,8 +113,11 @@ def _judge_trainings(
     first_seed = control.config.train.seed
     _announce(arms, f"and the seeds of a pair, from {first_seed} on: {test.first} to {test.last} pairs")
     measure: Callable[[], float] = (lambda: 0.0) if options.ray else partial(_measure, trials)
-    if options.seconds is not None and not options.ray and not trials.has_begun:
-        _check_budget(options.seconds, measure() * len(arms), test)
+    if options.seconds is not None and not trials.is_fixed:
+        if options.ray or trials.has_begun:
+            typer.echo(f"the first {test.first} pairs are trained whatever the budget is", err=True)
+        else:
+            _check_budget(options.seconds, measure() * len(arms), test)
 
     def run(trial: Trial) -> TrialResult:
         return run_in_process(trial_dir(folder, trial.number))
