@@ -11,7 +11,7 @@ import yaml
 
 from cli.actions.trials import verdict
 from cli.actions.trials.verdict_judge import Judge
-from cli.actions.trials.verdict_trials import VerdictTrials
+from cli.actions.trials.verdict_trials import PROGRESS, VerdictTrials
 from diffusion.choice.paired_test import PairedTest
 from diffusion.layout import VERDICT_RUNS
 from diffusion.protocol.scores_document import write_scores_document
@@ -194,16 +194,37 @@ def test_without_a_full_training_the_measurement_is_the_estimate(machine: Callab
     assert (len(outcome.pairs), judge.seconds) == (6, 60)
 
 
-def test_budget_does_not_refuse_a_verdict_that_has_begun(
-    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def refuse_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise an error where the trainings of a verdict would start."""
+
     def start(*ignored: object) -> None:
         raise DiffctlError("the trainings start")
 
-    copy_data(project)
     monkeypatch.setattr(verdict, "preflight", lambda *ignored: None)
-    monkeypatch.setattr(verdict, "_measure", lambda *ignored: 100.0)
     monkeypatch.setattr(verdict, "trial_runner", start)
+
+
+def test_verdicts_with_other_pairs_are_named(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_data(project)
+    refuse_to_start(monkeypatch)
+    line = ("verdict", "train.batch_size=4", "--metric", "loss", "--pairs")
+    invoke(*line, "3..4")
+    (folder,) = VERDICT_RUNS.glob("*")
+    assert "judged with" not in invoke(*line, "3..6").err  # none had its first look
+    (folder / PROGRESS).touch()
+    assert "--pairs 3..4 too: both verdicts together err in more than 5%" in invoke(*line, "3..6").err
+    assert "judged with" not in invoke(*line, "3..4").err
+    assert "judged with" not in invoke("verdict", "train.batch_size=5", *line[2:], "3..6").err
+
+
+def test_budget_does_not_refuse_a_verdict_that_has_begun(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_data(project)
+    refuse_to_start(monkeypatch)
+    monkeypatch.setattr(verdict, "_measure", lambda *ignored: 100.0)
     line = ("verdict", "train.batch_size=4", "--metric", "loss", "--budget", "1s")
     assert "--budget: 3 pairs need about" in invoke(*line).err
     (folder,) = VERDICT_RUNS.glob("*")

@@ -21,7 +21,7 @@ from cli.actions.trials.verdict_arms import (
     time_equal_work,
 )
 from cli.actions.trials.verdict_judge import Judge
-from cli.actions.trials.verdict_trials import VerdictTrials
+from cli.actions.trials.verdict_trials import PROGRESS, VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.check import preflight
 from diffusion.check.cost_estimate import format_duration
@@ -31,16 +31,18 @@ from diffusion.choice.paired_test import PairedTest
 from diffusion.config import parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import MODEL, PREPARED
+from diffusion.layout import MODEL, PREPARED, VERDICT_RUNS
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.scores_document import CellScores
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.search import search_dir
-from diffusion.search.search_dir import Trial, TrialResult, trial_dir
+from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
+from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import acquire_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.output_paths import write_output_text
+from diffusion.system.section import fingerprint
 from diffusion.verdict.arms import Arm, common_subject
 from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
@@ -71,6 +73,7 @@ def judge_changes(options: Verdict) -> None:
         busy = f"this verdict is running ({folder}): wait for it or stop it"
         with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
             about = search_dir.open_about(folder, about, lambda: bases)
+            _print_other_pairs(about)
             arms, ratios = time_equal_work(options, folder, arms, ratios)
             test = PairedTest(*options.looks, ERROR / len(arms[1:]))
             judge = _judge_trainings if subject == "training" else partial(_judge_samples, bases=bases)
@@ -184,6 +187,23 @@ def _announce(arms: Sequence[Arm], how: str) -> None:
     for arm in changes:
         typer.echo(f"change: {', '.join(arm.differences(control)) or arm.name}", err=True)
     typer.echo(f"equal: all other settings, {how}", err=True)
+
+
+def _print_other_pairs(about: About) -> None:
+    """Print which other --pairs the same changes were judged with, to the first look or further."""
+    for path in VERDICT_RUNS.glob(f"*/{PROGRESS}"):
+        try:
+            other = read_checksummed_json(path.with_name(search_dir.ABOUT), About)
+        except (FileNotFoundError, DiffctlError):
+            continue  # a damaged verdict prevents no other
+        known, wanted = (
+            fingerprint({**one.search, "pairs": None, "data": [one.data_digest, one.heldout_digest]})
+            for one in (other, about)
+        )
+        if other.key != about.key and known == wanted:
+            first, last = other.search["pairs"]
+            found = f"these changes were judged with --pairs {first}..{last} too"
+            typer.echo(f"{found}: both verdicts together err in more than {ERROR:.0%}", err=True)
 
 
 def _check_budget(budget: float, pair: float, test: PairedTest) -> None:
