@@ -85,6 +85,10 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
     assert not (project / "runs/verdict").exists()
 
 
+def test_missing_data_and_reference_are_one_refusal(project: Path, invoke: Invoke) -> None:
+    assert_refused(invoke("verdict", "train.batch_size=4"), "data/prepared", "`dvc repro reference`")
+
+
 def test_options_without_a_meaning_are_refused(project: Path, invoke: Invoke) -> None:
     assert_refused(invoke("verdict"), "nothing to judge")
     assert_refused(invoke("verdict", "train.steps=4", "train.steps=5"), "train.steps is given twice")

@@ -31,7 +31,7 @@ from diffusion.choice.paired_test import PairedTest
 from diffusion.config import parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import MODEL, PREPARED, VERDICT_RUNS
+from diffusion.layout import MODEL, PREPARED, REFERENCE, VERDICT_RUNS
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.scores_document import CellScores
 from diffusion.sample.sampling_steps import count_nfe
@@ -60,6 +60,8 @@ TRIAL_SECONDS = 12.0  # of a training's process for imports, scores and files, o
 
 def judge_changes(options: Verdict) -> None:
     arms = read_arms(options)
+    if options.metric != "loss" and not PREPARED.exists():
+        raise UsageError(f"{PREPARED} and {REFERENCE} are missing: `dvc repro reference` makes both")
     for arm in arms:
         fetch_pretrained(arm.config.train.init_from)
     subject = common_subject(arms[0], arms[1:], options.cell)
