@@ -140,12 +140,16 @@ def test_project_requires_the_commit_that_diffctl_was_installed_from(tmp_path: P
 
 
 def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> None:
+    idx = tmp_path / "idx"
+    idx.mkdir()
+    (idx / "t10k-labels-idx1-ubyte.gz").touch()
     for options, message in (
         ({}, "give --data FOLDER, --profile NAME, or --defaults"),
         ({"profile": "nope"}, "the profiles are cifar10"),
         ({"data": Path("nope")}, "is no folder and no data set with a profile"),
         ({"subdir": True}, "leave it out"),
         ({"data": tmp_path}, "contains the project"),
+        ({"data": idx}, "has IDX files and no pictures: .* --data fashion-mnist"),
     ):
         with pytest.raises(UsageError, match=message):
             Init(folder=tmp_path / "new", **options).run()

@@ -12,6 +12,7 @@ from cli.project import clones
 from cli.project.generated_files import ProjectChoices, base_files, generated_files, with_own_params
 from cli.shared.options import profile_names
 from diffusion.config import load
+from diffusion.data.sources import fashion_mnist
 from diffusion.layout import PARAMS, PROFILES
 from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError, printable
@@ -62,6 +63,9 @@ def _choose(options: Init, root: Path, choices: ProjectChoices) -> tuple[Project
     if root.is_relative_to(data.resolve()):
         message = f"--data {printable(data)} contains the project: its pictures would become data"
         raise UsageError(f"{message}: name a folder for the project outside it")
+    if any((data / remote.name).is_file() for remote in fashion_mnist.FILES):
+        message = f"--data {printable(data)} has IDX files and no pictures: for those of Fashion-MNIST"
+        raise UsageError(f"{message} give --data {fashion_mnist.NAME}, and set data.path to their folder")
     from cli.project.pictures import choose_settings  # torch
 
     typer.echo(f"looking at the pictures in {printable(data)} and timing a few training steps")
