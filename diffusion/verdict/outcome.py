@@ -80,8 +80,8 @@ class Outcome(ABC):
         """Return what a score shows."""
 
     @abstractmethod
-    def after(self, seconds: float | None = None) -> str:
-        """Return what the finding is based on, and what it took."""
+    def after(self) -> str:
+        """Return what the finding is based on."""
 
     @abstractmethod
     def pairs_json(self) -> list[dict[str, Any]]:
@@ -101,7 +101,8 @@ class Outcome(ABC):
         """Return the finding in one line; `seconds` is what all pairs took."""
         if self.failure:
             return f"not judged: {self.failure}"
-        return self.main.sentence(self.after(seconds), self.error)
+        took = "" if seconds is None else f" in {format_duration(seconds)}"
+        return self.main.sentence(f"{self.after()}{took}", self.error)
 
     def disagreements(self) -> list[str]:
         """Return a sentence for each other score with another decision, or the opposite direction of one."""
@@ -163,10 +164,9 @@ class TrainingOutcome(Outcome):
             found.kind, found.mean, found.half, self.test.detectable(found.pairs, POWER) * found.deviation
         )
 
-    def after(self, seconds: float | None = None) -> str:
-        """Return the number of pairs and what they took."""
-        took = "" if seconds is None else f" in {format_duration(seconds)}"
-        return f"after {len(self.pairs)} pair{'s' * (len(self.pairs) != 1)}{took}"
+    def after(self) -> str:
+        """Return the number of pairs."""
+        return f"after {len(self.pairs)} pair{'s' * (len(self.pairs) != 1)}"
 
     def pairs_json(self) -> list[dict[str, Any]]:
         """Return seed and scores of each pair."""
@@ -200,10 +200,9 @@ class SamplingOutcome(Outcome):
         kind: Kind = "no evidence" if abs(found.value) <= half else "better" if found.value < 0 else "worse"
         return Finding(kind, found.value, half, half + QUANTILE * deviation)
 
-    def after(self, seconds: float | None = None) -> str:
-        """Return the number of images and what they took."""
-        took = "" if seconds is None else f" in {format_duration(seconds)}"
-        return f"with {self.scores[0].num_images:,} pairs of images of one model{took}"
+    def after(self) -> str:
+        """Return the number of images."""
+        return f"with {self.scores[0].num_images:,} pairs of images of one model"
 
     def pairs_json(self) -> list[dict[str, Any]]:
         """Return the scores of the single pair of samples."""
