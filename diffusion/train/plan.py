@@ -10,7 +10,6 @@ from diffusion.model.network_registry import MODELS, ModelConfig
 from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTRIBUTIONS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig
-from diffusion.system.fields import changed_fields
 from diffusion.system.registry import load_reference, reference_module
 from diffusion.system.section import fingerprint
 from diffusion.train.lr_schedule import LR_SCHEDULES
@@ -31,10 +30,6 @@ OBSERVATION_FIELDS = {"log_every", "save_every", "val_every", "val_images", "pre
 OBSERVATION_FIELDS |= {"eval_every", "eval_images", "eval_steps", "keep"}
 HARDWARE_FIELDS = {"devices", "shard", "microbatch", "compile"}
 TRACKED_FIELDS = {"ema_profiles"}  # part of the fingerprint, but of no effect on the model
-# Fields of `process` that do not change a validation loss, whose times are fixed.
-DRAWN_TIMES = {"t_sampler", "t_sampler_options", "stratified"}
-# Fields of `model` for the conditions of a network, which change its validation loss.
-CONDITIONS = ("class_cond", "low_res", "cond_noise")
 
 
 class TrainPlan(ModelDescription):
@@ -107,23 +102,6 @@ def training_fingerprint(plan: TrainPlan) -> str:
     Other code makes another training; another version of torch does not, and is reported.
     """
     return fingerprint({**_identity(plan), "code": plan.code[-1].digest})
-
-
-def changed_loss(plan: DenoiserPlan, other: DenoiserPlan) -> str | None:
-    """Return the first changed field after which validation losses cannot be compared; None without one.
-
-    A loss of the whole batch depends on the size of the batch.
-    """
-    of_train = {"val_images", "batch_size"} if OBJECTIVES[plan.process.loss].whole_batch else {"val_images"}
-    values = [
-        {
-            "process": one.process.model_dump(exclude=DRAWN_TIMES),
-            "model": {name: getattr(one.network, name) for name in CONDITIONS},
-            "train": one.train.model_dump(include=of_train),
-        }
-        for one in (plan, other)
-    ]
-    return next(iter(changed_fields(*values)), None)
 
 
 def plan_artefact(plan: TrainPlan, code: Sequence[CodeSince] = ()) -> Artefact:

@@ -1,4 +1,4 @@
-"""From a configuration and prepared data to a training plan."""
+"""From a configuration and prepared data to a training plan, and whether the losses of two plans compare."""
 
 from typing import Any, Literal, TypeVar
 
@@ -10,7 +10,9 @@ from diffusion.images.image_size import height_and_width
 from diffusion.model.model_file import DataCard
 from diffusion.model.network_registry import MODELS, NetworkSpec
 from diffusion.model.precision import Precision
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.system.errors import UsageError
+from diffusion.system.fields import changed_fields
 from diffusion.system.registry import load_reference
 from diffusion.system.section import explain
 from diffusion.train.classifier_config import ClassifierSections
@@ -19,6 +21,11 @@ from diffusion.train.pretrained import check_pretrained
 from diffusion.train.train_config import OptimisationConfig, TrainSections
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
+
+# Fields of `process` that do not change a validation loss, whose times are fixed.
+DRAWN_TIMES = {"t_sampler", "t_sampler_options", "stratified"}
+# Fields of `model` for the conditions of a network, which change its validation loss.
+CONDITIONS = ("class_cond", "low_res", "cond_noise")
 
 Plan = TypeVar("Plan", bound=TrainPlan)
 
@@ -79,6 +86,23 @@ def make_plan(
         precision=resolve_precision(train.precision, device),
         code=(code_since(0, code),),
     )
+
+
+def changed_loss(plan: DenoiserPlan, other: DenoiserPlan) -> str | None:
+    """Return the first changed field after which validation losses cannot be compared; None without one.
+
+    A loss of the whole batch depends on the size of the batch.
+    """
+    of_train = {"val_images", "batch_size"} if OBJECTIVES[plan.process.loss].whole_batch else {"val_images"}
+    values = [
+        {
+            "process": one.process.model_dump(exclude=DRAWN_TIMES),
+            "model": {name: getattr(one.network, name) for name in CONDITIONS},
+            "train": one.train.model_dump(include=of_train),
+        }
+        for one in (plan, other)
+    ]
+    return next(iter(changed_fields(*values)), None)
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:

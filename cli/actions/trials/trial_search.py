@@ -28,8 +28,8 @@ from diffusion.search.study import SearchStudy, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
-from diffusion.train.plan import DenoiserPlan, changed_loss
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import DenoiserPlan
+from diffusion.train.planning import changed_loss, plan_training
 from flows.dvc_stage import fetch_pretrained
 from tracking.experiments import log_search
 from tracking.project import title_of
