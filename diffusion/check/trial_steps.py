@@ -1,6 +1,6 @@
 """A training step, sampling and feature extraction of two random images, by the code of the stages.
 
-The optimiser is left out, since its import takes a second.
+The optimiser is left out unless it is a plugin, since its import takes a second.
 """
 
 from contextlib import suppress
@@ -29,10 +29,13 @@ from diffusion.sample.guides import Guides
 from diffusion.sample.low_res import RealImages
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError
+from diffusion.system.registry import function_place, is_plugin
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.forward_passes import ForwardPasses
+from diffusion.train.initial_state import make_optimizer
 from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import TrainPlan, build_task, plan_artefact
 from diffusion.train.planning import Plan, resolve_precision
 from diffusion.train.train_step import accumulate_gradients
@@ -100,8 +103,8 @@ def trial_plan(plan: Plan) -> Plan:
 def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
     """Compute the gradients of step 0, and the first and the last learning rate; ValueError for NaN.
 
-    Without `network` the plan's own is built. An objective may need outputs of modules, which a
-    `StandIn` lacks: then only the names of these modules are checked.
+    Without `network` the plan's own is built. A plugin's optimiser makes a step. An objective may need
+    outputs of modules, which a `StandIn` lacks: then only the names of these modules are checked.
     """
     task, process, steps = build_task(plan), build_process(plan.process), plan.train.steps
     objective = task.objective(process)
@@ -114,9 +117,34 @@ def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
         data = ImageLoader(random_images(plan.network, IMAGES), CPU)
         batch = draw_batch(plan, task.time_sampler(process), data, 0)
         passes = ForwardPasses(plan, network, objective, ProcessGroup(CPU))
+        objective.register_forward_hook(_refuse_wrong_losses)
         numbers += accumulate_gradients(passes, batch, 0)[0].values()
+        if is_plugin(OPTIMIZERS.module(plan.train.optimizer)):
+            _try_optimizer(plan, network, objective)
     if not torch.cat(numbers).isfinite().all():
         raise ValueError("the loss of random images, or the learning rate, is NaN or infinite")
+
+
+def _refuse_wrong_losses(objective: nn.Module, arguments: tuple[Any, ...], losses: dict[str, Tensor]) -> None:
+    """Raise UsageError unless each loss is a number for each image; a hook of the objective."""
+    wanted = (len(arguments[1].t),)
+    for name, value in losses.items():
+        if (shape := tuple(value.shape)) != wanted:
+            place = function_place(type(objective).forward)
+            what = f"{name} of the objective has the shape {shape}, and it must be {wanted}"
+            raise UsageError(f"{place}: {what}: a number for each image")
+
+
+def _try_optimizer(plan: TrainPlan, *modules: nn.Module) -> None:
+    """Make a step with the modules' gradients; UsageError for a state that cannot be saved."""
+    weights = [weight for module in modules for weight in module.parameters()]
+    optimizer = make_optimizer(plan.train, modules[0], [{"params": weights}])
+    optimizer.step()
+    for name, value in (item for moments in optimizer.state.values() for item in moments.items()):
+        if not isinstance(value, Tensor):
+            module, kind = OPTIMIZERS.module(plan.train.optimizer), type(value).__name__
+            what = f"{name} in the optimiser's state is of type {kind}, and only tensors are saved"
+            raise UsageError(f"{module}: {what}: make it a tensor")
 
 
 def try_sampling(plan: TrainPlan, network: nn.Module, settings: SampleSettings) -> None:

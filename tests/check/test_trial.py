@@ -20,11 +20,15 @@ from tests.conftest import params, run_python
 PLUGINS = {
     "__init__": """
 from diffusion.model.network_registry import MODELS, ModelEntry
+from diffusion.process.loss_registry import OBJECTIVES, ObjectiveEntry
 from diffusion.process.process_registry import PROCESSES, ProcessEntry
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
+from diffusion.train.optimizer_registry import OPTIMIZERS, OptimizerEntry
 CLASSES = {"config": "plugins.model.half:Config", "spec": "plugins.model.half:Spec"}
 MODELS["half"] = ModelEntry("plugins.model.half:Half", **CLASSES)
 PROCESSES["falling"] = ProcessEntry("plugins.process.falling:Falling")
+OBJECTIVES["mean"] = ObjectiveEntry("plugins.process.mean:Mean", "a test")
+OPTIMIZERS["counting"] = OptimizerEntry("plugins.train.counting:build", "a test")
 SAMPLERS["late"] = SamplerEntry("plugins.sample.late:build")
 """,
     "model/half": """from torch import nn
@@ -41,6 +45,18 @@ class Falling(DiscreteProcess):
         angle = 0.8 + 0.7 * (t.double() / 50).cos()
         return angle.cos(), angle.sin()
 """,
+    "process/mean": """from diffusion.process.losses import Simple
+class Mean(Simple):
+    def forward(self, network, batch, step):
+        return {"loss": super().forward(network, batch, step)["loss"].mean()}
+""",
+    "train/counting": """import torch
+class Counting(torch.optim.SGD):
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            self.state[weight]["count"] = 1
+def build(groups, network, options): return Counting(groups, 0.1)
+""",
     "sample/late": """from diffusion.sample.sampler import DenoiserCall, Step
 def build(settings): return run
 def run(grid, x, noise):
@@ -56,6 +72,12 @@ BROKEN = {
     ),
     "plugins/process/falling.py, line 3: σ/α of process.schedule falling falls from": (
         {"process": {"schedule": "falling"}}
+    ),
+    "plugins/process/mean.py, line 3: loss of the objective has the shape (), and it must be (2,): a": (
+        {"process": {"loss": "mean", "variance": "small"}}
+    ),
+    "plugins.train.counting: count in the optimiser's state is of type int, and only tensors are saved": (
+        {"train": {"optimizer": "counting"}}
     ),
     "sampling by 2 steps, late (plugins.sample.late) failed: plugins/sample/late.py, line 6: ZeroDivision": (
         {"sweep": {"steps": [5], "sampler": ["ddim", "late"], "eta": [0.0]}}
