@@ -139,6 +139,18 @@ def test_project_requires_the_commit_that_diffctl_was_installed_from(tmp_path: P
     assert f"pip install 'diffctl{wanted}'" in files[".github/workflows/check.yaml"]
 
 
+def test_pytest_of_a_project_finds_its_plugins(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(generated_files(ProjectChoices())["pyproject.toml"])
+    for name in ("plugins", "tests/plugins"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "plugins/__init__.py").write_text("MINE = 1\n")
+    (tmp_path / "tests/plugins/test_mine.py").write_text(
+        "from plugins import MINE\ndef test(): assert MINE\n"
+    )
+    done = run_python(tmp_path, "-P", "-m", "pytest", "-p", "no:cacheprovider", "tests/plugins")
+    assert done.returncode == 0, done.stdout
+
+
 def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> None:
     idx = tmp_path / "idx"
     idx.mkdir()
