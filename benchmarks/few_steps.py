@@ -38,8 +38,8 @@ from docs.site.tables import with_part
 
 ENTRY = "record-chosen"
 OPTIONS = yaml.safe_load((ROOT / "benchmarks/few_steps.yaml").read_text(encoding="utf-8"))
-CALLS = (1, 2, 4, 8, 10)
-TUNED_CALLS = CALLS[:-1]
+CALLS = (1, 2, 4, 8)
+DDIM_CALLS = (*CALLS, 10)
 SAMPLERS = ("ddim", "dpm-solver++", "ipndm", "unipc")
 START = {"sigma_max": 80.0}  # of karras: the cosine schedule ends at 20,291
 FEW, MANY = 500, 2000  # images to choose a sampler by, and to report on
@@ -116,18 +116,16 @@ def candidates(calls: int, seed: int, levels: Levels) -> list[SampleSettings]:
 
 
 def ordinary(run: Run, loaded: LoadedModel, calls: int, levels: Levels) -> Result:
-    """Return the best sampler of the model with so many calls, its distance, and that of DDIM."""
+    """Return what was tried with so many calls, and the best with its distance."""
     tried: list[tuple[float, SampleSettings]] = []
     for settings in candidates(calls, run.seed, levels):
         assert count_nfe(settings, loaded.artefact.process) == calls
         other = settings.model_copy(update={"seed": CHOICE_SEED + run.seed})
         tried.append((run.distance(loaded, other, run.judges.choice, FEW), settings))
     best = min(tried, key=lambda pair: pair[0])[1]
-    ddim = tried[0][1]
     return {
         "tried": [{**described(settings), "fd": fd} for fd, settings in tried],
         "best": {**described(best), "fd": run.distance(loaded, best, run.judges.report, MANY)},
-        "ddim": run.distance(loaded, ddim, run.judges.report, MANY),
     }
 
 
@@ -143,18 +141,17 @@ def measure(run: Run) -> Result:
     tuned = load_model(run.model("tuned", tuning(base)))
     loaded = load_model(base)
     levels = learned(loaded)
-    settings = {
-        calls: SampleSettings(
-            sampler="consistency", spacing="karras", spacing_options=START, steps=calls, seed=run.seed
-        )
-        for calls in TUNED_CALLS
-    }
+    consistency = {"sampler": "consistency", "spacing": "karras", "spacing_options": START}
+
+    def distance(model: LoadedModel, calls: int, **options: Any) -> float:
+        settings = SampleSettings(steps=calls, seed=run.seed, **options)
+        return run.distance(model, settings, run.judges.report, MANY)
+
     return {
         "base_steps": steps,
         "params": OPTIONS["params"],
-        "tuned": {
-            calls: run.distance(tuned, one, run.judges.report, MANY) for calls, one in settings.items()
-        },
+        "tuned": {calls: distance(tuned, calls, **consistency) for calls in CALLS},
+        "ddim": {calls: distance(loaded, calls, sampler="ddim") for calls in DDIM_CALLS},
         "ordinary": {calls: ordinary(run, loaded, calls, levels) for calls in CALLS},
     }
 
@@ -163,12 +160,15 @@ def table(results: list[Result]) -> str:
     """Return the table of the results: mean and standard deviation of the seeds."""
     head = "| NFE | tuned | best other sampler | chosen | DDIM |"
     rows = [head, "|" + " --- |" * 5]
-    for calls in map(str, CALLS):
-        others = [result["ordinary"][calls] for result in results]
-        tuned = _mean([result["tuned"][calls] for result in results]) if calls in results[0]["tuned"] else ""
-        chosen = dict.fromkeys(f"{one['best']['sampler']}, {one['best']['spacing']}" for one in others)
-        best, ddim = _mean([one["best"]["fd"] for one in others]), _mean([one["ddim"] for one in others])
-        rows.append(f"| {calls} | {tuned} | {best} | {'; '.join(chosen)} | {ddim} |")
+    for calls in map(str, DDIM_CALLS):
+        found = {"tuned": "", "best": "", "chosen": ""}
+        if int(calls) in CALLS:
+            others = [result["ordinary"][calls]["best"] for result in results]
+            found["tuned"] = _mean([result["tuned"][calls] for result in results])
+            found["best"] = _mean([one["fd"] for one in others])
+            found["chosen"] = "; ".join(sorted({f"{one['sampler']}, {one['spacing']}" for one in others}))
+        ddim = _mean([result["ddim"][calls] for result in results])
+        rows.append(f"| {calls} | {found['tuned']} | {found['best']} | {found['chosen']} | {ddim} |")
     first = results[0]
     note = f"{len(results)} seeds, {MANY:,} images each, real training images: {first['real']:.1f}. "
     note += f"Commit `{first['commit']}`, {first['date']}, torch {first['machine'].rpartition('torch ')[2]}."
