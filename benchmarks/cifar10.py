@@ -1,9 +1,9 @@
-"""diffusers in the time of docs/cifar10.md: `python -m benchmarks.cifar10 --rate 0.002 --steps N`.
+"""diffusers on the images of a project, by steps: `python -m benchmarks.cifar10 --rate 0.002 --steps N`.
 
-UNet2DModel has the shape of profiles/cifar10-cpu.yaml. It is trained as the speedrun's `diffusers-tuned`,
-with the profile's mirrored images. Ctrl-C loses at most SAVE_EVERY steps, and the same command resumes. Run
-it in a project with that profile, after `diffctl stage data`. Each tenth of the steps leaves the averages of
-the weights. `--sample AT` makes images with those of a step, for `diffctl evaluate --against`.
+UNet2DModel has the shape of the project's U-Net. It is trained as the speedrun's `diffusers-tuned`, with
+mirrored images. Ctrl-C loses at most SAVE_EVERY steps, and the same command resumes. Run it in a project for
+CIFAR-10, after `diffctl stage data`. Each tenth of the steps leaves the averages of the weights. `--sample
+AT` makes images with those of a step, for `diffctl evaluate --against`.
 """
 
 import argparse
@@ -43,7 +43,8 @@ class Training:
         self.recipe, self.plan, self.store, self.steps = recipe, plan, store, steps
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
         torch.manual_seed(plan.train.seed)
-        self.network = unet2d(plan.network)
+        # diffusers has 32 groups in each norm
+        self.network = unet2d(plan.network.model_copy(update={"group_channels": 1}))
         betas, decay = recipe.betas, recipe.weight_decay
         self.optimizer = torch.optim.AdamW(self.network.parameters(), recipe.rate, betas, weight_decay=decay)
         self.emas = {
