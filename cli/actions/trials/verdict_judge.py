@@ -62,7 +62,8 @@ class Judge:
             left = test.last - pair - 1
             if has_run and left and any(one.is_open for one in outcomes):
                 each = self.seconds / (pair + 1)
-                typer.echo(f"up to {left} more pairs, about {format_duration(left * each)}", err=True)
+                more = f"up to {left} more pair{'s' * (left > 1)}"
+                typer.echo(f"{more}, about {format_duration(left * each)}", err=True)
         return outcomes
 
     def _fix_images(self, done: Sequence[Job], active: Sequence[int]) -> bool:
