@@ -7,7 +7,6 @@ AT` makes images with those of a step, for `diffctl evaluate --against`.
 """
 
 import argparse
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.contenders import CPU, unet2d
-from benchmarks.diffusers_entry import Run, denoising_loss
+from benchmarks.diffusers_entry import Run, denoising_loss, update
 from benchmarks.diffusers_recipes import DECAYS, TUNED, Recipe
 from benchmarks.quality import Size
 from diffusion.config import load
@@ -71,13 +70,8 @@ class Training:
             group["lr"] = self.recipe.rate_at(self.step, self.step / self.steps)
         images, labels = mirrored(self.store, self.recipe.batch)
         loss = denoising_loss(self.recipe, self.network, self.scheduler, images, labels, self.plan)
-        loss.backward()  # type: ignore[no-untyped-call]
+        update(self.network, self.optimizer, self.emas, loss)
         self.loss = loss.item()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        for ema in self.emas.values():
-            ema.step(self.network.parameters())
 
     def _save(self) -> None:
         emas = {decay: ema.state_dict() for decay, ema in self.emas.items()}
@@ -141,7 +135,7 @@ def main() -> None:
     training = Training(recipe, plan, store, arguments.steps)
     if arguments.sample is None:
         training.resume()
-        print(f"{os.getpid()}: step {training.step} of {arguments.steps}", flush=True)
+        print(f"step {training.step} of {arguments.steps}", flush=True)
         training.run()
     else:
         sampling = arguments.decay, arguments.images, arguments.calls, arguments.seed

@@ -64,12 +64,7 @@ def train(
                 group["lr"] = recipe.rate_at(watch.steps - 1, watch.share())
             images, labels = _batch(store, recipe.batch, device)
             loss = denoising_loss(recipe, network, scheduler, images, labels, plan)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            for ema in emas.values():
-                ema.step(network.parameters())
+            update(network, optimizer, emas, loss)
     took = watch.elapsed()
     for decay, ema in emas.items():
         ema.copy_to(averages[decay].parameters())
@@ -92,6 +87,18 @@ def denoising_loss(
     with recipe.autocast(images.device, plan.precision):
         output = network(noisy, t, labels).sample
     return F.mse_loss(output[:, : images.shape[1]].float(), target)
+
+
+def update(
+    network: nn.Module, optimizer: torch.optim.Optimizer, emas: dict[float, Any], loss: Tensor
+) -> None:
+    """Make a step of the optimiser by a loss, and of the averages, diffusers' EMAModels by their decay."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    for ema in emas.values():
+        ema.step(network.parameters())
 
 
 class Run(NamedTuple):

@@ -8,7 +8,6 @@ in docs/few_steps.md. Steps are counted, so that the machine need not be idle; `
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -22,9 +21,9 @@ import yaml
 
 from benchmarks import ROOT, made_by, quality
 from benchmarks.quality import Judge
-from benchmarks.speedrun import CHOICE_SEED, CONTESTS, Judges, merge
+from benchmarks.speedrun import CHOICE_SEED, CONTESTS, Judges, merge, read_results
 from diffusion.analysis.learned_grid import TRAJECTORIES, learned_levels, teacher_settings
-from diffusion.config import Config, parse
+from diffusion.config import Config
 from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.protocol.settings import SampleSettings
@@ -58,9 +57,7 @@ class Run(NamedTuple):
     def config(self, changes: dict[str, Any]) -> Config:
         """Return the entry's params with changes."""
         entry = CONTESTS[0].read()[ENTRY]
-        rest = {"sample": {"num_images": 2}, "sweep": {"steps": [1], "eta": [0.0]}, "evaluate": {}}
-        params = merge({**entry.params, **rest}, {"train": {"seed": self.seed}})
-        return parse(merge(params, changes), ENTRY)
+        return entry._replace(params=merge(entry.params, changes)).config(self.seed)
 
     def plan(self, changes: dict[str, Any]) -> TrainPlan:
         """Return the plan of a training with these changes of the entry."""
@@ -72,7 +69,6 @@ class Run(NamedTuple):
         if not path.exists():
             plan, began = self.plan(changes), time.perf_counter()
             trained = quality.train_for(None, plan, self.store, default_device())
-            path.parent.mkdir(parents=True, exist_ok=True)
             average = trained.averages[f"decay {plan.train.ema_decay:g}"]
             save_artefact(path, average.state_dict(), plan)
             print(f"  {name}: {plan.train.steps} steps in {time.perf_counter() - began:.0f} s", flush=True)
@@ -85,9 +81,7 @@ class Run(NamedTuple):
 
 def base_steps() -> int:
     """Return the mean number of steps that 240 s gave the entry."""
-    results = [
-        json.loads(file.read_text(encoding="utf-8")) for file in CONTESTS[0].results.glob(f"{ENTRY}-*")
-    ]
+    results = [result for result in read_results(CONTESTS[0].results) if result["entry"] == ENTRY]
     return round(statistics.fmean(result["steps"] for result in results))
 
 
@@ -208,8 +202,7 @@ def main() -> None:
     result = {"seed": run.seed, **made_by(torch.get_num_threads()), **measure(run), "real": real}
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{run.seed}.json", result)
-    files = sorted(RESULTS.glob("*.json"))
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    results = read_results(RESULTS)
     write_text(PAGE, with_part(PAGE.read_text(encoding="utf-8"), "few-steps", table(results)))
 
 
