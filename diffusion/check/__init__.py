@@ -112,7 +112,8 @@ def check_guidance(project: Project) -> Iterator[Finding]:
         yield Finding("warning", "sampling", message, "`diffctl show steps` lists σ/α of each step")
     if project.config.process.loss == "contrastive" and any(one.guidance for one in project.cells.values()):
         message = "guidance lacks the correction that the authors of process.loss contrastive apply"
-        yield Finding("warning", "sampling", message, "set guidance to 0, or see `diffctl docs training`")
+        remedy = "set guidance to 0, or process.loss to simple: `diffctl docs training` says why"
+        yield Finding("warning", "sampling", message, remedy)
 
 
 def _is_never_guided(settings: SampleSettings, process: NoiseProcess) -> bool:
