@@ -192,7 +192,11 @@ def test_message_precedes_slow_imports(
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [("show re", "reverse"), ("sample --sampler uni", "unipc"), ("use cifar", "cifar10 cifar100")],
+    [
+        ("show re", "reverse"),
+        ("sample --sampler uni", "unipc"),
+        ("use imagenet", "imagenet64 imagenet64-adm"),
+    ],
 )
 def test_completes_commands_choices_and_profiles(project, invoke, monkeypatch, words, found) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # so that argv names the program

@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).parents[1] / "golden/losses.json"
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 SIZES = {"digits": (8, 1), "fashion-mnist-14": (14, 1)}
 SIZES |= dict.fromkeys(("fashion-mnist", "fashion-mnist-upsampler"), (28, 1))
-SIZES |= dict.fromkeys(("cifar10", "cifar100", "image-folder-cpu"), (32, 3))
+SIZES |= dict.fromkeys(("cifar10", "cifar10-cpu", "cifar100", "image-folder-cpu"), (32, 3))
 
 # Relative root-mean-square distance of bf16's ε and v from fp32's, at random weights: eight bits of mantissa
 # (2⁻⁸ = 0.4%) through some tens of layers.
@@ -50,6 +50,7 @@ def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
     values["train"] = {
         **values["train"], "steps": 10, "batch_size": 2, "lr": lr, "precision": "fp32", "microbatch": None
     }  # fmt: skip
+    values["sample"].pop("guide", None)  # perhaps a snapshot of a later step
     config = parse(values, profile)
     size, channels = SIZES.get(profile, (64, 3))
     source = np.random.default_rng(0)
