@@ -1,9 +1,10 @@
 """diffusers on the images of a project, by steps: `python -m benchmarks.cifar10 --rate 0.002 --steps N`.
 
-UNet2DModel has the shape of the project's U-Net. It is trained as the speedrun's `diffusers-tuned`, with
+UNet2DModel has the shape of the project's U-Net. It is trained as the speedrun's `diffusers-groups`, with
 mirrored images. Ctrl-C loses at most SAVE_EVERY steps, and the same command resumes. Run it in a project for
 CIFAR-10, after `diffctl stage data`. Each tenth of the steps leaves the averages of the weights. `--sample
-AT` makes images with those of a step, for `diffctl evaluate --against`.
+AT` makes images with those of a step, for `diffctl evaluate --against`. Another number of steps, rate or
+batch has a folder of its own in runs/diffusers.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.contenders import CPU, unet2d
 from benchmarks.diffusers_entry import Run, denoising_loss, update
-from benchmarks.diffusers_recipes import DECAYS, TUNED, Recipe
+from benchmarks.diffusers_recipes import DECAYS, RECIPES, Recipe
 from benchmarks.quality import Size
 from diffusion.config import load
 from diffusion.images.pixels import to_model, to_nchw
@@ -29,7 +30,7 @@ from diffusion.system.files import write_atomic
 from diffusion.train.plan import TrainPlan
 from diffusion.train.planning import plan_training
 
-WORK, SAVE_EVERY, PARTS = Path("runs/diffusers"), 200, 10
+SAVE_EVERY, PARTS = 200, 10
 
 
 class Training:
@@ -41,9 +42,12 @@ class Training:
         assert isinstance(plan.network, UNetSpec), "UNet2DModel is a U-Net"
         self.recipe, self.plan, self.store, self.steps = recipe, plan, store, steps
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
+        self.folder = Path(f"runs/diffusers/{steps}-{recipe.batch}-{recipe.rate:g}")
+        self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(plan.train.seed)
-        # diffusers has 32 groups in each norm
-        self.network = unet2d(plan.network.model_copy(update={"group_channels": 1}))
+        # 32 groups in the norm of the attention in the middle, as always in diffusers
+        shape = plan.network.model_copy(update={"group_channels": 1})
+        self.network = unet2d(shape, recipe.norm_groups)
         betas, decay = recipe.betas, recipe.weight_decay
         self.optimizer = torch.optim.AdamW(self.network.parameters(), recipe.rate, betas, weight_decay=decay)
         self.emas = {
@@ -75,18 +79,23 @@ class Training:
 
     def _save(self) -> None:
         emas = {decay: ema.state_dict() for decay, ema in self.emas.items()}
-        state = {"step": self.step, "seconds": self.seconds, "network": self.network.state_dict()}
-        state |= {"optimizer": self.optimizer.state_dict(), "emas": emas, "rng": torch.get_rng_state()}
-        write_atomic(WORK / "state.pt", lambda path: torch.save(state, path))
         marks = {round(self.steps * part / PARTS / SAVE_EVERY) * SAVE_EVERY for part in range(1, PARTS)}
         if self.step in marks | {self.steps}:
-            torch.save(emas, WORK / f"averages-{self.step}.pt")
+            write_atomic(self.averages(self.step), lambda path: torch.save(emas, path))
+        state = {"step": self.step, "seconds": self.seconds, "network": self.network.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "emas": emas, "rng": torch.get_rng_state()}
+        write_atomic(self.folder / "state.pt", lambda path: torch.save(state, path))
+
+    def averages(self, step: int) -> Path:
+        """Return the file with the averages of a step."""
+        return self.folder / f"averages-{step}.pt"
 
     def resume(self) -> None:
         """Continue with the saved state, if there is one."""
-        if not (WORK / "state.pt").exists():
+        path = self.folder / "state.pt"
+        if not path.exists():
             return
-        state: dict[str, Any] = torch.load(WORK / "state.pt", weights_only=False)
+        state: dict[str, Any] = torch.load(path, weights_only=False)
         self.step, self.seconds = state["step"], state["seconds"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -106,12 +115,12 @@ def mirrored(store: ImageStore, size: int) -> tuple[Tensor, Tensor]:
 
 def sample(training: Training, step: int, decay: float, count: int, calls: int, seed: int) -> Path:
     """Make images with the average of a step; return the NPZ file."""
-    averages = torch.load(WORK / f"averages-{step}.pt", weights_only=False)
+    averages = torch.load(training.averages(step), weights_only=False)
     training.emas[decay].load_state_dict(averages[decay])
     training.emas[decay].copy_to(training.network.parameters())
     run = Run(training.plan, training.store, Size(None, count, calls), CPU)
     images = run.images(training.recipe, training.network, count, seed)
-    path = WORK / f"{step}-{decay:g}-{calls}-{seed}-{count}.npz"
+    path = training.folder / f"{step}-{decay:g}-{calls}-{seed}-{count}.npz"
     np.savez(path, images)
     return path
 
@@ -130,8 +139,8 @@ def main() -> None:
     arguments = parser.parse_args()
     store = open_store(PREPARED / "train")
     plan = plan_training(load(PARAMS), store.meta, CPU)
-    recipe = replace(TUNED, batch=arguments.batch, rate=arguments.rate, decays=DECAYS)
-    WORK.mkdir(parents=True, exist_ok=True)
+    groups = RECIPES["diffusers-groups"]
+    recipe = replace(groups, batch=arguments.batch, rate=arguments.rate, decays=DECAYS)
     training = Training(recipe, plan, store, arguments.steps)
     if arguments.sample is None:
         training.resume()
