@@ -90,6 +90,8 @@ def _follow(stated: PaperField, draft: _Draft) -> str:
     section, key = stated.field.split(".")
     if section == "data":
         return "other images are another training: `diffctl use PROFILE` takes them"
+    if section == "model":
+        return "another network is another training: set it if you mean it"
     if section == "sample" and draft.after["sweep"].get(key):
         section = "sweep"
     now, values = draft.after[section].get(key), [one for one in stated.values if one is not None]

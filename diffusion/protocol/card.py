@@ -81,7 +81,9 @@ def network_digests(card: Mapping[str, object]) -> list[object]:
 
 
 PLUGIN_FIELDS = ("sampling_plugins", "extractor_plugins")  # digests of code, where plugins are used
-EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype", "extractor_plugins")
+EXTRACTOR_FIELDS = (
+    "extractor", "weights_sha256", "resize", "feature_dtype", "evaluation", "extractor_plugins"
+)  # fmt: skip
 # What `…_published` is against.
 STATISTICS_FIELDS = ("statistics_name", "statistics_sha256", "statistics_source")
 COUNT_FIELDS = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # N, and what follows from it

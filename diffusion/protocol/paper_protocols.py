@@ -55,6 +55,7 @@ _PAPERS = {
             *_fid("sec. 2.2, and evaluations/README.md of its code"),
             PaperField("data.name", IMAGENET_64, "table 4"),
             PaperField("data.image_size", (None, 64), "table 4"),
+            PaperField("model.class_cond", (True,), "README.md of its code"),
             PaperField("process.timesteps", (1000,), "README.md of its code"),
             PaperField("process.schedule", ("cosine",), "README.md of its code"),
             PaperField("process.variance", ("learned",), "README.md of its code"),
@@ -86,6 +87,7 @@ _PAPERS = {
             *_fid("sec. 3, and README.md of its code"),
             PaperField("data.name", (*CIFAR, *IMAGENET_64), "sec. 3"),
             PaperField("data.image_size", (None, 64), "sec. 3", IMAGENET_64),
+            PaperField("model.class_cond", (True,), "README.md of its code", IMAGENET_64),
             PaperField("process.schedule", ("edm",), "table 1: σ(t) = t, s(t) = 1"),
             PaperField("process.prediction", ("edm",), "table 1: c_skip, c_out, c_in"),
             PaperField("process.sigma_data", (0.5,), "table 1"),
@@ -121,6 +123,7 @@ _PAPERS = {
         (
             *_fid("of DDPM, the network used: 2006.11239, sec. 4.1 and app. B"),
             PaperField("data.name", CIFAR, "table 1"),
+            PaperField("model.class_cond", (False,), "of DDPM: 2006.11239, table 1"),
             PaperField("process.timesteps", (1000,), "sec. 5"),
             PaperField("process.schedule", ("linear",), "app. D.1, as DDPM"),
             PaperField("process.variance", ("small", "large"), "sec. 5"),

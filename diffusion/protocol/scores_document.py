@@ -153,7 +153,7 @@ class ScoredReference(Section):
     @property
     def images(self) -> dict[str, Any]:
         """The facts on the images, without those on the extractor."""
-        facts = self.model_dump(exclude={"extractor", "weights_sha256", "dtype", "floor"})
+        facts = self.model_dump(exclude={"evaluation", "extractor", "weights_sha256", "dtype", "floor"})
         return {**facts, "floor": [self.floor.get(name) for name in ("num_images", "extrapolated")]}
 
 

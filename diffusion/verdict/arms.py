@@ -70,9 +70,10 @@ class Arm:
         return cells[name]
 
     def differences(self, control: "Arm") -> list[str]:
-        """Return the fields that differ from the control's, as text."""
+        """Return the fields that differ from the control's, as text; pairs have seeds of their own."""
         configs = control.config, self.config
         dumped = {name for one in configs for name in flatten_fields(one.model_dump(mode="json"))}
+        dumped = {name for name in dumped if name != "train.seed" and not name.startswith("search.")}
         fields = [_all_fields(one) for one in configs]
         return changed_fields(*({name: one[name] for name in dumped & one.keys()} for one in fields))
 

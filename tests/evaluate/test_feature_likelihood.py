@@ -63,6 +63,7 @@ def test_copies_and_near_copies_score_high_although_their_frechet_distance_is_lo
     scores = {name: scorer.scores(Features(sample)) for name, sample in sets.items()}
     found = {name: values[FLD] for name, values in scores.items()}
     assert abs(found["fresh"]) < 3
+    assert abs(scorer.scores(Features(images(4, 2400)))[FLD]) < 3  # more than half of the training images
     assert 10 < found["far"] < found["near"] < found["copies"] / 10
     assert scores["copies"][FD] < scores["fresh"][FD] < scores["far"][FD]
     assert FLD not in Scorer(reference, EvaluateConfig()).scores(Features(fresh))

@@ -92,12 +92,13 @@ def with_space(one: ScoresDocument, factor: float = 2.0, **card: Any) -> ScoresD
     """Return the document with scores in effnet-lite0-96 too: each score times `factor`, with a card."""
     ours, name = "effnet_lite0_64", "effnet-lite0-96"
     values = document_values(one)
-    values["spaces"] = {name: {**values["reference"], "extractor": name, "weights_sha256": "v" * 64}}
+    reading = {"extractor": name, "weights_sha256": "v" * 64, "evaluation": 4}  # has a revision of its own
+    values["spaces"] = {name: {**values["reference"], **reading}}
     for cell in values["cells"].values():
         scores = {
             key.replace(ours, "effnet_lite0_96"): factor * cell["scores"][key] for key in cell["scores"]
         }
-        own = {**cell["card"], "extractor": name, "weights_sha256": "v" * 64, **card}
+        own = {**cell["card"], **reading, **card}
         cell["spaces"] = {name: {"scores": scores, "card": own}}
     return ScoresDocument(**values)
 

@@ -16,6 +16,8 @@ LINEAR = {"schedule": "linear", "timesteps": 1000}
 ZERO_SNR = {"zero_terminal_snr": True, "prediction": "velocity"}
 AS_DDIM = {
     "data": {"name": "cifar10"},
+    "model": {"class_cond": False},
+    "train": {"p_uncond": 0.0},
     "process": {**LINEAR, "variance": "small", "loss": "simple", "prediction": "eps"},
     "sample": {"num_images": 50_000, "spacing": "ddim-quadratic", "noise": "small", "clip": False},
     "sweep": {"steps": [10, 20, 50, 100], "eta": [0.0, 0.2, 0.5, 1.0]},
@@ -70,6 +72,7 @@ def test_run_with_the_papers_settings_has_no_mismatch(base):
         (AS_DDIM, {"sweep": {"spacing": ["ddim-quadratic", "trailing"]}}, "sample.spacing"),
         (AS_DDIM, {"sweep": {"eta": [0.0, 0.7]}}, "sweep.eta"),
         (AS_DDIM, {"process": {"schedule": "cosine"}}, "process.schedule"),
+        (AS_DDIM, {"model": {"class_cond": True}}, "model.class_cond"),
         (AS_DDIM, {"process": ZERO_SNR}, "process.zero_terminal_snr"),
         (AS_ADM, {"process": {"t_sampler": "loss-aware"}}, "process.t_sampler"),
         (AS_ADM, {"sample": {"classifier": "classifier.safetensors"}}, "sample.classifier"),

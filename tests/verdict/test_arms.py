@@ -122,7 +122,7 @@ def test_subject_of_a_change(project: Path, field: str, value: object, subject: 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"train.optimizer": "muon"}, "train.optimizer adamw → muon"),
+        ({"train.optimizer": "muon", "train.seed": 7}, "train.optimizer adamw → muon"),
         ({"train.optimizer_options": {"beta2": 0.9}}, "train.optimizer_options.beta2 0.999 → 0.9"),
         ({"process.stratified": True}, "process.stratified false → true"),
         ({"process.t_sampler": "logit-normal"}, "process.t_sampler uniform → logit-normal"),

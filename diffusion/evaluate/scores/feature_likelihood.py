@@ -32,7 +32,8 @@ BLOCK = 1024  # points at a time
 class FeatureLikelihood:
     """Divergences from one data set, of at most `limits.samples` samples and `limits.real` test images.
 
-    It takes up to MAX_FITTED training images, since a copy of an image that is left out is not detected.
+    It takes up to MAX_FITTED training images, since a copy of an image that is left out is not detected, and
+    at most half as many samples: the baseline has as many training images, and is fitted to the others.
     """
 
     def __init__(self, train: FeatureArray, test: FeatureArray, limits: Limits, device: torch.device) -> None:
@@ -42,7 +43,7 @@ class FeatureLikelihood:
         )
         deviation, self.mean = torch.std_mean(scored, dim=0)
         self.deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-        self.most, self.device = limits.samples, device
+        self.most, self.device = min(limits.samples, len(fitted) // 2), device
         self.train, self.test = self._normalized(fitted), self._normalized(scored)
         self._baselines: dict[int, float] = {}
 
@@ -52,8 +53,7 @@ class FeatureLikelihood:
         return SCALE * (self._surprise(points, self.train) - self._baseline(len(points)))
 
     def _baseline(self, count: int) -> float:
-        """Return the surprise at the test images of as many training images, at most half of them."""
-        count = min(count, len(self.train) // 2)
+        """Return the surprise at the test images of as many training images."""
         if count not in self._baselines:
             order = torch.from_numpy(np.random.default_rng(SEED).permutation(len(self.train)))
             self._baselines[count] = self._surprise(self.train[order[:count]], self.train[order[count:]])
