@@ -50,7 +50,7 @@ class ValidationLoss:
     from i.
 
     A loss of the whole batch is computed in batches of `train.batch_size`, each with t of the whole range.
-    Images of an incomplete last batch are left out.
+    Images of an incomplete last batch are left out. An objective that depends on the step has its last form.
     """
 
     def __init__(self, plan: TrainPlan, store: ImageStore) -> None:
@@ -66,14 +66,14 @@ class ValidationLoss:
 
         The networks are those of the state, unsharded.
         """
-        device = next(network.parameters()).device
+        device, last = next(network.parameters()).device, self._plan.train.steps - 1
         found: Losses = {}
         for prefix, weights, objective in (("", ema, state.ema_objective), (RAW, network, state.objective)):
             hooks = FeatureHooks(weights, objective.features)
             forward = autocast(weights, self._plan.precision)
             trained = TrainedNetwork(forward, self._process, hooks.latest)
             parts: list[tuple[dict[str, Tensor], Tensor]] = [
-                (objective(trained, batch, state.step), batch.t)
+                (objective(trained, batch, last), batch.t)
                 for batch in self._batches(self._draws(objective.whole_batch), device)
             ]
             hooks.remove()

@@ -21,7 +21,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.report.theme import render
 from diffusion.sample.conditions import chosen_condition
 from diffusion.sample.generate import check_settings
-from diffusion.sample.sampler import CustomTrajectory, build_sampler
+from diffusion.sample.sampler import CustomTrajectory, adds_noise, build_sampler
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.encoded_pictures import decode_base64
@@ -191,6 +191,9 @@ class Interpolation:
             self.settings, spec, index = settings, model.artefact.network, request.image_indices[0]
             if spec.low_res is not None:
                 raise UsageError("a model that enlarges images has no code of a seed alone: give two images")
+            if adds_noise(settings):
+                found = f"sampler {settings.sampler} adds noise in its steps"
+                raise UsageError(f"{found}, and an image is not that of its first noise alone: choose ddim")
             self._condition = chosen_condition(model.artefact, settings, [index] * 2, request.class_name)
             scale = check_settings(model.artefact, settings).initial_noise_scale
             self._ends = torch.cat(

@@ -89,6 +89,9 @@ def test_model_of_process_edm_is_encoded_with_spacing_karras(run, tmp_path):
         codes.append(np.load(tmp_path / "a.npz")["codes"])
     assert np.array_equal(codes[0], codes[1])
     assert not np.array_equal(codes[0], codes[2])
+    run("encode", "0", "--out", "a.png", "--steps", "3")
+    code = np.asarray(Image.open(tmp_path / "a.png"))[9 * 8 : 17 * 8]  # the second row, in pixels of 8
+    assert np.isin(code, (0, 255)).mean() < 0.1
 
 
 @pytest.mark.slow

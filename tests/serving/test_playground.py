@@ -96,6 +96,7 @@ def test_an_invalid_interpolation_request_is_refused(client):
         ({"seeds": [0, 1], "frames": 1}, "frames: "),
         ({"seeds": [0, 1], "frames": 65}, "65 images"),
         ({"seeds": [0, 1], "steps": 101}, "101 sampling steps"),
+        ({"seeds": [0, 1], "sampler": "euler-ancestral"}, "euler-ancestral adds noise"),
         ({"images": [0, 6]}, "give 0 to 5"),
         ({"images": ["%", 0]}, "base64"),
         ({"images": [0, base64.b64encode(b"no image").decode()]}, "the second picture"),

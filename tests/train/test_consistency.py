@@ -16,6 +16,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.initial_state import new_state
 from diffusion.train.train_step import accumulate_gradients
+from diffusion.train.validation_loss import ValidationLoss
 from tests.helpers.trainings import CPU, Killed, assert_same, plan_of, run, run_in, run_until
 from tests.train.test_gradients import passes_of
 
@@ -154,6 +155,15 @@ def test_both_passes_of_a_step_have_the_same_dropout_masks(store):
     assert student
     assert [layer for layer, _ in student] == [layer for layer, _ in teacher]
     assert all(torch.equal(one, two) for (_, one), (_, two) in zip(student, teacher, strict=True))
+
+
+def test_the_validation_loss_is_that_of_the_last_stage(store):
+    plan = plan_of(store, process={**TUNING, "loss_options": {"q": 4, "stage_steps": 4}})
+    state, found = new_state(plan, CPU), []
+    run_until(state, store, 2)
+    for state.step in (2, 8):
+        found.append(ValidationLoss(plan, store).losses(state, state.network.eval(), state.ema))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

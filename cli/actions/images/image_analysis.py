@@ -20,7 +20,7 @@ from diffusion.images.store import Images
 from diffusion.layout import check_output_file
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.protocol.settings import SampleSettings, default_spacing
-from diffusion.sample.generate import OnStep
+from diffusion.sample.generate import OnStep, check_settings
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output, write_output_text
 
@@ -46,7 +46,8 @@ def encode(options: Encode) -> None:
             codes.append(inversion.encode_images(loaded, settings, pixels[part], rows, on_step))
             decoded.append(inversion.decode_images(loaded, settings, codes[-1], rows, on_step))
     back = to_nhwc(torch.cat(decoded))
-    _write_codes(options.out, pixels, torch.cat(codes), back, condition.labels)
+    scale = check_settings(artefact, settings).initial_noise_scale
+    _write_codes(options.out, pixels, torch.cat(codes), scale, back, condition.labels)
     error, count = float(np.abs(back.astype(int) - pixels).mean()), len(pixels)
     resized = [image.resized for image in chosen if image.resized]
     made = {
@@ -95,13 +96,15 @@ def _counter(show: Show, total: int) -> OnStep:
     return lambda step: show(next(done), total, "")
 
 
-def _write_codes(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
+def _write_codes(
+    out: Path, pixels: Images, codes: Tensor, scale: float, back: Images, labels: Tensor | None
+) -> None:
     """Write codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any.
 
-    As PNG: rows of images, codes (±2 σ from black to white) and reconstructions.
+    As PNG: rows of images, codes (±2 σ from black to white, σ = `scale`) and reconstructions.
     """
     if out.suffix == ".png":
-        rows = np.concatenate([pixels, to_nhwc(to_uint8(codes / 2)), back])
+        rows = np.concatenate([pixels, to_nhwc(to_uint8(codes / (2 * scale))), back])
         return _write_rows(out, rows, columns=len(pixels))
     arrays = {"codes": codes.numpy(), "images": pixels, "reconstructions": back}
     if labels is not None:
