@@ -38,7 +38,10 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
         if _git(clone, "remote"):
             _git(clone, "fetch", "--quiet")
             if _git(clone, "rev-list", f"{UPSTREAM}..HEAD"):
-                raise DiffctlError(f"{clone} has commits that its upstream lacks: push or remove them")
+                raise DiffctlError(
+                    f"{clone} has commits that its upstream lacks: push them, or remove them with "
+                    f"`git reset --hard {UPSTREAM}`, also if the upstream was rewritten"
+                )
             _git(clone, "reset", "--quiet", "--hard", UPSTREAM)  # over untracked files of the new commit too
         if problem := version_problem(clone):
             raise UsageError(f"{problem[0]} for the worker: {problem[1]}")

@@ -42,10 +42,11 @@ def test_class_folders_round_trip(tmp_path_factory, seed, channels, suffix, frac
         assert found[image.tobytes()] == name.split("/")[0]
 
 
-@pytest.mark.parametrize("held_out", [["val"], ["test"], ["val", "test"]])
+@pytest.mark.parametrize("held_out", [["val"], ["test"], ["val", "test"], ["Test"]])
 def test_train_and_test_folders_are_an_official_split(tmp_path, held_out):
     pool = random_images(0, 20, 8)
-    tops = [held_out[at // 5 % len(held_out)] if at % 5 == 0 else "train" for at in range(20)]
+    learned = "Train" if "Test" in held_out else "train"
+    tops = [held_out[at // 5 % len(held_out)] if at % 5 == 0 else learned for at in range(20)]
     names = [f"{top}/{'ab'[at % 2]}/{at}" for at, top in enumerate(tops)]
     write_folder(tmp_path / "raw", dict(zip(names, pool, strict=True)))
     train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
@@ -111,7 +112,7 @@ def test_csv_gives_labels_and_splits(tmp_path, header):
     pool = random_images(0, 12, 8)
     write_folder(tmp_path / "raw", {f"pictures/{at}": image for at, image in enumerate(pool)})
     sides = ["left", "right"]
-    rows = [f"pictures/{at}.png,{sides[at % 2]},{'test' if at > 8 else 'train'}\n" for at in range(12)]
+    rows = [f"pictures/{at}.png,{sides[at % 2]},{'Test' if at > 8 else 'train'}\n" for at in range(12)]
     (tmp_path / "raw/labels.csv").write_text(f"{header}\n" + "".join(rows), encoding="utf-8-sig")
     options = {"image_size": 8, "labels": "labels.csv"}
     train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", **options)
@@ -138,6 +139,14 @@ def test_invalid_csv_is_refused(tmp_path, text, message):
         (tmp_path / "raw/labels.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(DiffctlError, match=message):
         build_source(folder_config(tmp_path / "raw", labels="labels.csv")).open()
+
+
+def test_a_csv_outside_of_the_folder_is_refused(tmp_path):
+    """Its changes would not be noticed."""
+    write_numbered(tmp_path / "raw", random_images(0, 3, 8))
+    (tmp_path / "labels.csv").write_text("file,label\n0.png,a\n")
+    with pytest.raises(UsageError, match="outside"):
+        build_source(folder_config(tmp_path / "raw", labels="../labels.csv")).open()
 
 
 def test_unusable_files_are_listed(tmp_path):

@@ -113,6 +113,16 @@ def test_scores_with_intervals_make_a_version_of_scores_without(make_model):
     assert register().champion == 2, "it has the same scores, and their intervals"
 
 
+@pytest.mark.slow
+def test_a_version_with_lost_files_is_registered_again(make_model, here):
+    make_model(1)
+    assert register().version == 1
+    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/scores.json")
+    stored.unlink()
+    for _ in range(2):
+        assert register().version == 2
+
+
 def test_scores_of_another_model_and_damaged_weights_are_refused(make_model, here):
     make_model(1)
     weights = MODEL.read_bytes()

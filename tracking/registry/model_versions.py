@@ -61,14 +61,15 @@ def find_version(
 ) -> "ModelVersion | None":
     """Return the version of these weights under the protocol of these scores, or None.
 
-    One without confidence intervals, which no card has, is not the version of scores with them.
+    One without confidence intervals, which no card has, is not the version of scores with them. Nor is one
+    whose scores cannot be read, since its files may be lost.
     """
     card = protocol_fingerprint(document)
     query = f"name = '{name}' AND tags.`{keys.MODEL_SHA256}` = '{sha256}' AND tags.`{keys.CARD}` = '{card}'"
     versions = client.search_model_versions(query)
     for found in versions:
-        scores = readable(fetch_version_scores, client, found)[0] if _has_intervals(document) else None
-        if scores is None or _has_intervals(scores):
+        scores = readable(fetch_version_scores, client, found)[0]
+        if scores is not None and (_has_intervals(scores) or not _has_intervals(document)):
             return found
     return None
 

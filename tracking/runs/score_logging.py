@@ -8,13 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffusion.choice.confidence import share_noise
+from diffusion.choice.confidence import card_diff, share_noise
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.images.pictures import to_pil
 from diffusion.images.store import Images
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.card import EXTRACTOR_FIELDS
+from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
+from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate_names
@@ -78,12 +80,18 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
 
 
 def _extends_evaluation(run: "Run", document: ScoresDocument) -> bool:
-    """Return whether the run has an evaluation of the same protocol, from the same noise."""
+    """Return whether the run has an evaluation of the same protocol, from the same noise.
+
+    Only settings on the axes of a sweep may differ, which are in the names of its curves.
+    """
     try:
         own = fetch_scores(run)
     except UsageError:  # it was not evaluated
         return False
-    return share_noise(*(next(iter(one.cells.values())) for one in (own, document)))
+    ours, other = (next(iter(one.cells.values())) for one in (own, document))
+    varied = {*ours.axes, *other.axes}
+    options = OPTION_FIELDS if varied & REGISTRIES_WITH_OPTIONS.keys() else ()
+    return share_noise(ours, other) and not card_diff(ours, other, (*varied, *DERIVED_FIELDS, *options))
 
 
 def log_edit_scores(run_id: str, document: Mapping[str, Any]) -> None:

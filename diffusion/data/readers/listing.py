@@ -141,9 +141,14 @@ def _required_column(path: Path, columns: Sequence[str], names: Sequence[str]) -
     return found
 
 
+def split_of(name: str) -> str | None:
+    """Return the split, train or test, that a folder or a CSV names; None if it names none."""
+    return SPLITS.get(name.casefold())
+
+
 def _split(path: Path, name: str | None) -> str | None:
     name = (name or "").strip()
-    if name and name not in SPLITS:
+    if name and not split_of(name):
         found = printable(name)[:80]
         raise UsageError(f"data.labels: {path}: split {found!r} is not one of {', '.join(SPLITS)}")
-    return SPLITS.get(name)
+    return split_of(name)

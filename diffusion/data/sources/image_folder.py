@@ -1,5 +1,6 @@
 """A folder of the user's images: class sub-folders, a CSV file with labels, or no labels."""
 
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.readers.image_files import ImageFileReader
-from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images, read_labels
+from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images, read_labels, split_of
 from diffusion.data.source import SHOWN, DatasetInfo, ImageProblem, RawData, Split, class_names
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
@@ -93,6 +94,8 @@ class ImageFolder:
         if not len(listing.paths):
             raise DiffctlError(f"data.path: {root} has no png, jpeg, webp or gif images")
         if labels is not None and labels.endswith(".csv"):
+            if not Path(os.path.normpath(root / labels)).is_relative_to(os.path.normpath(root)):
+                raise UsageError(f"data.labels: {labels} is outside of {root}: move it into that folder")
             items, problems = _by_csv(root / labels, listing)
         else:
             items, problems = _by_folder(root, listing, labels)
@@ -115,8 +118,9 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 def _split_folders(tops: Iterable[str]) -> set[str]:
     """Return the folders at the top that are splits: train with a test folder, or train with all images."""
     found = set(tops)
-    splits = SPLITS.keys() & found
-    return splits if "train" in splits and (len(splits) > 1 or len(found) == 1) else set()
+    splits = {top for top in found if split_of(top)}
+    kinds = {split_of(top) for top in splits}
+    return splits if "train" in kinds and (len(kinds) > 1 or len(found) == 1) else set()
 
 
 def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[ImageProblem]]:
@@ -125,7 +129,7 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
     heads = [prefix.partition("/") for prefix, _ in listing.folders]
     splits = _split_folders(top for top, _, _ in heads)
     outside = np.repeat([bool(splits) and top not in splits for top, _, _ in heads], counts)
-    is_test = np.repeat([SPLITS.get(top) == "test" for top, _, _ in heads], counts)
+    is_test = np.repeat([split_of(top) == "test" for top, _, _ in heads], counts)
     if splits:  # "": no class
         class_of = [below.partition("/")[0] if top in splits else "" for top, _, below in heads]
     else:
@@ -197,7 +201,7 @@ def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[ImageProblem]]:
     splits = {row: split for row, (label, split) in enumerate(entries) if label}
     tops = {row: names[row].partition("/")[0] for row in splits}
     if not any(splits.values()) and len(_split_folders(tops.values())) > 1:
-        splits = {row: SPLITS[top] for row, top in tops.items() if top in SPLITS}
+        splits = {row: split for row, top in tops.items() if (split := split_of(top))}
         problems += [ImageProblem(names[row], OUTSIDE) for row in sorted(tops.keys() - splits.keys())]
     labels = [entries[row][0] for row in splits]
     classes = class_order(class_names(sorted(set(labels)), path))
