@@ -319,6 +319,24 @@ def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
     assert stored(uri) == logged(folder)
 
 
+def test_a_sender_delivers_to_a_run_that_was_restored(folder, uri, monkeypatch):
+    spool = open_spool(folder)
+    write_points(spool, 1, 10)
+    deliver(folder, uri)
+    the_id = the_run(uri).info.run_id
+    connect(uri).delete_run(the_id)
+    write_points(spool, 10, 20)
+    with pytest.raises(RunDeleted):
+        deliver(folder, uri)
+    connect(uri).restore_run(the_id)
+    monkeypatch.setattr(sender, "EXIT_SECONDS", 0.01)
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    assert sender.run(folder, uri, read_end)
+    os.close(read_end)
+    assert stored(uri) == logged(folder)
+
+
 @pytest.mark.parametrize("method", ["log_batch", "set_terminated"])
 def test_run_deleted_during_the_delivery_loses_nothing(folder, uri, monkeypatch, method):
     spool = open_spool(folder)

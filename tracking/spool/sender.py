@@ -61,6 +61,10 @@ def run(folder: Path, uri: str, parent: int) -> bool:
     Wait for an earlier sender of the folder. End at the latest LINGER_SECONDS after the pipe's end.
     """
     with file_lock(folder / LOCK):
+        state = DeliveryState.load(folder, uri)
+        if state.deleted:  # perhaps it was restored since
+            state.deleted = False
+            state.save()
         ended_at: float | None = None
         wait = 0.0
         while True:
