@@ -67,6 +67,19 @@ def test_own_splits_and_class_names_are_used(tmp_path, how):
     assert train.images.shape == (30, 8, 8, 3)
 
 
+def test_an_unlabelled_test_split_gives_way_to_one_with_labels_of_its_own_encoding(tmp_path):
+    rows = {"image": [picture(n) for n in range(100, 109)], "label": [-1] * 9}
+    unlabelled = dataset_of(rows, image=datasets.Image(), label=datasets.ClassLabel(names=CLASSES))
+    names = [CLASSES[2], CLASSES[0]]  # without the second class
+    rows = {"image": [picture(200), picture(201)], "label": [0, 1]}
+    other = dataset_of(rows, image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    splits = {"train": dataset(30), "test": unlabelled, "validation": other}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    train, test = store_of(tmp_path, tmp_path / "set")
+    assert (len(train), train.meta["classes"]) == (30, CLASSES)
+    assert dict(zip(levels(test), test.labels.tolist(), strict=True)) == {200: 2, 201: 0}
+
+
 def test_share_of_every_class_is_held_out_and_changed_files_are_detected(tmp_path):
     dataset(30).save_to_disk(tmp_path / "set")
     train, test = store_of(tmp_path, tmp_path / "set", test_fraction=0.2, channels=1)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 INSTALL = "datasets is not installed: `pip install 'diffctl[hf]'`, then run this again"
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the hub
-HELD_OUT = ("test", "validation", "valid", "val")  # names of test splits, the first one found is used
+HELD_OUT = ("test", "validation", "valid", "val")  # names of test splits, the first one with labels is used
 IMAGES, LABELS = ("image", "img"), ("label", "labels", "class")  # names, if types do not suffice
 NO_LABELS = "none"
 
@@ -114,11 +114,14 @@ class Hub:
             splits = self._load()
             names = list(splits)
             train = "train" if "train" in names else names[0]
-            test = next((name for name in HELD_OUT if name in names and name != train), None)
-            used = {name: splits[name] for name in (train, test) if name is not None}
+            held_out = [name for name in HELD_OUT if name in names and name != train]
             image, label = _columns(splits[train], config)
-            classes = _class_names([*used.values()], label)
-            tables = [_table(name, split, image, label, classes) for name, split in used.items()]
+            classes = _class_names([splits[name] for name in (train, *held_out[:1])], label)
+            tables = [_table(train, splits[train], image, label, classes)]
+            for name in held_out:  # the labels of a competition's test split are not published
+                tables[1:] = [_table(name, splits[name], image, label, classes)]
+                if len(tables[1].rows):
+                    break
         if not all(len(table.rows) for table in tables):
             raise DiffctlError(f"data.path: a split of {config.path} has no images that can be used")
         return tables, class_names(classes, Path(str(config.path)))
@@ -242,9 +245,12 @@ def _table(name: str, dataset: "Dataset", image: str, label: str | None, classes
     if label is None:
         return Table(images, image, rows, None, [])
     values = list(dataset.select_columns([label])[label])
-    if not isinstance(dataset.features[label], ClassLabel):
-        number = {one: at for at, one in enumerate(classes)}
+    kind, number = dataset.features[label], {one: at for at, one in enumerate(classes)}
+    if not isinstance(kind, ClassLabel):
         values = [number.get(str(value), -1) for value in values]
+    elif list(kind.names) != classes:  # of a split that was encoded by itself
+        own = [number.get(name, -1) for name in kind.names]
+        values = [own[value] if value is not None and 0 <= value < len(own) else -1 for value in values]
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     known = (labels >= 0) & (labels < len(classes))
     problems = [ImageProblem(f"{name} {row}", "without a label") for row in rows[~known].tolist()]
