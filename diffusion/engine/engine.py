@@ -11,6 +11,7 @@ before it. The first chunk in the order always fits, so that every job finishes.
 
 import itertools
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import copy
@@ -142,24 +143,31 @@ class Engine:
 
     def _run_pass(self, chunks: Sequence[Chunk], made: ForwardPass) -> None:
         """Run a pass of these chunks; if it fails, repeat it for each job alone, so that the others go on."""
-        rules = [copy(chunk.guidance) for chunk in chunks]
+        rules, failure = [copy(chunk.guidance) for chunk in chunks], None
         try:
-            prediction = batched_forward(self._denoiser, chunks, self._guide)
-            ends = list(itertools.accumulate(map(len, chunks)))
-            parts = [
-                chunk.guide_by_classifier(prediction.rows(slice(end - len(chunk), end)))
-                for chunk, end in zip(chunks, ends, strict=True)
-            ]
-            numbers = (tensor for part in parts for tensor in part if tensor is not None)
-            needs_check = self.device.type != "cpu" or not all(bool(one.isfinite().all()) for one in numbers)
+            parts, needs_check = self._predictions(chunks)
         except Exception as error:  # of the network, such as memory, or of the call of a job
-            self._repeat(chunks, rules, error, made)
+            failure = error
+        if failure is not None:
+            traceback.clear_frames(failure.__traceback__)  # they hold the tensors of the pass
+            self._repeat(chunks, rules, failure, made)
             return
         made.rows += sum(chunk.rows for chunk in chunks)
         with self._lock:
             for chunk, part in zip(chunks, parts, strict=True):
                 if not chunk.job.ended:
                     self._advance(chunk, part, needs_check, made)
+
+    def _predictions(self, chunks: Sequence[Chunk]) -> tuple[list[Prediction], bool]:
+        """Return the prediction of each chunk, and whether one may not be finite."""
+        prediction = batched_forward(self._denoiser, chunks, self._guide)
+        ends = list(itertools.accumulate(map(len, chunks)))
+        parts = [
+            chunk.guide_by_classifier(prediction.rows(slice(end - len(chunk), end)))
+            for chunk, end in zip(chunks, ends, strict=True)
+        ]
+        numbers = (tensor for part in parts for tensor in part if tensor is not None)
+        return parts, self.device.type != "cpu" or not all(bool(one.isfinite().all()) for one in numbers)
 
     def _repeat(
         self, chunks: Sequence[Chunk], rules: Sequence[Guidance], error: Exception, made: ForwardPass

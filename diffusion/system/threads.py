@@ -125,17 +125,17 @@ def prefetch(
         for draw in draws:
             pending.append(pool.submit(compute, draw))
             if len(pending) > depth:
-                yield _ready(*pending.popleft().result())
+                yield _ready(*pending.popleft().result(), device)
         while pending:
-            yield _ready(*pending.popleft().result())
+            yield _ready(*pending.popleft().result(), device)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _ready(batch: Batch, event: Any) -> Batch:
+def _ready(batch: Batch, event: Any, device: torch.device) -> Batch:
     """Make the caller's stream wait for the copies, and keep their memory until that stream has used it."""
     if event is not None:
-        stream = torch.cuda.current_stream()
+        stream = torch.cuda.current_stream(device)
         stream.wait_event(event)
         for tensor in batch:
             if tensor is not None:

@@ -121,6 +121,7 @@ class ForwardPasses:
                 self._check_buffers()
                 return losses
             # Here, where the error no longer refers to the attempt's tensors.
+            self._latest.clear()
             for module in (self._module, self.objective):
                 module.zero_grad(set_to_none=True)
             if self._group.device.type == "cuda":

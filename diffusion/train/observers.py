@@ -116,8 +116,9 @@ class AsyncMetrics:
         values = torch.stack(list(means.values()))
         event = None
         if values.is_cuda:
+            stream = torch.cuda.current_stream(values.device)
             values = values.to("cpu", non_blocking=True)
-            event = torch.cuda.current_stream().record_event()
+            event = stream.record_event()
         self._pending.append((tuple(means), values, event))
 
     def arrived(self, *, everything: bool = False) -> Iterator[dict[str, float]]:

@@ -104,6 +104,24 @@ def test_another_rank_receives_one_tensor_at_a_time(store, monkeypatch) -> None:
     assert held.most <= most(trained)
 
 
+def test_another_rank_receives_weights_that_are_channels_last(monkeypatch) -> None:
+    """Gloo copies the bytes of the sent tensor, whatever the strides of the receiving one are."""
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    meta = meta_tensors({"weight": weight})
+
+    def receive(values: list[object], source: int) -> None:
+        values[:] = [("same", meta, "counters")]
+
+    def copy_bytes(tensor: Tensor, source: int) -> None:
+        tensor.untyped_storage().copy_(weight.contiguous().untyped_storage())
+
+    monkeypatch.setattr(dist, "broadcast_object_list", receive)
+    monkeypatch.setattr(dist, "broadcast", copy_bytes)
+    shared = ProcessGroup(CPU, 1, 2).broadcast_state("same", None)
+    assert shared is not None
+    assert torch.equal(shared.tensors["weight"], weight)
+
+
 def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_ranks(store):
     """Rank 0 could not distinguish seven rows from eight. The tensors are loaded one at a time."""
     state = begun(plan_of(store, **SHARDED))

@@ -120,7 +120,8 @@ class ProcessGroup:
             if saved and self.is_rank_zero:
                 tensor = saved.tensors[name].detach().cpu().contiguous()
             else:
-                tensor = torch.empty_like(meta[name], device="cpu")
+                # contiguous as the sent one, whatever the layout of the weights: gloo copies bytes
+                tensor = torch.empty(meta[name].shape, dtype=meta[name].dtype)
             with translate_dist_errors():
                 dist.broadcast(tensor, 0)
             return tensor
