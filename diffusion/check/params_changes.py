@@ -91,7 +91,7 @@ def _follow(stated: PaperField, draft: _Draft) -> str:
     if section == "data":
         return "other images are another training: `diffctl use PROFILE` takes them"
     if section == "model":
-        return "another network is another training: set it if you mean it"
+        return "another network is another training: `diffctl set` changes it"
     if section == "sample" and draft.after["sweep"].get(key):
         section = "sweep"
     now, values = draft.after[section].get(key), [one for one in stated.values if one is not None]

@@ -67,7 +67,7 @@ def test_own_splits_and_class_names_are_used(tmp_path, how):
     assert train.images.shape == (30, 8, 8, 3)
 
 
-def test_an_unlabelled_test_split_gives_way_to_one_with_labels_of_its_own_encoding(tmp_path):
+def test_the_first_held_out_split_with_labels_is_used_by_its_own_class_names(tmp_path):
     rows = {"image": [picture(n) for n in range(100, 109)], "label": [-1] * 9}
     unlabelled = dataset_of(rows, image=datasets.Image(), label=datasets.ClassLabel(names=CLASSES))
     names = [CLASSES[2], CLASSES[0]]  # without the second class

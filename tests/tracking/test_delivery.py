@@ -301,13 +301,19 @@ def test_lost_store_and_another_store_get_everything(folder, uri, tmp_path):
     assert stored(uri) == logged(folder)
 
 
-def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
+def delete_during_training(folder, uri):
+    """Deliver points to a run, delete it, and log more; return its id."""
     spool = open_spool(folder)
     write_points(spool, 1, 10)
     deliver(folder, uri)
     the_id = the_run(uri).info.run_id
     connect(uri).delete_run(the_id)
     write_points(spool, 10, 20)
+    return the_id
+
+
+def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
+    the_id = delete_during_training(folder, uri)
     with pytest.raises(RunDeleted, match=f"mlflow runs restore --run-id {the_id}"):
         deliver(folder, uri)
     assert not (folder / REJECTED).exists()
@@ -320,12 +326,7 @@ def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
 
 
 def test_a_sender_delivers_to_a_run_that_was_restored(folder, uri, monkeypatch):
-    spool = open_spool(folder)
-    write_points(spool, 1, 10)
-    deliver(folder, uri)
-    the_id = the_run(uri).info.run_id
-    connect(uri).delete_run(the_id)
-    write_points(spool, 10, 20)
+    the_id = delete_during_training(folder, uri)
     with pytest.raises(RunDeleted):
         deliver(folder, uri)
     connect(uri).restore_run(the_id)
