@@ -20,6 +20,7 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import logged, open_spool, stored, the_run, write_points
 from tracking import keys
 from tracking.connectivity import MlflowError
+from tracking.mlflow_pages import NOTE, note_tags
 from tracking.spool import sender
 from tracking.spool.delivery import MAX_TRIES, REJECTED, RunDeleted, deliver, mark_killed
 from tracking.spool.event_log import EVENTS, end_discarded, read_events
@@ -222,6 +223,39 @@ def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
     assert deliver(folder, uri).rejected == 0
     assert the_run(uri).info.status == "FINISHED"
     assert keys.FILE_SHA256 in the_run(uri).data.tags
+
+
+def test_files_wait_for_an_artifact_store_that_is_away_and_block_nothing(folder, uri, monkeypatch, tmp_path):
+    def refuse(*_: object) -> None:
+        raise ConnectionError("the bucket does not answer")
+
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"weights")
+    spool = open_spool(folder)
+    spool.artifact(model, keys.MODEL_FOLDER)
+    write_points(spool, 1, 10)
+    spool.close("FINISHED")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        for _ in range(MAX_TRIES + 1):
+            with pytest.raises(MlflowError, match=r"cannot store now: 1, the bucket does not answer"):
+                deliver(folder, uri)
+            assert not DeliveryState.load(folder, uri).complete
+    assert (stored(uri), the_run(uri).info.status) == (logged(folder), "FINISHED")
+    assert deliver(folder, uri).rejected == 0
+    assert DeliveryState.load(folder, uri).complete
+    assert keys.FILE_SHA256 in the_run(uri).data.tags
+
+
+def test_a_second_delivery_keeps_the_description(folder, uri):
+    spool = open_spool(folder)
+    spool.tags(note_tags("a training"))
+    spool.close("FINISHED")
+    deliver(folder, uri)
+    connect(uri).set_tag(the_run(uri).info.run_id, NOTE, "my best one")
+    (folder / "sent.json").unlink()
+    deliver(folder, uri)
+    assert the_run(uri).data.tags[NOTE] == "my best one"
 
 
 def test_resumed_training_continues_its_run(folder, uri):

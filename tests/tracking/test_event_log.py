@@ -49,6 +49,20 @@ def test_replay_after_kill_writes_no_point_twice(tmp_path):
     assert len(of_kind(tmp_path, "start")) == 2
 
 
+def test_a_resume_adds_the_points_between_the_earlier_ones(tmp_path):
+    spool = open_spool(tmp_path)
+    for step in (10, 20, 30):
+        spool.metrics(step, {"loss": 1.0})
+    spool.metrics(30, {"validation/kd": 2.0})  # killed before its checkpoint
+    resumed = open_spool(tmp_path)
+    for step in (5, 10, 15, 30):
+        resumed.metrics(step, {"loss": 3.0})
+    resumed.checkpoint(30, tmp_path / "30.safetensors", {"validation/kd": 2.0})
+    assert steps_of(tmp_path, "loss") == [10, 20, 30, 5, 15]
+    (checkpoint,), times = of_kind(tmp_path, "checkpoint"), [one.time for one in of_kind(tmp_path, "metrics")]
+    assert checkpoint.time == times[3], "the same point for MLflow"
+
+
 @given(st.integers(1, 10_000))
 def test_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
     folder = tmp_path_factory.mktemp("spool")

@@ -121,6 +121,15 @@ def test_a_version_with_lost_files_is_registered_again(make_model, here):
     stored.unlink()
     for _ in range(2):
         assert register().version == 2
+    card = best_card(read_scores(SCORES))
+    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/scores.json")
+    text = stored.read_text()
+    stored.write_text("{}")
+    with pytest.raises(DiffctlError, match="scores"):
+        find_version_files(card)
+    stored.write_text(text)
+    connect().copy_model_version(f"models:/{NAME}/1", NAME)  # the newest one, without its files
+    assert find_version_files(card).version == 2
 
 
 def test_scores_of_another_model_and_damaged_weights_are_refused(make_model, here):

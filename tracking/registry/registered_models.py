@@ -32,7 +32,7 @@ from tracking.registry.model_versions import (
 from tracking.registry.promotion import NO_OVERRIDE, GateDecision, Override, apply_gate
 from tracking.runs.score_logging import log_scores
 from tracking.runs.scored_runs import data_name
-from tracking.store import find, mlflow_client, store_exists
+from tracking.store import find, mlflow_client, readable, store_exists
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -221,24 +221,44 @@ def fetch_version_files(name: str, number: int | None = None) -> VersionFiles:
 
 
 def find_version_files(card: Mapping[str, object]) -> VersionFiles | None:
-    """Return the files and the scores of the newest version with the networks of a card, or None."""
+    """Return the files and the scores of the newest intact version with the networks of a card, or None.
+
+    DiffctlError if there is none, and one that may have them is lost or damaged.
+    """
     if not store_exists():
         return None
+    why: list[str] = []
     with mlflow_client() as client:
         for registered in _search_versions(client, sha256=str(card.get("model_sha256"))):
-            best = best_card(fetch_version_scores(client, registered))
-            if network_digests(best) == network_digests(card):
-                return _fetch_files(client, registered)
+            scores, problem = readable(fetch_version_scores, client, registered)
+            if scores is not None and network_digests(best_card(scores)) != network_digests(card):
+                continue
+            found, problem = (None, problem) if scores is None else readable(_fetch_files, client, registered)
+            if found is not None:
+                return found
+            why.append(problem)
+    if why:
+        raise DiffctlError(why[0])
     return None
 
 
 def find_version_model(sha256: str) -> Path | None:
-    """Return the model file of a registered version by its `model_sha256`, or None."""
+    """Return the model file of a registered version by its `model_sha256`, or None.
+
+    DiffctlError if there are versions, and all are lost or damaged.
+    """
     if not store_exists():
         return None
+    why: list[str] = []
     with mlflow_client() as client:
-        found = _search_versions(client, sha256=sha256)
-        return fetch_version_networks(client, found[0]).model if found else None
+        for registered in _search_versions(client, sha256=sha256):
+            networks, problem = readable(fetch_version_networks, client, registered)
+            if networks is not None:
+                return networks.model
+            why.append(problem)
+    if why:
+        raise DiffctlError(why[0])
+    return None
 
 
 def _fetch_files(client: "MlflowClient", registered: "ModelVersion") -> VersionFiles:

@@ -17,7 +17,7 @@ from tracking.experiments import create_finished_run, ensure_experiment, search_
 from tracking.keys import BEST, FINGERPRINT, KEY, experiment_name
 from tracking.mlflow_pages import experiment_link
 from tracking.project import title_of
-from tracking.spool.delivery import deliver, mark_killed
+from tracking.spool.delivery import RunDeleted, deliver, mark_killed
 from tracking.spool.sender import LOCK
 from tracking.spool.spool_status import (
     STATES,
@@ -197,13 +197,15 @@ def reap(names: Sequence[str] = ()) -> list[KilledRun]:
 
 
 def _reap_dead(training: TrainingStatus, uri: str) -> KilledRun | None:
-    """Return None if it was KILLED already."""
+    """Return None if it was KILLED already, or its run was deleted."""
     try:
         with file_lock(training.folder / LOCK, timeout=0):
             deliver(training.folder, uri)
             return KilledRun(training.name) if mark_killed(training.folder, uri) else None
     except MlflowDenied:
         raise
+    except RunDeleted:
+        return None
     except DiffctlError as error:
         return KilledRun(training.name, str(error))
 

@@ -2,7 +2,8 @@
 
 `sent.json` records the progress. What was sent before a crash and is sent again is ignored by MLflow
 (points), skipped (pictures) or changes nothing (tags, artifacts, status). An entry that MLflow never accepts
-is written to `events.rejected`, so that it does not block the others.
+is written to `events.rejected`, so that it does not block the others. A file that the artifact store does not
+take now is postponed: each later delivery tries it again.
 """
 
 import json
@@ -11,11 +12,14 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from PIL import UnidentifiedImageError
+
 from diffusion.system.errors import DiffctlError, first_line, is_disk_full
 from diffusion.system.files import sha256_file
 from tracking import experiments
 from tracking.connectivity import MlflowError
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
+from tracking.mlflow_pages import NOTE, NOTE_DIGEST
 from tracking.spool.event_log import EVENTS, read_events, read_lines
 from tracking.spool.events import (
     Artifact,
@@ -29,6 +33,8 @@ from tracking.spool.events import (
     Points,
     Start,
     Tags,
+    decode_event,
+    encode_event,
 )
 from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import find, mlflow_client
@@ -90,6 +96,7 @@ class _Delivery:
         self.folder = state.folder
         self.waiting: list[Metric] = []
         self.points = self.rejected = 0
+        self.failure: Exception | None = None  # of the file that was postponed last
 
     @property
     def run_id(self) -> str:
@@ -118,7 +125,23 @@ class _Delivery:
                 self._send_or_reject(event)
             self._save_progress(offset)
         self._flush(offset)
+        self._send_postponed()
         return DeliveryReport(self.points, self.rejected)
+
+    def _send_postponed(self) -> None:
+        """Send the files that an earlier pass could not store; MlflowError if some are still left."""
+        if self.failure is None:  # else this pass has tried
+            lines, self.state.postponed = self.state.postponed, []
+            for line in lines:
+                if (event := decode_event(line.encode())) is not None:
+                    self._send_or_reject(event)
+            if lines:
+                self.state.save()
+        if self.failure is not None:
+            count = len(self.state.postponed)
+            raise MlflowError(
+                f"files that MLflow cannot store now: {count}, {self.failure}"
+            ) from self.failure
 
     def _check_run(self) -> None:
         """Start again if the store lost the run; RunDeleted if somebody deleted it."""
@@ -195,7 +218,10 @@ class _Delivery:
     def _tags(self, event: Tags) -> None:
         from mlflow.entities import RunTag
 
-        self._log("tags", [RunTag(*entry) for entry in event.values.items()], MAX_ENTRIES)
+        values = event.values
+        if NOTE in values and self.client.get_run(self.run_id).data.tags.get(NOTE, "").strip():
+            values = {name: text for name, text in values.items() if name not in (NOTE, NOTE_DIGEST)}
+        self._log("tags", [RunTag(*entry) for entry in values.items()], MAX_ENTRIES)
         if SEARCH_KEY in event.values:
             experiments.join_search(self.client, self.run_id, event.values[SEARCH_KEY])
 
@@ -276,15 +302,19 @@ class _Delivery:
         self._reject(entry, error)
 
     def _upload(self, event: Picture | Artifact | Checkpoint, upload: Callable[[], None]) -> None:
-        """Upload the event's file, and reject it after several failures."""
+        """Upload the event's file. Postpone one that fails; reject it if it is bad after several tries."""
         try:
             upload()
         except Exception as error:  # every artifact store raises its own errors
             if is_disk_full(error):  # a later try may succeed
                 raise
             self.client.get_run(self.run_id)  # raises if the server itself is away
-            self._count_try(event.path, error)
-            self._reject(event.model_dump(), error)
+            if _is_lasting(error) or not (self.folder / event.path).exists():
+                self._count_try(event.path, error)
+                self._reject(event.model_dump(), error)
+            else:
+                self.state.postponed.append(encode_event(event).decode())
+                self.failure = error
 
     def _count_try(self, name: str, error: Exception) -> None:
         """Raise MlflowError unless this is the last try."""
@@ -297,6 +327,14 @@ class _Delivery:
         with open(self.folder / REJECTED, "a", encoding="utf-8") as file:
             file.write(json.dumps({"entry": entry, "reason": first_line(error)}) + "\n")
         self.rejected += 1
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Return whether an upload fails for a damaged or changed file, or an entry that MLflow refuses."""
+    from mlflow.exceptions import MlflowException
+
+    is_refused = isinstance(error, MlflowException) and error.error_code in REFUSALS
+    return is_refused or isinstance(error, DiffctlError | ValueError | UnidentifiedImageError)
 
 
 def _points(event: Points | Checkpoint, model_id: str | None = None) -> "list[Metric]":

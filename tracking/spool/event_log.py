@@ -2,7 +2,8 @@
 
 Each line of `events.jsonl` is a JSON object with the original step and time (milliseconds since 1970). It
 ends in `"crc"`, a CRC-32 of everything before it; a line with another one is damaged. Lines are appended;
-their times never decrease. Nothing here imports mlflow or waits for a network.
+their times never decrease, but a checkpoint has the time of its scores. Nothing here imports mlflow or waits
+for a network.
 """
 
 import json
@@ -90,7 +91,7 @@ class Spool:
 
     def _read(self) -> None:
         """Read what the spool contains already."""
-        self._steps: dict[str, int] = {}  # the last one of each series
+        self._times: dict[str, dict[int, int]] = {}  # of the points of each series, by their steps
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         self._once: list[Event] = []  # events that are written once
@@ -103,11 +104,12 @@ class Spool:
             self._time = max(self._time, getattr(event, "time", 0))
             match event:
                 case Points():
-                    self._steps |= {f"metric {key}": event.step for key in event.values}
+                    for key in event.values:
+                        self._is_new(f"metric {key}", event.step, event.time)
                 case Picture():
-                    self._steps[f"image {event.key}"] = event.step
+                    self._is_new(f"image {event.key}", event.step, event.time)
                 case Checkpoint():
-                    self._steps["checkpoint"] = event.step
+                    self._is_new("checkpoint", event.step, event.time)
                 case Params():
                     self._params |= event.values
                 case Tags():
@@ -135,23 +137,30 @@ class Spool:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, except those that are logged already."""
-        new = {key: value for key, value in values.items() if self._is_new(f"metric {key}", step)}
+        time = self._now()
+        new = {key: value for key, value in values.items() if self._is_new(f"metric {key}", step, time)}
         if new:
-            self._append(Points(time=self._now(), step=step, values=new))
+            self._append(Points(time=time, step=step, values=new))
+
+    def result(self, values: dict[str, float]) -> None:
+        """Log values of the training as a whole, at step 0 as `log_scores`; the newest are valid."""
+        self._append(Points(time=self._now(), step=0, values=values))
 
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
-        if self._is_new(f"image {key}", step):
+        time = self._now()
+        if self._is_new(f"image {key}", step, time):
             place = os.path.relpath(path, self.folder)
-            self._append(Picture(time=self._now(), step=step, key=key, path=place))
+            self._append(Picture(time=time, step=step, key=key, path=place))
 
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
         """Log the scores of the weights after `step` steps, and the weights if they are kept at `path`."""
         self.metrics(step, values)
-        if path is not None and self._is_new("checkpoint", step):
+        times = [self._times[f"metric {key}"][step] for key in values]
+        time = min(times, default=self._time)  # of the scores as points of the run, also before a resume
+        if path is not None and self._is_new("checkpoint", step, time):
             place = os.path.relpath(path, self.folder)
-            # At the metrics' time.
-            self._append(Checkpoint(time=self._time, step=step, path=place, values=values))
+            self._append(Checkpoint(time=time, step=step, path=place, values=values))
 
     def dropped(self, step: int) -> None:
         """Log that the checkpoint of that step was deleted."""
@@ -195,12 +204,12 @@ class Spool:
         self._time = max(self._time, time.time_ns() // 1_000_000)
         return self._time
 
-    def _is_new(self, series: str, step: int) -> bool:
-        """Return whether `step` is beyond the last step of the series, and make it the last one."""
-        if self._steps.get(series, -1) >= step:
-            return False
-        self._steps[series] = step
-        return True
+    def _is_new(self, series: str, step: int, time: int) -> bool:
+        """Return whether the series has no point of this step, and remember it with its time."""
+        times = self._times.setdefault(series, {})
+        is_new = step not in times
+        times.setdefault(step, time)
+        return is_new
 
     def _append_once(self, event: Event) -> None:
         if event not in self._once:

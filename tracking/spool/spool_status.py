@@ -53,7 +53,7 @@ def read_status(folder: Path) -> TrainingStatus | None:
     steps: int | None = None
     step, started, updated = beat.step if beat else 0, 0, 0
     for event in read_events(folder):
-        updated = getattr(event, "time", updated)
+        updated = max(updated, getattr(event, "time", 0))
         match event:
             case Start():
                 key, name, status = event.key, event.name, None
@@ -92,6 +92,7 @@ class DeliveryState(BaseModel, extra="forbid"):
     run_id: str | None = None
     offset: NonNegativeInt = 0
     tries: NonNegativeInt = 0  # of the next entry
+    postponed: list[str] = Field(default_factory=list)  # lines with files that could not be stored yet
     deleted: bool = False  # somebody deleted the run
 
     @classmethod
@@ -117,7 +118,8 @@ class DeliveryState(BaseModel, extra="forbid"):
     @property
     def complete(self) -> bool:
         """Whether nothing is left: every complete line was delivered, or the run was deleted."""
-        return self.deleted or next(read_lines(self.folder, self.offset), None) is None
+        lines = read_lines(self.folder, self.offset)
+        return self.deleted or (not self.postponed and next(lines, None) is None)
 
 
 def _relative_store(folder: Path, uri: str) -> str:

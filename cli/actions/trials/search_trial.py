@@ -24,6 +24,7 @@ from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
 from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
+from diffusion.choice.selection import describe_selection
 from diffusion.config import Config, load
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -50,7 +51,17 @@ from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
 from flows.dvc_stage import fetch_pretrained
 from flows.ray.trial_runner import STARTED, STARTER
-from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, VERDICT, experiment_name
+from tracking.keys import (
+    BEST,
+    EVALUATION_FOLDER,
+    PRUNED,
+    SEARCH,
+    SEARCH_KEY,
+    SETTING,
+    TRIAL,
+    VERDICT,
+    experiment_name,
+)
 from tracking.mlflow_pages import best_scores
 from tracking.project import title_of
 from tracking.runs.base_models import fixed_base
@@ -216,7 +227,9 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         spool = Spool(
             folder, training.run.key, training_name(config), experiment_name(title_of(config.data.name))
         )
-        spool.metrics(config.train.steps, best_scores(document))
+        spool.result(best_scores(document))
+        if document.training is not None:
+            spool.tags({BEST: describe_selection(document.best), SETTING: document.training.setting})
         spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")
     close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])
