@@ -22,7 +22,7 @@ from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_PATH
 from diffusion.system.processes import PYTHON_MODULE
 from flows.dvc_stage import Write, refresh_code, supervise
-from flows.pipeline import as_task, run_name, stop_on_cancel
+from flows.pipeline import RETRY_DELAYS, Delays, retried, run_name, stop_on_cancel
 from flows.pipeline_steps import check_mlflow, run_step
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
 from tracking.registry.registered_models import find_registered
@@ -39,24 +39,30 @@ Do = Callable[[str, list[str]], Awaitable[object]]
 
 
 @flow(name="sweep-champion", flow_run_name=run_name)
-async def sweep_champion(grid: SweepConfig, num_images: NumImages | None = None) -> State | None:
+async def sweep_champion(
+    grid: SweepConfig, num_images: NumImages | None = None, retry_delays: Delays = RETRY_DELAYS
+) -> State | None:
     """Sample and score the champion over a grid; nothing is trained.
 
     Args:
         grid: The values of each axis; each combination is a cell.
         num_images: Images per cell; default as in params.yaml.
+        retry_delays: Seconds before each retry of a failed step.
     """
 
     async def work(do: Do) -> None:
         await do("sweep", ["sweep", *_model(CHAMPION), *_options(grid, num_images)])
         await publish_markdown(lambda: _swept(CHAMPION), "the champion at other settings")
 
-    return await _with_reference(work)
+    return await _with_reference(work, retry_delays)
 
 
 @flow(name="evaluate", flow_run_name=run_name)
 async def evaluate(
-    images: PathText = CHAMPION, against: PathText = str(PREPARED), num_images: NumImages | None = None
+    images: PathText = CHAMPION,
+    against: PathText = str(PREPARED),
+    num_images: NumImages | None = None,
+    retry_delays: Delays = RETRY_DELAYS,
 ) -> State | None:
     """Score images against real ones.
 
@@ -65,6 +71,7 @@ async def evaluate(
         against: The real images. A model is scored against data/reference over the grid of params.yaml; its
             best cell also against these, unless they are data/prepared.
         num_images: Images per cell of a model; default as in params.yaml.
+        retry_delays: Seconds before each retry of a failed step.
     """
     of_model = images == CHAMPION or images.startswith(RUN)
     if num_images is not None and not of_model:
@@ -89,7 +96,7 @@ async def evaluate(
 
         return await publish_markdown(summary, f"{images} against {against}")
 
-    return await _with_reference(work)
+    return await _with_reference(work, retry_delays)
 
 
 def _model(images: str) -> list[str]:
@@ -121,7 +128,7 @@ def _swept(images: str) -> str:
     return sweep_markdown(document, IMAGES, links())
 
 
-async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None:
+async def _with_reference(work: Callable[[Do], Awaitable[None]], delays: Delays) -> State | None:
     """Bring data and reference up to date, then run `work`."""
     check_mlflow()
 
@@ -132,8 +139,8 @@ async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None
         async with stop_on_cancel():
             await refresh_code()
             for step in ("data", "reference"):
-                await as_task(run_step)(step)
-            await work(as_task(command))
+                await retried(run_step, delays)(step)
+            await work(retried(command, delays))
     except Interrupted as stop:
         return Cancelled(message=str(stop), data=stop)
     return None

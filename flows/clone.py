@@ -19,6 +19,7 @@ from diffusion.system.locks import LockBusy, holding_group
 from flows.run_lock import FLOW_RUN, LOCK, hold_run_lock
 
 VARIABLE = "DIFFCTL_CLONE"
+GIT_SECONDS = 900.0  # for a command of git
 UPSTREAM = "@{upstream}"  # of the branch that the clone has
 
 _held = ExitStack()  # the lock, for the lifetime of this process
@@ -97,7 +98,19 @@ def _log(text: str, level: int = logging.INFO) -> None:
 
 
 def _git(clone: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, text=True, check=False)
+    """Run git, which may ask nothing; DiffctlError if it fails or does not end, since the lock is held."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(clone), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=GIT_SECONDS,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )
+    except subprocess.TimeoutExpired:
+        raise DiffctlError(f"git {arguments[0]} in {clone} did not end in {GIT_SECONDS:g} s") from None
     if done.returncode:
         raise DiffctlError(f"git {arguments[0]} in {clone} failed: {' '.join(done.stderr.split())}")
     return done.stdout.strip()

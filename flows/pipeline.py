@@ -70,8 +70,7 @@ async def pipeline(
     done = done_steps.get({})
     check_options(push=push, fresh=fresh, keep=keep)
     check_mlflow()
-    retrying = {"retries": len(retry_delays), "retry_delay_seconds": retry_delays}
-    do = as_task(run_step, **retrying, retry_condition_fn=should_retry)
+    do = retried(run_step, retry_delays)
     try:
         async with stop_on_cancel():
             await run_steps(do, done, push=push, fresh=fresh, keep=keep)
@@ -82,6 +81,11 @@ async def pipeline(
         for name, result in done.items():
             get_run_logger().info("%s: %s", name, result or "done")
     return None
+
+
+def retried(work: Work, delays: Delays) -> Work:
+    """Return the work as a task, which runs again after each delay if its failure may be transient."""
+    return as_task(work, retries=len(delays), retry_delay_seconds=delays, retry_condition_fn=should_retry)
 
 
 def should_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:

@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Awaitable, Callable
 
 from diffusion.config import load
-from diffusion.layout import FORCED, MODEL, PREPARED
+from diffusion.layout import CELL_RUNS, FORCED, MODEL, PREPARED
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_text
+from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
 from flows.dvc_stage import DVC, fetch_pretrained, has_remote, refresh_code, reproduce, supervise
 from flows.output_relay import echo
@@ -139,13 +140,15 @@ def _prepare_training(*, fresh: bool, keep: bool) -> None:
 
 
 def _discard_shards() -> None:
-    """Remove the finished shards of the current model and its EMA profiles."""
+    """Remove the finished shards of the current model and its EMA profiles; LockBusy while a sweep runs."""
     from diffusion.model.model_file import read_artefact
     from diffusion.sample.ema_files import existing_ema_models
     from diffusion.sample.sampling_card import cells_folder
 
     if MODEL.exists():
-        for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):
-            folder = cells_folder(read_artefact(model).model_sha256)
-            if folder.exists():
-                shutil.rmtree(folder)
+        busy = "a sweep uses these images: wait for it to end, then run this again"
+        with file_lock(CELL_RUNS / "lock", timeout=0, busy=busy):
+            for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):
+                folder = cells_folder(read_artefact(model).model_sha256)
+                if folder.exists():
+                    shutil.rmtree(folder)

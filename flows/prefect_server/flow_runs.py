@@ -21,19 +21,20 @@ Row = dict[str, Any]  # of `diffctl status` or `runs reap`; times are in UTC
 
 
 def prefect_status(url: str) -> dict[str, list[Row]]:
-    """Return the `runs`, `deployments` and `workers` of the server at `url`.
+    """Return this project's `runs`, `deployments` and `workers` of the server at `url`.
 
-    Runs are the unfinished ones in the order in which they are due. A deployment has its last run, a worker
-    of its pool the last poll. Raise as `api_client`.
+    Runs are the unfinished ones in the order in which they are due, also those without a deployment. A
+    deployment has its pool and its last run, a worker of its pool the last poll. Raise as `api_client`.
     """
     with api_client(url) as client:
         from prefect.client.schemas.sorting import FlowRunSort
 
-        runs = client.read_flow_runs(
-            flow_run_filter=_in_states(UNFINISHED), sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=MAX_RUNS
-        )
-        deployments = sorted(all_deployments(client), key=lambda one: one.name)
+        own = [one for one in all_deployments(client) if owner_tag() in one.tags]
+        deployments = sorted(own, key=lambda one: one.name)
         names: dict[UUID | None, str] = {one.id: one.name for one in deployments}
+        unfinished = _in_states(UNFINISHED, [one.id for one in deployments], loose=True)
+        due = FlowRunSort.EXPECTED_START_TIME_ASC
+        runs = client.read_flow_runs(flow_run_filter=unfinished, sort=due, limit=MAX_RUNS)
         pools = sorted({one.work_pool_name for one in deployments if one.work_pool_name})
         workers = [
             {
@@ -56,7 +57,10 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
                 }
                 for run in runs
             ],
-            "deployments": [{"deployment": one.name, **_last_run(client, one.id)} for one in deployments],
+            "deployments": [
+                {"deployment": one.name, "pool": one.work_pool_name or "", **_last_run(client, one.id)}
+                for one in deployments
+            ],
             "workers": workers,
         }
 
@@ -65,7 +69,7 @@ def _last_run(client: "SyncPrefectClient", deployment: UUID) -> Row:
     """Return the last run of a deployment that completed or failed; empty texts without one."""
     from prefect.client.schemas.sorting import FlowRunSort
 
-    ended = _in_states(ENDED, deployment)
+    ended = _in_states(ENDED, [deployment])
     for run in client.read_flow_runs(flow_run_filter=ended, sort=FlowRunSort.END_TIME_DESC, limit=1):
         if run.state is not None:
             return {
@@ -95,12 +99,18 @@ def reap_pending_runs(seconds: float) -> list[Row]:
     return reaped
 
 
-def _in_states(names: Iterable[str], deployment: UUID | None = None) -> "FlowRunFilter":
+def _in_states(
+    names: Iterable[str], deployments: list[UUID] | None = None, *, loose: bool = False
+) -> "FlowRunFilter":
+    """Return a filter by state and by deployment, if given; `loose` adds runs without a deployment."""
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
 
+    only = None
+    if deployments is not None:
+        only = filters.FlowRunFilterDeploymentId(any_=deployments, is_null_=True if loose else None)
+        only.operator = filters.Operator.or_
     types = filters.FlowRunFilterStateType(any_=[StateType(name) for name in names])
-    only = filters.FlowRunFilterDeploymentId(any_=[deployment]) if deployment else None
     return filters.FlowRunFilter(state=filters.FlowRunFilterState(type=types), deployment_id=only)
 
 

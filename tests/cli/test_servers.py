@@ -65,7 +65,9 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
     run = {"time": "2026-01-02 03:04", "flow_run": "id"}
     failed = {"deployment": "retrain", "state": "Crashed", "reason": "no heartbeat", "failed": True, **run}
     good = {"deployment": "sweep", "state": "Completed", "reason": "", "failed": False, **run}
+    failed, good = {**failed, "pool": "diffctl"}, {**good, "pool": "gpu"}
     workers = [{"pool": "diffctl", "worker": "night", "time": "2026-01-02 07:08", "online": False}]
+    workers.append({**workers[0], "pool": "gpu", "online": True})
     status = {"runs": [], "deployments": [failed, good], "workers": workers}
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr(local_servers, "prefect_status", lambda url: status)
@@ -75,7 +77,7 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
     assert "worker night of pool diffctl is offline, last poll 2026-01-02 07:08 UTC" in found.out
     problems = [line for line in found.out.splitlines() if line.startswith("problem: ")]
     assert problems[0] == "problem: the last run of retrain is Crashed (no heartbeat)"
-    assert problems[1] == "problem: no worker polls for scheduled runs"
+    assert problems[1] == "problem: no worker polls for scheduled runs of the work pool diffctl"
     assert problems[2].endswith(" are free on the disk of this folder")
     assert problems[3] == "problem: trainings with undelivered metrics: 1"
     assert invoke("status").code == 0

@@ -50,7 +50,7 @@ def of(images: str, against: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[
     async def publish(make: Any, description: str) -> None:
         ran.append([description])
 
-    monkeypatch.setattr(champion, "_with_reference", lambda work: work(do))
+    monkeypatch.setattr(champion, "_with_reference", lambda work, delays: work(do))
     monkeypatch.setattr(champion, "publish_markdown", publish)
     monkeypatch.setattr(champion, "read_scores", lambda path: document())
     asyncio.run(champion.evaluate.fn(images=images, against=str(against)))
@@ -86,12 +86,12 @@ def test_data_and_code_are_brought_up_to_date_first(project: Path, monkeypatch: 
         ran.append("work")
 
     monkeypatch.setattr(champion, "refresh_code", refresh, raising=False)
-    monkeypatch.setattr(champion, "as_task", lambda work: partial(work, write=print))
+    monkeypatch.setattr(champion, "retried", lambda work, delays: partial(work, write=print))
     monkeypatch.setattr(champion, "reproduce", partial(reproduce, write=None, force=False), raising=False)
     monkeypatch.setattr(champion, "stop_on_cancel", nullcontext)
     monkeypatch.setattr(pipeline_steps, "reproduce", reproduce)
     monkeypatch.setattr(pipeline_steps, "raw_files_changed", lambda: True)  # which DVC does not track
-    asyncio.run(champion._with_reference(work))
+    asyncio.run(champion._with_reference(work, []))
     assert ran == ["code", ("data", False), ("data", True), ("reference", False), "work"]
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cli.actions.registry.tracked_runs import NOTHING
-from diffusion.project import MARK
+from diffusion.layout import MARK
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holding_group
 from flows import clone
@@ -366,7 +366,7 @@ def test_status_reports_the_failed_run_of_a_deployment(work: Nightly) -> None:
     last = {one["deployment"]: (one["state"], one["reason"]) for one in found["deployments"]}
     assert last == {"retrain": ("Failed", "train: it diverged"), "sweep": ("", ""), "evaluate": ("", "")}
     assert "the last run of retrain is Failed (train: it diverged)" in found["problems"]
-    assert "no worker polls for scheduled runs" in found["problems"]
+    assert "no worker polls for scheduled runs of the work pool diffctl" in found["problems"]
 
 
 @pytest.mark.long

@@ -138,6 +138,18 @@ def test_a_champion_that_cannot_be_rescored_keeps_its_place(config, capsys):
     assert "could not be rescored" in capsys.readouterr().err
 
 
+def test_a_champion_that_fits_no_memory_keeps_no_model_from_the_registry(config, capsys, monkeypatch):
+    def fail(*_) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    make_scored(config, 1, **OLD)
+    register()
+    make_scored(config, 2)
+    monkeypatch.setattr("diffusion.sample.cell_images.make_cell", fail)
+    assert "not comparable with version 1" in register_model().reason
+    assert "could not be rescored: RuntimeError: DefaultCPU" in capsys.readouterr().err
+
+
 def test_force_rescores_nothing(config):
     make_scored(config, 1, **OLD)
     register()

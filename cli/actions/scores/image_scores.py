@@ -23,6 +23,7 @@ from diffusion.protocol.scores_document import read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.section import validate
+from flows.run_lock import join_run
 
 SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces
 
@@ -35,7 +36,8 @@ def evaluate_images(options: Evaluate) -> None:
         assert paper is not None, "else it was refused"
         found = papers.compare_cells(paper, read_scores(SCORES).cells)
         return options.answer(_paper_json(paper, found), partial(_show_paper, paper, found))
-    document = _score(options.path, options.against, options)
+    with join_run():
+        document = _score(options.path, options.against, options)
     if options.out is not None:
         write_output_text(options.out, json.dumps(document, indent=2) + "\n")
     if paper is None:

@@ -25,6 +25,7 @@ from diffusion.sample.network_files import check_future_model
 from diffusion.system.errors import UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.section import validate
+from flows.run_lock import join_run
 from flows.sweep_cells import hold_samples
 from tracking.runs.base_models import fetch_base
 from tracking.runs.score_logging import log_sweep
@@ -46,7 +47,7 @@ def sweep_model(options: Sweep) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     busy = f"another sweep uses {SWEEP_RUN}: wait for it or stop it"
-    with hold_samples():  # before the fetch: `diffctl prune` removes fetched models
+    with join_run(), hold_samples():  # before the fetch: `diffctl prune` removes fetched models
         base = None if sample.base is None else fetch_base(sample.base)
         model, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
         with file_lock(SWEEP_RUN / "lock", timeout=0, busy=busy):

@@ -157,8 +157,9 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
     for run in found["deployments"]:
         if run["failed"]:
             yield f"the last run of {run['deployment']} is {run['state']} ({run['reason']})"
-    if found["deployments"] and not any(worker["online"] for worker in found["workers"]):
-        yield "no worker polls for scheduled runs"
+    polled = {worker["pool"] for worker in found["workers"] if worker["online"]}
+    for pool in sorted({one["pool"] for one in found["deployments"]} - polled):
+        yield f"no worker polls for scheduled runs of the work pool {pool}"
     if found["disk"]["free"] < MIN_FREE:
         yield f"only {format_bytes(found['disk']['free'])} are free on the disk of this folder"
     if found["undelivered"]:
