@@ -8,6 +8,7 @@ from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output
 from diffusion.system.registry import PLUGINS
 
+MARK = Path(".diffctl/project.yaml")  # a project has it; Git tracks it
 PARAMS = Path("params.yaml")
 GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 CODE = Path("code.yaml")  # a digest of each stage's code, an input of the stages for DVC
@@ -49,7 +50,8 @@ BASE_RUNS = Path("runs/bases")  # which models fetched from MLflow the names of 
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256
 
 # What commands read: no output of a command replaces a file of these.
-READ: tuple[Path, ...] = (PARAMS, GRAPH, LOCK, CODE, Path(PLUGINS), Path(".git"), Path(".dvc"), RUNS)
+READ: tuple[Path, ...] = (PARAMS, GRAPH, LOCK, CODE, Path(PLUGINS), RUNS)
+READ += (MARK.parent, Path(".git"), Path(".dvc"))
 READ += (PREPARED, REFERENCE, STARTS, MODEL, AVERAGES, RUN, LOSS_CURVE, CLASSIFIER, CLASSIFIER_CURVE)
 READ += (SAMPLES, SCORES, SUMMARY, SCORE_CURVES)
 
@@ -82,7 +84,7 @@ def repository_problem() -> tuple[str, str] | None:
     if not GRAPH.is_file():
         return None
     config, root = Path(".dvc/config"), Path.cwd()
-    for file in (GRAPH, LOCK, config):
+    for file in (MARK, GRAPH, LOCK, config):
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if found := CONFLICT.search(text):
             line = text.count("\n", 0, found.start()) + 1

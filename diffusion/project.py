@@ -7,13 +7,12 @@ found by the stages in its dvc.yaml.
 import os
 from pathlib import Path
 
+from diffusion.layout import GRAPH, MARK
 from diffusion.project_code import check_project_code
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.registry import load_package, plugins_root
 from diffusion.version import VERSION
 
-MARK = Path(".diffctl/project.yaml")
-GRAPH = "dvc.yaml"
 OUR_STAGE = b"cmd: diffctl stage "
 
 
@@ -51,16 +50,16 @@ def load_project(start: Path | str = ".") -> Path:
 def version_problem(root: Path) -> tuple[str, str] | None:
     """Return how the project's version of diffctl and the installed one differ, and the remedy; else None.
 
-    A clone of diffctl has the code of its own version, and other folders have none.
+    A clone of diffctl has the code of its own version, and other folders have none. UsageError for a damaged
+    mark.
     """
     if (root / "diffusion/version.py").is_file() or find_project(root) != root:
         return None
     if not (root / MARK).is_file():
         return f"the project has no {MARK}", "`diffctl upgrade` writes it"
-    from diffusion.system.files import read_text  # every command imports this module
-    from diffusion.system.params import parse_yaml
+    from diffusion.system.params import read_mapping  # every command imports this module
 
-    version = (parse_yaml(read_text(root / MARK)) or {}).get("version")
+    version = read_mapping(root / MARK).get("version")
     if version == VERSION:
         return None
     how = f"`diffctl upgrade`, or `pip install diffctl=={version}`"

@@ -10,7 +10,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -29,9 +29,9 @@ from diffusion.code_digest import (
 from diffusion.entry_code import entry_text
 from diffusion.layout import CODE, RUNS
 from diffusion.system.checksums import read_json
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import read_regular, write_json, write_text
-from diffusion.system.params import parse_yaml
+from diffusion.system.params import read_mapping
 from diffusion.system.registry import PLUGINS, REGISTRIES, Registry, reference_module
 
 HEADER = "# A digest of each stage's code, by `diffctl stage code`. Commit it with your project.\n"
@@ -54,6 +54,7 @@ ALGORITHM = hashlib.sha256(
 NAMED = re.compile(rf"({PACKAGE}|{PLUGINS})(\.\w+)+(:\w+)?")  # a module, or an object of it
 TEMPLATES = (".j2", ".css", ".yaml")  # .yaml: published figures
 SOURCES = (".py", *TEMPLATES)
+VISIBLE = "[!.]*"  # no lock files of editors
 
 
 class ModuleFacts(NamedTuple):
@@ -78,7 +79,8 @@ class StageCode:
         modules = self.modules(stage)
         lines = [f"{name} {digest}" for name, digest in modules.items()]
         folders = {file.parent for name in modules if (file := self._file(name))}
-        templates = (file for folder in folders for file in folder.iterdir() if file.suffix in TEMPLATES)
+        files = (file for folder in folders for file in folder.glob(VISIBLE))
+        templates = (file for file in files if file.suffix in TEMPLATES)
         lines += [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in templates]
         for registry in self._registries(stage):
             lines += [f"{registry.key} {name} {entry_text(registry[name])}" for name in registry.plugins]
@@ -161,8 +163,12 @@ def read_stage_code() -> Iterator[StageCode]:
 def source_state() -> int:
     """Return a hash of the names, sizes and times of the files of all stages' code."""
     folders = (ROOT / PACKAGE, ROOT / "cli/stages", Path(PLUGINS))
-    files = (file for folder in folders for file in folder.rglob("*") if file.suffix in SOURCES)
-    return hash(frozenset((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    files = (file for folder in folders for file in folder.rglob(VISIBLE) if file.suffix in SOURCES)
+    states = set()
+    for file in files:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            states.add((file, file.stat().st_size, file.stat().st_mtime_ns))
+    return hash(frozenset(states))
 
 
 def write_stage_code() -> None:
@@ -175,5 +181,8 @@ def write_stage_code() -> None:
 
 
 def recorded_digest(stage: str) -> str | None:
-    """Return the digest of a stage in code.yaml; None without one."""
-    return parse_yaml(CODE.read_text(encoding="utf-8")).get(stage) if CODE.is_file() else None
+    """Return the digest of a stage in code.yaml, None without one; UsageError for a damaged file."""
+    try:
+        return read_mapping(CODE).get(stage) if CODE.is_file() else None
+    except DiffctlError as error:
+        raise UsageError(f"{error}: `diffctl stage code` writes it again") from None

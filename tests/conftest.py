@@ -25,7 +25,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion.project import MARK, load_project
+from diffusion.layout import MARK
+from diffusion.project import load_project
 from diffusion.version import VERSION
 from tests.helpers.browser import browser  # noqa: F401 (a fixture)
 from tests.helpers.disks import mount  # noqa: F401 (a fixture)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from diffusion.layout import GRAPH, LOCK, PARAMS
+from diffusion.layout import GRAPH, LOCK, PARAMS, RUNS
 from diffusion.project_code import PACKAGES
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import copy_file, read_text
@@ -19,6 +19,7 @@ from diffusion.system.renamed import rename_keys
 from tracking.store import ARTIFACTS, DATABASE
 
 COPIED = (LOCK, Path("metrics"), Path("start"), Path(".dvc/config"), Path(PLUGINS))
+BEGUN = RUNS / "from-clone"  # names the clone, until the project is complete
 LINKED = (Path(ARTIFACTS), Path(".dvc/cache"))  # their files never change
 
 
@@ -47,8 +48,16 @@ def take_over(clone: Path, root: Path) -> list[str]:
     """Copy what belongs to the user into a new project: settings, plugins, results, models and runs.
 
     Return what was taken. Files that DVC and MLflow store by content are linked where the disk allows it.
+    UsageError if a file is there already, except from an interrupted try with the same clone.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    begun = root / BEGUN
+    if not begun.is_file() or begun.read_text(encoding="utf-8") != str(clone.resolve()):
+        paths = (PARAMS, *COPIED, *LINKED, Path(DATABASE))
+        if there := [str(path) for path in paths if (root / path).exists()]:
+            message = f"{printable(root)} has {', '.join(there)}, which --from-clone would replace"
+            raise UsageError(f"{message}: name a new folder")
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    begun.write_text(str(clone.resolve()), encoding="utf-8")
     text = rename_keys(read_text(clone / PARAMS))
     (root / PARAMS).write_text(text, encoding="utf-8")
     taken = [str(PARAMS)]

@@ -9,11 +9,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from diffusion.layout import PACKAGE_DATA, PARAMS, PROFILES
-from diffusion.project import MARK
-from diffusion.system.errors import UsageError
-from diffusion.system.files import read_text
-from diffusion.system.params import YamlRefusal, edit_yaml, parse_yaml, read_params
+from diffusion.layout import MARK, PACKAGE_DATA, PARAMS, PROFILES
+from diffusion.system.params import edit_yaml, parse_yaml, read_mapping, read_params
 from diffusion.system.section import Section, validate
 from diffusion.version import VERSION
 
@@ -111,11 +108,7 @@ def read_choices(root: Path) -> ProjectChoices:
 
     FileNotFoundError without a record, DiffctlError for a damaged one.
     """
-    try:
-        values = parse_yaml(read_text(root / MARK))
-    except YamlRefusal as refusal:
-        raise UsageError(f"{MARK} is not readable as YAML: {refusal}") from None
-    return validate(ProjectChoices, values, str(MARK))
+    return validate(ProjectChoices, read_mapping(root / MARK), str(MARK))
 
 
 def _source() -> str:

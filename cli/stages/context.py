@@ -18,11 +18,11 @@ from flows.run_lock import join_run
 @contextmanager
 def enter_stage(stage: str) -> Iterator[None]:
     """Check params.yaml, share resumable work, and keep other runs out of this folder during the block."""
+    share_runs()  # before anything is written there
     with unchanged_inputs(stage):
         config = load()  # no stage begins if a later one would refuse its section
         if stage != "data":
             _refuse_other_data(config.data)
-        share_runs()
         with join_run():
             yield
 

@@ -21,8 +21,8 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.tag import Tag
 
-from diffusion.system.errors import UsageError
-from diffusion.system.files import read_regular
+from diffusion.system.errors import UsageError, printable
+from diffusion.system.files import read_regular, read_text
 from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Kind, brief, validate
 
@@ -86,6 +86,20 @@ def load_section(name: str, kind: type[Kind], path: Path | str = PARAMS) -> Kind
     alone = create_model("Params", **fields)
     section: Kind = getattr(load_sections(alone, path), name)
     return section
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping in a small YAML file, empty for an empty file.
+
+    FileNotFoundError without the file, DiffctlError if it is something else.
+    """
+    try:
+        values = parse_yaml(read_text(path))
+    except YamlRefusal as refusal:
+        raise UsageError(f"{printable(path)} is not readable as YAML: {refusal}") from None
+    if not isinstance(values, dict | None):
+        raise UsageError(f"{printable(path)} is not readable: it is no mapping of keys to values")
+    return values or {}
 
 
 def parse_yaml(text: str) -> Any:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from diffusion.layout import PACKAGE_DATA
-from diffusion.project import MARK
+from diffusion.layout import MARK, PACKAGE_DATA
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
-from diffusion.system.files import read_text
-from diffusion.system.params import parse_yaml
+from diffusion.system.params import read_mapping
 from diffusion.system.processes import PYTHON_MODULE
 from flows.prefect_server.client import all_deployments, api_client, is_healthy, quiet_client
 from tracking.connectivity import redact_uri
@@ -134,8 +132,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def owner_tag() -> str:
     """Return the tag of this project's deployments; projects without a recorded name share one."""
-    record = parse_yaml(read_text(MARK)) if MARK.is_file() else None
-    return f"{OWNER}{(record or {}).get('name', 'project')}"
+    record = read_mapping(MARK) if MARK.is_file() else {}
+    return f"{OWNER}{record.get('name', 'project')}"
 
 
 def _check_owner(client: "SyncPrefectClient", entries: list[dict[str, Any]], own: str) -> None:

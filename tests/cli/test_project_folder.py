@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cli.stages.context import share_runs
-from diffusion.layout import MODEL, home
-from diffusion.project import MARK, find_project
+from diffusion.layout import MARK, MODEL, home
+from diffusion.project import find_project
 from tests.conftest import ROOT, command, diffctl, environment, run_python
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.networks import small_model
@@ -42,6 +42,7 @@ def repository(project: Path) -> Path:
         (lambda root: (root / ".dvc/config").unlink(), "`dvc init`"),
         (lambda root: (root / "dvc.lock").write_text(CONFLICT), "dvc.lock has conflict markers from line 2"),
         (lambda root: (root / ".dvc/config").write_text(CONFLICT), ".dvc/config has conflict markers"),
+        (lambda root: (root / MARK).write_text(CONFLICT), "project.yaml has conflict markers from line 2"),
     ],
 )
 def test_check_and_run_name_what_dvc_cannot_work_with(repository, invoke: Invoke, damage, words) -> None:

@@ -8,7 +8,7 @@ import pytest
 from cli.commands.project import Init
 from cli.project.generated_files import BASE, read_choices
 from cli.project.upgrade_plan import plan_upgrade
-from diffusion.project import MARK
+from diffusion.layout import MARK
 from diffusion.system.errors import DiffctlError
 from diffusion.version import VERSION
 from tests.conftest import diffctl

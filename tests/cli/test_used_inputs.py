@@ -14,10 +14,12 @@ import pytest
 from cli.stages.used_inputs import InputsChanged, unchanged_inputs
 from diffusion.code_digest import module_digests, normalized_syntax
 from diffusion.data.data_config import SOURCES
+from diffusion.layout import CODE
+from diffusion.system.errors import UsageError
 from diffusion.system.params import load_section
 from diffusion.system.registry import load_package, load_reference
 from diffusion.system.section import Section
-from flows.stage_code import StageCode, recorded_digest, write_stage_code
+from flows.stage_code import StageCode, recorded_digest, source_state, write_stage_code
 
 ENTRIES = """
 from diffusion.data.data_config import SOURCES, SourceEntry
@@ -151,3 +153,18 @@ def test_a_digest_that_looks_like_a_number_stays_text(project: Path, monkeypatch
     monkeypatch.setattr("flows.stage_code.StageCode.digest", lambda self, stage: digest)
     write_stage_code()
     assert recorded_digest("data") == digest
+
+
+def test_the_lock_file_of_an_editor_is_no_code(project: Path) -> None:
+    Path("plugins/sample").mkdir(parents=True, exist_ok=True)
+    before = source_state()
+    Path("plugins/sample/.#mine.py").symlink_to("somebody@host.1234")
+    assert source_state() == before
+    Path("plugins/sample/mine.py").write_text("MINE = 1\n")
+    assert source_state() != before
+
+
+def test_a_damaged_code_yaml_is_refused_with_its_remedy(project: Path) -> None:
+    CODE.write_text("<<<<<<< HEAD\ntrain: 1\n")
+    with pytest.raises(UsageError, match=r"code\.yaml is not readable as YAML: .*`diffctl stage code`"):
+        recorded_digest("train")

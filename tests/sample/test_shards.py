@@ -20,9 +20,8 @@ from diffusion.check.dependency_checks import check_samples
 from diffusion.check.findings import Project
 from diffusion.config import Config
 from diffusion.images.store import Images, ImageStore
-from diffusion.layout import MODEL, SAMPLES
+from diffusion.layout import MARK, MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
-from diffusion.project import MARK
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings

@@ -13,8 +13,7 @@ from cli.project.generated_files import ProjectChoices, base_files, generated_fi
 from cli.shared.options import profile_names
 from diffusion.config import load
 from diffusion.data.sources import fashion_mnist
-from diffusion.layout import PARAMS, PROFILES
-from diffusion.project import MARK
+from diffusion.layout import MARK, PARAMS, PROFILES
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.section import brief
@@ -45,6 +44,7 @@ def init(options: Init) -> None:
         if missing := clones.restore_outputs(root):
             typer.echo(f"not in DVC's cache: {', '.join(missing)}; `diffctl run` makes them again")
         _run(["git", "add", "--all", "."], root)
+        (root / clones.BEGUN).unlink(missing_ok=True)
     elif kept:
         typer.echo(f"kept, since they exist: {', '.join(kept)}; .diffctl/base has what diffctl would write")
     if is_checked:

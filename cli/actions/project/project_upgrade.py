@@ -15,8 +15,7 @@ from cli.project.generated_files import (
     with_own_params,
 )
 from cli.project.upgrade_plan import FileChange, plan_upgrade
-from diffusion.layout import GRAPH, MODEL, PARAMS
-from diffusion.project import MARK
+from diffusion.layout import GRAPH, MARK, MODEL, PARAMS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_text
 from diffusion.version import VERSION
