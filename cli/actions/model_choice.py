@@ -10,7 +10,6 @@ from diffusion.choice.selection import best_card, best_settings, model_scores
 from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS, SCORES
 from diffusion.model.model_file import read_artefact
-from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.option_tables import refuse_idle
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings
@@ -138,10 +137,3 @@ def chosen_settings(options: Mapping[str, Any], usual: dict[str, Any] | None = N
 def selected_config(options: ProfileOptions) -> Config:
     """Return the named configuration, by default params.yaml."""
     return load(PARAMS if options.profile is None else find_profile(options.profile))
-
-
-def selected_process(options: ProfileOptions) -> ProcessConfig:
-    """Return the process of the named model, or else of the configuration."""
-    if options.names_model:
-        return read_artefact(selected_model(options)).process
-    return selected_config(options).process

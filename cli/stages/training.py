@@ -10,13 +10,11 @@ from cli.stages.observers import ConsoleTraining, TrackedTraining, Validation
 from diffusion.config import Config
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import find_or_make_reference
-from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
+from diffusion.evaluate.training_images import scored_images
+from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED, REFERENCE
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
-from diffusion.protocol.settings import CommonSettings, SampleSettings
-from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import Interrupted
 from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.signals import StopRequest
@@ -111,24 +109,9 @@ def _validation(run: RunDir, plan: DenoiserPlan, config: Config, stop: StopReque
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
         reference = find_or_make_reference(section, extractor, PREPARED, places, show)
-    scorer = ValidationScorer(scored_images(config), extractor, reference, section)
+    steps = min(config.train.eval_steps, config.process.max_steps)
+    images = scored_images(config.sample, config.train.eval_images, steps)
+    scorer = ValidationScorer(images, extractor, reference, section)
     folder, keep, artefact = run.folder / "checkpoints", plan.train.keep, plan_artefact(plan)
     checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card(artefact))
     return Validation(artefact, scorer, checkpoints, stop)
-
-
-def scored_images(config: Config) -> ValidationImages:
-    """Return the images to score: `train.eval_images` by `sample` with η = 0 in `train.eval_steps` steps.
-
-    No other network is used: no classifier, and no guidance if its rule needs a guide.
-    Learned times, which are of a trained model, are replaced by uniform ones.
-    """
-    shared = config.sample.model_dump(include=set(CommonSettings.model_fields))
-    shared["classifier"] = shared["base"] = None
-    if GUIDANCE_RULES[shared["guidance_rule"] or implied_rule(shared["guide"])].needs_guide:
-        shared["guidance"] = 0.0
-    if SPACINGS[shared["spacing"]].has_levels:
-        shared |= {"spacing": "uniform", "spacing_options": {}}
-    steps = min(config.train.eval_steps, config.process.max_steps)
-    settings = SampleSettings(**shared, steps=steps, eta=0.0)
-    return ValidationImages(settings, config.train.eval_images, config.sample.batch_size)

@@ -26,14 +26,16 @@ from diffusion.check.machine_checks import (
 )
 from diffusion.check.trial import check_trial
 from diffusion.config import Config
+from diffusion.evaluate.training_images import scored_images
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
 from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.project import version_problem
-from diffusion.protocol.grid import Cell, cell_settings
+from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import build_guidance, guidance_weight
 from diffusion.sample.sampling_steps import call_times, check_eta, sampling_grid
 from diffusion.system.errors import DiffctlError, UsageError
@@ -43,7 +45,7 @@ from diffusion.train.checkpoint.resume import find_resume_point, why_from_scratc
 from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.run_record import CONFIG
 from diffusion.train.checkpoint.state_files import newest_step
-from diffusion.train.plan import TrainPlan
+from diffusion.train.plan import TrainPlan, plan_artefact
 
 MAX_NAMED = 3  # cells in a message
 EVEN_IN_TIME = ("uniform", "trailing")  # spacings; the time of process edm is σ
@@ -55,42 +57,46 @@ def check_process(project: Project) -> Iterator[Finding]:
     """Check whether the process can be trained and sampled at every time."""
     try:
         with single_thread():
-            build_process(project.config.process)
+            build_process(project.process)
     except UsageError as error:
         yield Finding("error", "process", str(error))
 
 
 def check_spacing(project: Project) -> Iterator[Finding]:
-    """Check whether the process has the times of every spacing, and whether they allow the largest η."""
-    config, process = project.config, build_process(project.config.process)
-    uses_eta = any(SAMPLERS[name].uses_eta for name in config.sweep.sampler or (config.sample.sampler,))
-    eta = max(config.sweep.eta) if uses_eta else 0.0
-    for spacing in config.sweep.spacing or (config.sample.spacing,):
+    """Check whether the process has the times of every cell, and whether they allow its η."""
+    config, process = project.config, build_process(project.process)
+    problems: dict[str, None] = {}
+    seen = set[str]()
+    for cell in grid(config.sample, config.sweep):
         try:
-            for steps in config.sweep.steps:
-                settings = cell_settings(config.sample, Cell(steps=steps, eta=0.0, spacing=spacing))
+            settings = cell_settings(config.sample, cell)
+            eta = settings.eta if SAMPLERS[settings.sampler].uses_eta else 0.0
+            key = f"{settings.steps} {eta} {settings.spacing} {settings.spacing_options}"
+            if key not in seen:
+                seen.add(key)
                 with single_thread():
                     check_eta(sampling_grid(settings, process), eta)
         except UsageError as error:
-            remedy = "change sweep.eta, sweep.steps, or sample.spacing with its options"
-            yield Finding("error", "sampling", str(error), remedy)
-        else:
-            if config.process.schedule == "edm" and spacing in EVEN_IN_TIME:
-                message = f"spacing {spacing} is even in σ for process.schedule edm: almost all are noise"
-                yield Finding("warning", "sampling", message, "use spacing karras")
+            problems[str(error)] = None
+    remedy = "change sweep.eta, sweep.steps, or sample.spacing with its options"
+    yield from (Finding("error", "sampling", problem, remedy) for problem in problems)
+    for spacing in config.sweep.spacing or (config.sample.spacing,):
+        if config.process.schedule == "edm" and spacing in EVEN_IN_TIME:
+            message = f"spacing {spacing} is even in σ for process.schedule edm: almost all are noise"
+            yield Finding("warning", "sampling", message, "use spacing karras")
 
 
 def check_repository(project: Project) -> Iterator[Finding]:
     """Check whether DVC can run the stages here, and whether they are of the installed version."""
     if problem := repository_problem():
         yield Finding("error", "repository", *problem)
-    if problem := version_problem(Path.cwd()):
+    elif problem := version_problem(Path.cwd()):
         yield Finding("warning", "project", *problem)
 
 
 def check_rules(project: Project) -> Iterator[Finding]:
     """Check whether the guidance rule of every cell fits its sampler and the process."""
-    process = build_process(project.config.process)
+    process = build_process(project.process)
     problems: dict[str, None] = {}
     for one in project.cells.values():
         try:
@@ -101,9 +107,24 @@ def check_rules(project: Project) -> Iterator[Finding]:
     yield from (Finding("error", "sampling", problem) for problem in problems)
 
 
+def check_training_scores(project: Project) -> Iterator[Finding]:
+    """Check whether the model allows the settings of the scores during training."""
+    train = project.config.train
+    if project.plan is None or not train.eval_every:
+        return
+    steps = min(train.eval_steps, project.process.max_steps)
+    try:
+        with single_thread():
+            images = scored_images(project.config.sample, train.eval_images, steps)
+            check_settings(plan_artefact(project.plan), images.settings)
+    except UsageError as error:
+        message = f"train.eval_every would score nothing: {error}"
+        yield Finding("error", "training", message, "change train.eval_steps, or the section sample")
+
+
 def check_guidance(project: Project) -> Iterator[Finding]:
     """Check whether every guidance interval contains a step, and whether the model's loss fits guidance."""
-    process = build_process(project.config.process)
+    process = build_process(project.process)
     with single_thread():
         unguided = [cell.name for cell, one in project.cells.items() if _is_never_guided(one, process)]
     if unguided:
@@ -174,6 +195,7 @@ ALL: tuple[Check, ...] = (
     check_fit,
     check_spacing,
     check_times,
+    check_training_scores,
     check_guidance,
     check_base,
     check_dependencies,
@@ -196,7 +218,9 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
         check_fit,
         check_spacing,
         check_times,
+        check_training_scores,
         check_base,
+        check_dependencies,
         check_guides,
         check_trial,
         check_rules,

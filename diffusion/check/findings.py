@@ -16,6 +16,7 @@ from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import AVERAGES, MODEL, PREPARED
 from diffusion.model.model_file import Artefact, read_artefact
 from diffusion.model.posthoc_ema import snapshot_path
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file
@@ -25,7 +26,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.classifier_config import ClassifierSections
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
 from diffusion.train.plan import DenoiserPlan, plan_artefact
-from diffusion.train.planning import plan_training
+from diffusion.train.planning import plan_training, resolve_process
 
 SPLITS = ("train", "test")
 
@@ -123,6 +124,14 @@ class Project:
         except DiffctlError:
             return None  # `check_base` reports it
         return artefact
+
+    @cached_property
+    def process(self) -> ProcessConfig:
+        """The section `process` with all that depends on the images."""
+        try:
+            return resolve_process(self.config.process, self.train_meta())
+        except DiffctlError:  # reported by check_raw
+            return self.config.process
 
     @cached_property
     def plan(self) -> DenoiserPlan | None:

@@ -81,7 +81,7 @@ def check_trial(project: Project) -> Iterator[Finding]:
 def distinct_settings(project: Project) -> list[SampleSettings]:
     """Return settings that have every sampler, spacing, guidance rule and noise of the grid, in few steps."""
     seen, chosen = set[object](), list[SampleSettings]()
-    process = build_process(project.config.process)
+    process = build_process(project.process)
     for one in project.cells.values():
         entries = {("sampler", one.sampler), ("spacing", one.spacing)}
         entries |= {("guidance_rule", one.rule)} if one.guidance else set()

@@ -16,7 +16,7 @@ from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.section import Section, ShortText, canonical_json
+from diffusion.system.section import Section, ShortText, canonical_json, validate
 
 # Of a card: they follow from the model, its base, the values on the axes, and the files that these name.
 DERIVED_FIELDS = ("nfe", *NETWORK_DIGESTS[1:], "base_nfe", "weighted_nfe")
@@ -109,14 +109,14 @@ def cell_settings(sample: CommonSettings, cell: Cell) -> SampleSettings:
     """Return the settings of a cell's images.
 
     The section's options of a sampler, spacing or guidance rule apply to the section's entry only; others
-    have their defaults. UsageError if a file of learned times does not have them.
+    have their defaults. UsageError if they do not fit, or a file of learned times does not have them.
     """
     shared = sample.model_dump(include=set(CommonSettings.model_fields))
     for field in REGISTRIES_WITH_OPTIONS:
         if getattr(cell, field) not in (None, sample.entry(field)):
             del shared[f"{field}_options"]
     own = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
-    return SampleSettings(**with_learned_levels({**shared, **own}))
+    return validate(SampleSettings, with_learned_levels({**shared, **own}), f"cell {cell.name}")
 
 
 def settings_card(settings: SampleSettings, **digests: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from diffusion.model.model_file import DataCard
 from diffusion.model.network_registry import MODELS, NetworkSpec
 from diffusion.model.precision import Precision
 from diffusion.process.loss_registry import OBJECTIVES
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.fields import changed_fields
 from diffusion.system.registry import load_reference
@@ -69,11 +70,10 @@ def make_plan(
     device: torch.device,
 ) -> Plan:
     """Return the plan of a network on a split with this `meta`; labels are unused without `num_classes`."""
-    shape = (meta["channels"], *height_and_width(meta["image_size"]))
     code = training_code(kind, config.process, network, train.lr.schedule, train.optimizer)
     return kind(
         network=network,
-        process=config.process.resolve(shape, meta.get("pixel_std")),
+        process=resolve_process(config.process, meta),
         train=train,
         data=DataCard(
             name=meta["name"],
@@ -103,6 +103,12 @@ def changed_loss(plan: DenoiserPlan, other: DenoiserPlan) -> str | None:
         for one in (plan, other)
     ]
     return next(iter(changed_fields(*values)), None)
+
+
+def resolve_process(process: ProcessConfig, meta: dict[str, Any]) -> ProcessConfig:
+    """Return the section with all that depends on a split with this `meta`; UsageError as `resolve`."""
+    shape = (meta["channels"], *height_and_width(meta["image_size"]))
+    return process.resolve(shape, meta.get("pixel_std"))
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:

@@ -344,6 +344,14 @@ def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeyp
     assert ["takes 8×8×3 images" in message for message in errors()] == [True]
 
 
+def test_a_missing_dependency_is_found_before_the_training(project):
+    copy_data(project)
+    small_model(project / "early.safetensors", channels=8)
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"sample": {"deps": ["models"]}}}))
+    with pytest.raises(UsageError, match=r"early\.safetensors is no dependency of the stage sample"):
+        preflight(configuration(sample={"guidance": 1.0, "guide": "early.safetensors"}), "train")
+
+
 def test_guides_are_checked_before_the_training(project):
     copy_data(project)
     guide, classifier = project / "guide.safetensors", "models/classifier.safetensors"
@@ -430,3 +438,71 @@ def test_impossible_noise_range_hides_no_other_finding(project):
     (error,) = [one for one in found if one.level == "error"]
     assert "do not fit process" in error.message
     assert {"trial", "memory", "disk", "cost"} <= {one.subject for one in found}
+
+
+@pytest.mark.parametrize(
+    ("sections", "match"),
+    [
+        ({"sample": {"spacing": "learned"}}, "cell steps2-eta0: spacing learned needs the times of a model"),
+        (
+            {"sweep": {"steps": [2], "eta": [0.0], "spacing": ["uniform", "learned"]}},
+            "spacing learned needs the times of a model",
+        ),
+        (
+            {
+                "sample": {"spacing": "learned", "spacing_options": {"levels": [9.0, 0.5]}},
+                "sweep": {"steps": [2, 4], "eta": [0.0]},
+            },
+            "cell steps4-eta0: steps 4 is not the number of learned times, 2",
+        ),
+    ],
+)
+def test_a_cell_that_cannot_be_sampled_is_refused_in_one_sentence(project, sections, match):
+    copy_data(project)
+    for stage in ("train", "sample"):
+        with pytest.raises(UsageError, match=match):
+            preflight(configuration(**sections), stage)
+
+
+def test_a_rule_whose_guides_are_an_axis_is_accepted():
+    sample = {"guidance": 1.0, "guidance_rule": "autoguidance"}
+    sweep = {"steps": [2], "eta": [0.0], "guide": ["ema:0.1@300"]}
+    train = {"steps": 300, "ema_profiles": {"sigma_rel": [0.1], "every": 300}}
+    assert list(check_spacing(Project(configuration(sample=sample, sweep=sweep, train=train)))) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "match"),
+    [
+        (
+            {
+                "process": {"schedule": "flow", "prediction": "flow"},
+                "sample": {"guidance": 0.7, "guidance_rule": "cfg-zero"},
+                "train": {"p_uncond": 0.1, "eval_every": 10, "eval_steps": 1},
+            },
+            "zero_calls 1 of cfg-zero",
+        ),
+        (
+            {
+                "sample": {"sampler": "unipc", "guidance": 0.6, "guidance_rule": "cfg++"},
+                "sweep": {"sampler": ["ddim"]},
+                "train": {"p_uncond": 0.1, "eval_every": 10},
+            },
+            "is of sampler ddim, not unipc",
+        ),
+    ],
+)
+def test_scores_that_no_training_would_have_are_refused_before_it(project, sections, match):
+    copy_data(project)
+    with pytest.raises(UsageError, match=f"train.eval_every would score nothing: .*{match}"):
+        preflight(configuration(**sections), "train")
+
+
+def test_the_shift_auto_is_that_of_the_images(project):
+    """Of 8×8 images it is 1/8, so that steps 2 to 10 are below the interval."""
+    copy_data(project)
+    process = {"schedule": "flow", "prediction": "flow", "shift": "auto"}
+    sample = {"guidance": 1.0, "guidance_interval": [1.5, 10]}
+    sections = {"train": {"p_uncond": 0.1}, "sweep": {"steps": [10], "eta": [0.0]}}
+    found = check_guidance(Project(configuration(process=process, sample=sample, **sections)))
+    assert "guidance applies at no step of steps10" in next(found).message

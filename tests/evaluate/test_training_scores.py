@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli.stages.training import scored_images
 from diffusion.config import parse
 from diffusion.evaluate import training_scores
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features
 from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.training_images import scored_images
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN
@@ -159,7 +159,7 @@ PROFILES = {"ema_profiles": {"sigma_rel": [0.1], "every": 4}}
 )
 def test_other_networks_do_not_guide_the_scored_images(sample, sweep, guidance):
     config = parse(params(sample=sample, sweep=sweep, train={**PROFILES, "p_uncond": 0.1}), "params")
-    settings = scored_images(config).settings
+    settings = scored_images(config.sample, 8, 2).settings
     assert (settings.guidance, settings.guide, settings.classifier) == (guidance, None, None)
     assert not settings.needs_guide
 

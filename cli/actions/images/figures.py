@@ -7,12 +7,13 @@ from cli.actions.model_choice import (
     selected_config,
     selected_files,
     selected_model,
-    selected_process,
 )
 from cli.commands import show as commands
 from cli.commands.show import FigureOptions
+from cli.shared.options import ProfileOptions
 from diffusion.check.findings import Project
 from diffusion.model.model_file import load_model, read_artefact
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.network_files import load_guides
@@ -51,6 +52,13 @@ def show_samplers(options: commands.SamplersFigure) -> None:
     process = selected_process(options)
     spacing = chosen_settings(options.sampling).spacing
     write_figure(sampler_paths.samplers(process, options.count, spacing, seed=options.seed), options)
+
+
+def selected_process(options: ProfileOptions) -> ProcessConfig:
+    """Return the process of the named model, or else of the configuration."""
+    if options.names_model:
+        return read_artefact(selected_model(options)).process
+    return Project(selected_config(options)).process
 
 
 def write_figure(shown: FigureData, options: FigureOptions) -> None:

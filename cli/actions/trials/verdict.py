@@ -231,7 +231,7 @@ def _trial_seconds(arm: Arm, cell: Cell, trials: VerdictTrials, device: torch.de
     if trials.metric == "loss":
         return seconds
     call = time_sampling(plan, config, TIMED_SECONDS, device)
-    calls = count_nfe(cell_settings(config.sample, cell), config.process)
+    calls = count_nfe(cell_settings(config.sample, cell), plan.process)
     return seconds + call.median * calls * trials.images
 
 
