@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.analysis.image_inputs import input_condition
 from diffusion.edit.edits import edit_trajectory
 from diffusion.edit.measurement import build_operator
 from diffusion.edit.operator import LinearOperator, Shape
@@ -69,7 +68,7 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
         degrade=request.degrade,
         seed=request.seed,
     ).rows(torch.zeros(count, dtype=torch.int64))
-    condition = input_condition(model.artefact, [None] * count, request.class_name)
+    condition = model.edit_condition(settings, count, request.class_name)
     process, most = build_process(model.artefact.process), CALLS_PER_STEP * model.config.steps
     trajectory = edit_trajectory(edit, settings, measurement, process, model.device, most)
     about = {

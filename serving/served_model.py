@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.choice.selection import best_settings, budget_settings, usual_settings
+from diffusion.analysis.image_inputs import edit_condition
+from diffusion.choice.selection import (
+    best_settings,
+    budget_settings,
+    scores_of_cells,
+    settings_of,
+    usual_settings,
+)
 from diffusion.engine.engine import Engine
 from diffusion.engine.forward_pass import ForwardPass
 from diffusion.engine.job import ChunkStep, Job
@@ -21,6 +28,7 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.option_tables import refuse_idle
+from diffusion.protocol.scores_document import CellScores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.guides import Guides, check_served_guide
@@ -169,6 +177,8 @@ class ServedModel:
         self.ref = ModelRef(
             name=published.name, version=published.version, sha256=loaded.artefact.model_sha256
         )
+        scores = published.scores
+        self.scores = None if scores is None else scores_of_cells(scores, self._has_networks)
         self.loop = EngineLoop(Engine(loaded, device, config.rows, config.queue, guides), on_pass)
 
     @property
@@ -177,6 +187,12 @@ class ServedModel:
         scores = self.published.scores
         return None if scores is None or self.published.files.guide is None else best_settings(scores).guide
 
+    def _has_networks(self, cell: CellScores, name: str) -> bool:
+        """Return whether the server has loaded what guides this cell: that of the best cell."""
+        settings = settings_of(cell, name, 0)
+        has_guide = not settings.needs_guide or settings.guide == self.guide
+        return has_guide and (self._guides.classifier is not None or not settings.has_classifier)
+
     def base_nfe(self, settings: SampleSettings) -> int:
         """Return the NFE of the image that a cascade enlarges; 0 without a base model."""
         base, own = self._guides.base, settings.base_settings
@@ -184,7 +200,7 @@ class ServedModel:
 
     def resolve(self, request: SampleRequest) -> SampleSettings:
         """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""
-        scores, options = self.published.scores, request.options
+        scores, options = self.scores, request.options
         if request.budget is None:
             usual = usual_settings(scores, options)
             settings = validate(SampleSettings, usual | options | {"seed": request.seed}, "the request")
@@ -204,6 +220,10 @@ class ServedModel:
         if settings.steps > self.config.steps:
             raise UsageError(f"{settings.steps} steps are too many: ask for {self.config.steps} at most")
         check_served_guide(settings, self.guide, self.ref.name)
+
+    def edit_condition(self, settings: SampleSettings, count: int, wanted: str | int | None) -> Condition:
+        """Return the condition of pictures to edit, of unknown classes unless one is given."""
+        return edit_condition(self._loaded, self._guides, settings, [None] * count, wanted)
 
     def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:
         """Queue the images of a request; raise UsageError if it does not fit, Full if the queue is full."""
@@ -243,7 +263,7 @@ class ServedModel:
 
     def card(self, state: Literal["serving", "draining"]) -> ModelCard:
         """Return the description of the model for /v1/models."""
-        scores = self.published.scores
+        scores = self.scores
         usual = best_settings(scores) if scores else SampleSettings()
         chosen = [(one, scores.cells[one.cell]) for one in scores.front] if scores else []
         return ModelCard(

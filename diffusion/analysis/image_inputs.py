@@ -11,14 +11,17 @@ from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import fit, read_picture
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import PREPARED
-from diffusion.model.model_file import Artefact
+from diffusion.model.model_file import Artefact, LoadedModel, ModelDescription
 from diffusion.process.denoiser import Condition
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import class_condition, labels_condition
+from diffusion.sample.guides import Guides
 from diffusion.sample.low_res import low_res_of, noised_condition
 from diffusion.system.errors import UsageError, printable
 
 DIGITS = 18  # of an image's number
+NO_EDITS = "a model that enlarges images (model.low_res) does not edit them: use another one"
 
 
 class InputImage(NamedTuple):
@@ -67,7 +70,7 @@ def open_matching_store(path: Path | None, artefact: Artefact) -> ImageStore:
     return store
 
 
-def known_labels(store: ImageStore, artefact: Artefact, indices: Sequence[int]) -> list[int | None]:
+def known_labels(store: ImageStore, artefact: ModelDescription, indices: Sequence[int]) -> list[int | None]:
     """Return the images' labels; None each where the store has none or other classes than the model."""
     labels = store.labels
     if labels is None or list(store.meta.get("classes", [])) != list(artefact.data.classes):
@@ -87,12 +90,34 @@ def input_condition(
     if spec.low_res_size is None:
         return condition
     if images is None:
-        raise UsageError("a model that enlarges images (model.low_res) does not edit them: use another one")
+        raise UsageError(NO_EDITS)
     condition = replace(condition, low_res=low_res_of(images, spec.low_res_size))
     return noised_condition(spec, SampleSettings(), range(len(found)), condition)
 
 
-def _input_labels(artefact: Artefact, found: Sequence[int | None], klass: str | int | None) -> Condition:
+def edit_condition(
+    loaded: LoadedModel,
+    guides: Guides,
+    settings: SampleSettings,
+    found: Sequence[int | None],
+    klass: str | int | None,
+) -> Condition:
+    """Return the condition of pictures to edit, as `input_condition`, with the classes that guide.
+
+    UsageError if something guides towards a class, and that of a picture is unknown.
+    """
+    if loaded.artefact.network.low_res_size is not None:
+        raise UsageError(NO_EDITS)
+    is_towards_class = settings.guidance > 0 and GUIDANCE_RULES[settings.rule].needs_null
+    if (is_towards_class or settings.has_classifier) and klass is None and None in found:
+        unknown = f"the class of {found.count(None)} of {len(found)} picture(s) is unknown"
+        raise UsageError(f"guidance is towards a class, and {unknown}: give a class, or leave guidance out")
+    return _input_labels(guides.labelled(loaded), found, klass)
+
+
+def _input_labels(
+    artefact: ModelDescription, found: Sequence[int | None], klass: str | int | None
+) -> Condition:
     spec = artefact.network
     if klass is not None:
         return class_condition(artefact, klass, len(found))

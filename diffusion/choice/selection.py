@@ -1,6 +1,6 @@
 """Selection of cells: the best one, the front of score against NFE, their bias; settings of a cell."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,14 @@ def best_model_scores(document: ScoresDocument) -> ScoresDocument:
     return model_scores(document, str(best.card.get("model_sha256"))) or document
 
 
+def scores_of_cells(
+    document: ScoresDocument, keep: Callable[[CellScores, str], bool]
+) -> ScoresDocument | None:
+    """Return the scores of the cells that `keep`, given a cell and its name, accepts; None without any."""
+    cells = {name: cell for name, cell in document.cells.items() if keep(cell, name)}
+    return select(cells, **_fields(document, SELECTED)) if cells else None
+
+
 def scores_in_space(document: ScoresDocument, name: str) -> ScoresDocument:
     """Return the document of one extractor alone, with its own selection; KeyError if it scored nothing."""
     if name == document.extractor:
@@ -195,9 +203,9 @@ def best_settings(scores: ScoresDocument) -> SampleSettings:
 def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that options default to: those of the best cell.
 
-    Empty without scores, and if `chosen` names another sampler. Those that do not fit chosen ones are left
-    out: the options of another spacing or guidance rule, the number of steps next to timesteps, eta with a
-    single step, and the `clip` of a rule that does not clip without it.
+    Empty without scores. Those that do not fit chosen ones are left out: steps, times and noise of another
+    sampler, the options of another spacing or guidance rule, the number of steps next to timesteps, eta with
+    a single step, and the `clip` of a rule that does not clip without it.
     Learned times are those of the sweep for these steps.
     """
     usual = {} if scores is None else _fitting_settings(best_settings(scores), chosen)
@@ -224,17 +232,19 @@ def has_learned_times(cell: CellScores) -> bool:
 
 def _fitting_settings(usual: SampleSettings, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the best cell that fit chosen ones."""
-    if chosen.get("sampler", usual.sampler) != usual.sampler:
-        return {}
+    other_sampler = chosen.get("sampler", usual.sampler) != usual.sampler
     timesteps = split_list(chosen.get("timesteps"))
-    other_rule = chosen.get("guidance_rule", usual.guidance_rule) != usual.guidance_rule
+    of_sampler = other_sampler and GUIDANCE_RULES[usual.rule].keeps_eps
+    other_rule = of_sampler or chosen.get("guidance_rule", usual.guidance_rule) != usual.guidance_rule
     unguided = other_rule or not chosen.get("guidance", usual.guidance)
     conflicts = {
-        "spacing_options": chosen.get("spacing", usual.spacing) != usual.spacing,
+        **dict.fromkeys(("sampler", "sampler_options", "noise", "spacing", "timesteps"), other_sampler),
+        "spacing_options": other_sampler or chosen.get("spacing", usual.spacing) != usual.spacing,
+        "guidance_rule": of_sampler,
         "guidance_rule_options": other_rule,
         "clip": bool(usual.guidance) and not GUIDANCE_RULES[usual.rule].clips and unguided,
-        "steps": timesteps is not None or (usual.steps == 1 and bool(chosen.get("eta"))),
-        "eta": chosen.get("steps", len(timesteps or ())) == 1,
+        "steps": other_sampler or timesteps is not None or (usual.steps == 1 and bool(chosen.get("eta"))),
+        "eta": other_sampler or chosen.get("steps", len(timesteps or ())) == 1,
     }
     return usual.model_dump(exclude={name for name, is_so in conflicts.items() if is_so})
 

@@ -11,7 +11,7 @@ from diffusion.edit.pictures import in_channels
 from diffusion.evaluate.adhoc import check_usable, open_images
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images
-from diffusion.model.model_file import Artefact
+from diffusion.model.model_file import ModelDescription
 from diffusion.system.errors import UsageError, printable
 
 
@@ -24,7 +24,7 @@ class InputPicture(NamedTuple):
 
 
 def read_pictures(
-    source: Path, channels: int, artefact: Artefact, first: int | None = None
+    source: Path, channels: int, labelled: ModelDescription, first: int | None = None
 ) -> list[InputPicture]:
     """Return the pictures, at most the `first` ones; a folder within a folder may name a class.
 
@@ -33,7 +33,7 @@ def read_pictures(
     if source.is_file() and source.suffix != ".npz":
         return [InputPicture(source.name, read_picture(source, None, channels))]
     if source.is_dir() and not (source / "images.npy").is_file():
-        listing, classes = list_images(source), artefact.data.classes
+        listing, classes = list_images(source), labelled.data.classes
         check_usable(source, listing.problems)
         names = as_text(listing.paths)[:first]
         if not names:
@@ -48,5 +48,5 @@ def read_pictures(
     rows = range(min(first or len(store), len(store)))
     return [
         InputPicture(f"{source.name}[{row}]", in_channels(np.asarray(store.images[row]), channels), label)
-        for row, label in zip(rows, known_labels(store, artefact, rows), strict=True)
+        for row, label in zip(rows, known_labels(store, labelled, rows), strict=True)
     ]

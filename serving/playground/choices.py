@@ -64,7 +64,7 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
     `entry_options` has the controls of the options that one sampler or spacing alone has, by its name.
     `edit_methods` are those that fill masks. `store` has the number of `images`, or `why` there are none.
     """
-    scores = model.published.scores
+    scores = model.scores
     found = (_control(option, model) for option in HTTP_OPTIONS.values())
     controls = {control["name"]: control for control in found if control is not None}
     try:
@@ -128,7 +128,7 @@ def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
 
 
 def _cells(model: ServedModel) -> Collection[CellScores]:
-    return () if model.published.scores is None else model.published.scores.cells.values()
+    return () if model.scores is None else model.scores.cells.values()
 
 
 def _possible_rules(model: ServedModel) -> list[str]:

@@ -242,3 +242,15 @@ def test_a_chosen_eta_drops_the_single_step_of_the_best_cell():
     chosen = {"eta": 1.0}
     settings = parse_settings(chosen, usual_settings(document({(1, 0.0): 0.1}), chosen))
     assert settings == SampleSettings(eta=1.0)
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("apg", "apg"), ("cfg++", None)])
+def test_another_sampler_keeps_all_of_the_best_cell_but_steps_times_and_noise(rule, kept):
+    base = '{"file":"base.safetensors"}'
+    card = {"guidance": 0.5, "guidance_rule": rule, "classes": "data", "base": base, "clip": False}
+    card |= {"spacing": "karras", "spacing_options": '{"rho": 5.0}', "noise": "large"}
+    chosen = {"sampler": "unipc"}
+    found = parse_settings(chosen, usual_settings(document({(10, 1.0): 0.1}, **card), chosen))
+    assert (found.steps, found.eta, found.spacing, found.spacing_options) == (50, 0.0, "uniform", {})
+    assert (found.guidance, found.guidance_rule, found.classes, found.clip) == (0.5, kept, "data", False)
+    assert found.base is not None

@@ -173,3 +173,10 @@ def test_folder_with_two_pictures_of_one_name_is_refused(edit, invoke) -> None:
 def test_options_that_do_not_fit_are_refused(arguments: list[str], words: str, edit, invoke) -> None:
     assert_refused(invoke("edit", *arguments, "--out", "x.npz"), words)
     assert not Path("x.npz").exists()
+
+
+@pytest.mark.slow
+def test_guidance_towards_an_unknown_class_is_refused(edit, invoke) -> None:
+    command = ("edit", "a.png", "--mask", "0,0,4,4", "--steps", "3", "--out", "x.npz", "--guidance", "2")
+    assert_refused(invoke(*command), "the class of 1 of 1 picture(s) is unknown: give a class")
+    edit(*command[1:4], "--out", "x.npz", "--guidance", "2", "--class", "4")

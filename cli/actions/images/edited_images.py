@@ -11,7 +11,7 @@ from cli.actions.model_choice import chosen_settings, selected_files, selected_m
 from cli.actions.project.params_file import parse_assignments
 from cli.commands.edits import Edit
 from cli.shared.console import progress
-from diffusion.analysis.image_inputs import input_condition
+from diffusion.analysis.image_inputs import edit_condition
 from diffusion.edit.edits import Editor, edit_card
 from diffusion.edit.input_files import InputPicture, read_pictures
 from diffusion.edit.measurement import Measurement, build_operator
@@ -28,7 +28,7 @@ from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, Labels, save_npz, write_store
-from diffusion.model.model_file import Artefact, load_model, read_artefact
+from diffusion.model.model_file import ModelDescription, load_model, read_artefact
 from diffusion.protocol.edits import PRODUCT, EditSettings, chosen_edit, parse_operator
 from diffusion.protocol.settings import default_spacing
 from diffusion.sample.network_files import load_guides
@@ -51,17 +51,19 @@ def edit(options: Edit) -> None:
     settings, edit_settings = chosen_settings(options.sampling, usual), _edit_settings(options)
     loaded = load_model(path, device)
     files = selected_files(options, settings, path, options.sampling)
-    inputs = _read_inputs(options, edit_settings, loaded.artefact, settings.seed)
+    guides = load_guides(files, device)
+    labelled = guides.labelled(loaded)
+    inputs = _read_inputs(options, edit_settings, loaded.artefact.network.shape, labelled, settings.seed)
     count, labels = options.num, [one.label for one in inputs.pictures]
-    condition = input_condition(loaded.artefact, labels, options.klass)
+    condition = edit_condition(loaded, guides, settings, labels, options.klass)
     repeated = condition.rows(torch.arange(len(labels)).repeat_interleave(count))
     card = edit_card(edit_settings, settings, inputs.measurement, condition, count, files.read())
-    editor = Editor(loaded, settings, edit_settings, device, load_guides(files, device), options.batch_size)
+    editor = Editor(loaded, settings, edit_settings, device, guides, options.batch_size)
     with progress("edit") as show:
         images = to_nhwc(editor.results(inputs.measurement, condition, count, show))
     given = None if repeated.labels is None else repeated.labels.numpy()
-    unknown = 0 if given is None else np.count_nonzero(given == loaded.artefact.network.num_classes) // count
-    _write(options, inputs, images, None if unknown else given, loaded.artefact, card)
+    unknown = 0 if given is None else np.count_nonzero(given == labelled.network.num_classes) // count
+    _write(options, inputs, images, None if unknown else given, labelled, card)
     own = ", ".join(f"{name} {value}" for name, value in edit_settings.options.model_dump().items())
     described = edit_settings.operator or own or "a picture"
     text = [
@@ -106,16 +108,17 @@ def _mask_text(mask: str) -> str:
     return f"mask:{mask}" if is_box else "mask"
 
 
-def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact, seed: int) -> Inputs:
+def _read_inputs(
+    options: Edit, edit_settings: EditSettings, image_shape: Shape, labelled: ModelDescription, seed: int
+) -> Inputs:
     """Return the pictures and their measurement; UsageError if they do not fit the model."""
-    image_shape = artefact.network.shape
     if options.tile:
         image_shape = _tiled_shape(options, edit_settings, image_shape)
     operator = None
     if edit_settings.operator is not None:
         operator = _operator(options, edit_settings.operator, image_shape)
     channels, height, width = picture_shape(operator, image_shape, degrade=options.degrade)
-    pictures = read_pictures(options.source, channels, artefact, options.first)
+    pictures = read_pictures(options.source, channels, labelled, options.first)
 
     def fitted_pixels(pixels: Images) -> Images:
         if options.tile:
@@ -171,7 +174,7 @@ def _write(
     inputs: Inputs,
     images: Images,
     labels: Labels | None,
-    artefact: Artefact,
+    labelled: ModelDescription,
     card: dict[str, Any],
 ) -> None:
     """Write the results as npz or store, or a picture with the inputs and the spread."""
@@ -180,8 +183,8 @@ def _write(
             options.out, lambda file: save_npz(file, images, None if labels is None else labels.tolist())
         )
     if not options.out.suffix:
-        classes = list(artefact.data.classes)
-        meta = {"name": artefact.data.name, "classes": classes, "card": card}
+        classes = list(labelled.data.classes)
+        meta = {"name": labelled.data.name, "classes": classes, "card": card}
         write_store(options.out, images, labels, meta)
         return None
     pictures = [picture.pixels for picture in inputs.pictures]
