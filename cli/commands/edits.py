@@ -9,6 +9,7 @@ from cli.actions.images import edited_images
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import JsonOptions, ModelSourceOptions, sampling_options
 from diffusion.protocol.edits import MAX_SIGMA_Y, METHODS, OPERATORS
+from diffusion.protocol.option_tables import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD
 
@@ -62,7 +63,7 @@ class Edit(JsonOptions, ModelSourceOptions):
     scale: int | None = option(
         "Repeat each pixel N times in PNG. [default: to about 64 pixels]", metavar="N", min=1, max=32
     )
-    sampling: dict[str, Any] = sampling_options()
+    sampling: dict[str, Any] = sampling_options(SAMPLING_OPTIONS.keys() - {"classes"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -108,7 +108,10 @@ class Interpolate(CodeOptions):
     second: str = argument("Another one.", paths=True)
     out: Path = out_option("FILE.png (one row) or .gif.", ".png", ".gif")
     frames: int = option("Number of images, both ends included.", min=2, max=MAX_FRAMES, default=9)
-    klass: str | None = option("The class of all images. [default: of the nearer end, if any]", "--class")
+    klass: str | None = option(
+        "The class of all images. [default: of the ends, or none if they differ]",
+        "--class",
+    )
 
 
 @command(app, lambda: learned_grid.learn_grid, "loading the model")
@@ -123,7 +126,7 @@ class Grid(JsonOptions, ModelSourceOptions):
     out: Path = option("The file of the times.", "--out", "-o", metavar="FILE", default=GRIDS)
     num: int = option("Number of trajectories.", "--num", "-n", min=1, max=MAX_HELD, default=256)
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
-    sampling: dict[str, Any] = sampling_options(["guidance", "seed"])
+    sampling: dict[str, Any] = sampling_options(["guidance", "seed", "clip"])
 
 
 @command(app, lambda: model_formats.make_ema_models, "reading the snapshots")

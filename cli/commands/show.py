@@ -39,7 +39,7 @@ class ReverseFigure(FigureOptions, ModelSourceOptions):
 
     index: int = option("The image's index, as in `diffctl sample`.", min=0, max=MAX_COUNT, default=0)
     klass: str | None = option("A class by name or number. [default: as in `sample`]", "--class")
-    sampling: dict[str, Any] = sampling_options(SAMPLING_OPTIONS.keys() - {"timesteps"})
+    sampling: dict[str, Any] = sampling_options(SAMPLING_OPTIONS.keys() - {"timesteps", "classes"})
 
 
 @command(show_app, lambda: figures.show_model, MESSAGE, name="model")

@@ -7,12 +7,16 @@ from torch import Tensor
 
 from diffusion.images.pixels import to_model, to_nchw, to_uint8
 from diffusion.images.store import Images
-from diffusion.model.model_file import LoadedModel
+from diffusion.model.model_file import LoadedModel, ModelDescription
 from diffusion.process.denoiser import Condition
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep, check_settings, guided_denoiser, model_denoiser
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, build_sampler, run_sampler
+from diffusion.system.errors import UsageError
+
+FRAMES = 64  # that are decoded at once
 
 
 def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
@@ -57,11 +61,19 @@ def encode_images(
 
     NonFiniteError if a prediction or a step is NaN or infinite.
     """
+    check_trajectories(loaded.artefact, "a code")
     device = next(loaded.network.parameters()).device
     x_0 = to_model(to_nchw(images).to(device))
     guard = NaNGuard("the code of image {} of these".format, {"model": loaded.network})
     trajectory = encoding(check_settings(loaded.artefact, settings), x_0, lambda: x_0)
     return run_sampler(trajectory, model_denoiser(loaded), condition.to(device), on_step, guard).x.cpu()
+
+
+def check_trajectories(artefact: ModelDescription, what: str) -> None:
+    """Raise UsageError for a model tuned for consistency: its x̂_0 is no mean, so it has no ODE."""
+    if OBJECTIVES[artefact.process.loss].is_consistency:
+        problem = f"the model was tuned for consistency, and {what} needs trajectories of an ordinary model"
+        raise UsageError(f"{problem}: use the one that it was tuned from")
 
 
 def decode_images(
@@ -97,8 +109,13 @@ def interpolate(
 
     Each end is encoded with its own row of the condition; a point between has that of the nearer end.
     """
-    points = interpolate_codes(encode_images(loaded, settings, ends, condition, on_step), condition, frames)
-    return decode_images(loaded, settings, *points, on_step)
+    codes, rows = interpolate_codes(
+        encode_images(loaded, settings, ends, condition, on_step), condition, frames
+    )
+    parts = [slice(start, start + FRAMES) for start in range(0, frames, FRAMES)]
+    return torch.cat(
+        [decode_images(loaded, settings, codes[part], rows.rows(part), on_step) for part in parts]
+    )
 
 
 def interpolate_codes(ends: Tensor, condition: Condition, frames: int) -> tuple[Tensor, Condition]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from diffusion.analysis.inversion import check_trajectories
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser
 from diffusion.process.noise import ImageNoise
@@ -32,7 +33,9 @@ MAX_SIGMA = 80.0  # where trajectories begin, EDM's: beyond it they are straight
 DIGITS = 6  # significant digits of a noise level
 
 
-def teacher_settings(config: ProcessConfig, guidance: float = 0.0, seed: int = 0) -> SampleSettings:
+def teacher_settings(
+    config: ProcessConfig, guidance: float = 0.0, seed: int = 0, clip: bool = True
+) -> SampleSettings:
     """Return the settings of the teacher: iPNDM of order 4, on EDM's noise levels up to 80."""
     return SampleSettings(
         sampler="ipndm",
@@ -41,6 +44,7 @@ def teacher_settings(config: ProcessConfig, guidance: float = 0.0, seed: int = 0
         steps=TEACHER_STEPS,
         guidance=guidance,
         seed=seed,
+        clip=clip,
     )
 
 
@@ -61,6 +65,7 @@ def learned_levels(
         raise UsageError(f"{most} steps are more than the {settings.steps} of the teacher: lower --steps")
     if loaded.artefact.network.low_res_size is not None:
         raise UsageError("times are learned for models that enlarge no images, and this one does")
+    check_trajectories(loaded.artefact, "learning times")
     grid, spec = check_settings(loaded.artefact, settings), loaded.artefact.network
     device = next(loaded.network.parameters()).device
     build_denoiser, shape = denoiser_builder(loaded, settings), (spec.in_channels, *spec.size)
@@ -98,13 +103,13 @@ def teacher_path(
         prediction = predict(denoiser, call.x, call.t, condition)
         guard.check(driver.step, call.t, *prediction)
         _, eps = data_and_noise(prediction, call.x, step.alpha, step.sigma, settings.clip)
-        points.append(call.x.double() / step.alpha)
-        slopes.append(eps.double())
+        points.append(call.x.cpu().double() / step.alpha)  # an Apple GPU has no float64
+        slopes.append(eps.cpu().double())
         driver.advance(prediction)
     guard.raise_pending()
     assert driver.x is not None, "a trajectory has steps"
-    points.append(driver.x.double())
-    return torch.stack(points).flatten(2).cpu(), torch.stack(slopes).flatten(2).cpu()
+    points.append(driver.x.cpu().double())
+    return torch.stack(points).flatten(2), torch.stack(slopes).flatten(2)
 
 
 def step_costs(points: Tensor, slopes: Tensor, nodes: Sequence[float]) -> Tensor:

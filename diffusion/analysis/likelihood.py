@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion.analysis.inversion import check_trajectories
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
@@ -168,6 +169,7 @@ def bits_per_dimension(
     if isinstance(process, DiscreteProcess):
         likelihood = VariationalBound(denoiser, process, steps)
     else:
+        check_trajectories(loaded.artefact, "the likelihood by its ODE")
         likelihood = ODELikelihood(denoiser, steps)
     device, count = next(loaded.network.parameters()).device, len(likelihood.times)
     terms, priors, totals = torch.zeros(count, dtype=torch.float64), [], []

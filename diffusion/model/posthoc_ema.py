@@ -1,6 +1,7 @@
 """Snapshots of EMA profiles, as model files, and profiles of any other σ_rel reconstructed from them."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import brief
 
 SUFFIX = ".safetensors"
+SNAPSHOT = re.compile(rf"\d[\d.e-]*-\d{{9,}}{re.escape(SUFFIX)}")  # as `snapshot_path`
 SNAPSHOT_FIELDS = {"step", "ema_sigma_rel", "weights_sha256"}  # differ within a training
 
 Times = npt.NDArray[np.float64]
@@ -30,7 +32,7 @@ def snapshot_path(folder: Path, sigma_rel: float, step: int) -> Path:
 
 def snapshot_files(folder: Path) -> list[Path]:
     """Return all snapshots in a folder, in the order of sigma_rel and step."""
-    return sorted(folder.glob(f"*-*{SUFFIX}"))
+    return sorted(path for path in folder.glob(f"*-*{SUFFIX}") if SNAPSHOT.fullmatch(path.name))
 
 
 def snapshot_step(path: Path) -> int:

@@ -51,15 +51,22 @@ class TimeGrid:
     """`times` (S,), not decreasing, the network's input; `alpha` and `sigma` (S,) float64 at them.
 
     `locate` returns the point at a noise level σ/α between the times, for samplers that leave the grid.
+    `whole` is the number of times of the grid of which this is the earlier part, None for a whole one.
     """
 
     times: Tensor
     alpha: Tensor
     sigma: Tensor
     locate: Callable[[float], NoisePoint] | None = None
+    whole: int | None = None
 
     def __len__(self) -> int:
         return len(self.times)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps S that the settings name."""
+        return len(self) if self.whole is None else self.whole
 
     @cached_property
     def log_snr(self) -> Tensor:

@@ -39,7 +39,7 @@ class ConsistencySampler:
 
     def _points(self, grid: TimeGrid) -> list[NoisePoint]:
         points = [NoisePoint(step.t, step.alpha, step.sigma) for step in grid.reverse_steps()]
-        if len(points) == 2 and self.sigma_mid is not None and grid.locate is not None:
+        if grid.steps == len(points) == 2 and self.sigma_mid is not None and grid.locate is not None:
             first = points[0].sigma / points[0].alpha if points[0].alpha else float("inf")
             if self.sigma_mid >= first:
                 raise UsageError(

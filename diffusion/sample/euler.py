@@ -72,7 +72,7 @@ class Heun:
         That level is at most the process's largest.
         """
         level, churn = noise_level(step.log_snr), self.churn
-        gamma = min(churn.s_churn / len(grid), MAX_GAMMA) if churn.s_tmin <= level <= churn.s_tmax else 0.0
+        gamma = min(churn.s_churn / grid.steps, MAX_GAMMA) if churn.s_tmin <= level <= churn.s_tmax else 0.0
         if gamma == 0:
             return NoisePoint(step.t, step.alpha, step.sigma), x
         assert grid.locate is not None, "the grid of a process has every noise level"

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # images do not depend on the format of model files
     from diffusion.model.model_file import ModelDescription
 
 
+SHRUNK = 512  # images at once, as float32
+
+
 class RealImages(NamedTuple):
     """Held-out images by index: a model enlarges their low resolutions, for image i that of row i mod N."""
 
@@ -74,7 +77,8 @@ def open_real_images(path: Path, device: object = None) -> RealImages:
 
 def low_res_of(images: Images, size: Size) -> Tensor:
     """Return the low resolutions (B, C, *size) in [−1, 1] of images (B, H, W, C)."""
-    return shrink(to_model(to_nchw(images)), size)
+    parts = (images[start : start + SHRUNK] for start in range(0, len(images), SHRUNK))
+    return torch.cat([shrink(to_model(to_nchw(part)), size) for part in parts])
 
 
 def pixelated(images: Images, size: Size) -> Images:

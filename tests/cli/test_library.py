@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,25 @@ def test_encode_writes_codes_reconstructions_and_a_picture(run, tmp_path):
     assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)
     run("encode", "--num", "4", "--out", "a.png", "--steps", "3", "--batch-size", "3")
     assert Image.open(tmp_path / "a.png").size == (8 * (4 * 9 - 1), 8 * (3 * 9 - 1))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode 0 --out out.npz",
+        "interpolate 0 1 --out out.png",
+        "grid --steps 2 --out out.json",
+        "nll --steps 3 --out out.png",
+    ],
+)
+def test_a_model_tuned_for_consistency_has_no_trajectories(run, invoke, command):
+    spec, process = (
+        spec_of(out_channels=1),
+        ProcessConfig(schedule="edm", loss="consistency", weighting="none"),
+    )
+    save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec, process=process))
+    words = "the model was tuned for consistency", "use the one that it was tuned from"
+    assert_refused(invoke(*command.split()), *words)
 
 
 def test_encode_labels_files_by_the_class_option(run, tmp_path):
@@ -223,6 +243,9 @@ def test_each_width_becomes_a_model_file(folder: Path, invoke: Invoke) -> None:
     error = pytest.approx(Snapshots.of(folder / "models/ema").fit(0.2).error)
     expected = {"out": "models/ema-0.2.safetensors", "model_sha256": described.model_sha256, "error": error}
     assert models[0] == {"sigma_rel": 0.2, "step": 8, **expected}
+    assert_refused(invoke("ema", "--sigma-rel", "0.2", "--out", "models/ema"), "has the snapshots")
+    shutil.copy(folder / "models/ema-0.1.safetensors", folder / "models/ema")
+    assert Snapshots.of(folder / "models/ema").fit(0.2).error == error, "it is no snapshot"
 
 
 @pytest.mark.parametrize("width", ["", "0.005", "0.3", "nan", "0.1,,0.2"])

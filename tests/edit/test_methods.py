@@ -1,13 +1,14 @@
 """Methods on Gaussian data with the exact denoiser, against their recursions of mean and covariance."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffusion.edit.edits import count_edit_nfe
-from diffusion.edit.method import travelled_path
+from diffusion.edit.method import build_method, travelled_path
 from diffusion.process.time_grid import GridStep
 from diffusion.protocol.edits import TravelOptions
 from tests.helpers.gaussian_edits import SHAPE, Problem, denoised, problem, recursion
@@ -115,3 +116,15 @@ def test_nfe_of_moves_back_is_the_formula_of_the_authors_code() -> None:
 def test_strength_is_the_share_of_the_steps(process: str, spacing: str) -> None:
     given = problem("sdedit", None, process, steps=50, spacing=spacing, strength=0.6)
     assert count_edit_nfe(given.edit, given.settings, given.measurement, given.process) == 30
+
+
+def test_the_last_steps_churn_as_those_of_the_whole_sampler() -> None:
+    """γ is s_churn/S (2206.00364, alg. 2), whatever number of the S steps is taken."""
+    given = problem("sdedit", None, "edm", spacing="karras", steps=10, strength=0.5)
+    churn = given.settings.model_copy(update={"sampler": "heun", "sampler_options": {"s_churn": 2.0}})
+    start = replace(given, settings=churn)
+    sampler = build_method(start.edit, churn, start.measurement, start.process)
+    noise = randn(7, 1, *SHAPE)
+    first = next(sampler(start.grid, noise[0], lambda: noise[1]))
+    level = float(start.grid.sigma[4])  # 1 + ⌊0.5·9⌋ of 10 steps
+    assert first.t == pytest.approx(level * 1.2)

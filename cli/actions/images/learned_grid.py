@@ -26,7 +26,7 @@ def learn_grid(options: Grid) -> None:
     learned = {"method": "GITS, 2405.11326", "trajectories": options.num, "guidance": settings.guidance}
     made = LearnedGrids(
         model_sha256=loaded.artefact.model_sha256,
-        learned={**learned, "seed": settings.seed},
+        learned={**learned, "seed": settings.seed, "clip": settings.clip},
         levels={steps: tuple(values) for steps, values in levels.items()},
     )
     write_output_text(out, made.model_dump_json(indent=2) + "\n")

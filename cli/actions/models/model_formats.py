@@ -81,6 +81,8 @@ def _save(
 
 def make_ema_models(options: Ema) -> None:
     files = {one: options.out / f"ema-{one:g}.safetensors" for one in _sigma_rels(options.sigma_rel)}
+    if options.out.resolve() == options.source.resolve():
+        raise UsageError(f"--out {printable(options.out)} has the snapshots: name another folder")
     for file in files.values():
         check_output_file(file, "--out")
     snapshots = Snapshots.of(options.source)

@@ -32,7 +32,7 @@ def build(
 
     def edited(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         count = 1 + int(options.strength * (len(grid) - 1))
-        rest = TimeGrid(grid.times[:count], grid.alpha[:count], grid.sigma[:count], grid.locate)
+        rest = TimeGrid(grid.times[:count], grid.alpha[:count], grid.sigma[:count], grid.locate, len(grid))
         eps = x / grid.initial_noise_scale
         start = float(rest.alpha[-1]) * picture + float(rest.sigma[-1]) * eps
         return sampler(rest, start, noise)
