@@ -18,6 +18,7 @@ from diffusion.protocol.options import Option
 from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
+from diffusion.system.section import own_options
 
 OWN_OPTIONS = {
     f"{name}_options" for name in REGISTRIES_WITH_OPTIONS
@@ -102,7 +103,7 @@ class ProfileOptions(ModelSourceOptions):
 def sampling_options(names: Iterable[str] = SAMPLING_OPTIONS) -> Any:
     """Declare these sampling options of the command line as a dict of their values."""
     options = SAMPLING_OPTIONS.values()
-    types = {one.name: _option(one) for one in options if one.cli and one.name in names}
+    types = {one.name: _option(one) for one in options if one.name in names}
     return option_table(types, paths=["guide", "base"])
 
 
@@ -116,13 +117,19 @@ def axis_options() -> Any:
 
 
 def sample_flags(settings: SampleSettings, files: Mapping[str, Any]) -> str:
-    """Return the options of `diffctl sample` for these settings; `files` replace names of files."""
+    """Return the options of `diffctl sample` for these settings; `files` replace names of files.
+
+    Those of a sampler, a spacing or a guidance rule are left out where they have their default.
+    """
     words = []
     for name, one in SAMPLING_OPTIONS.items():
         value = files.get(name, getattr(settings, name))
-        if one.cli and value != one.default:
-            values = [f"{k}={v}" for k, v in value.items()] if name in OWN_OPTIONS else [str(one.text(value))]
-            words += [word for text in values for word in (flag_of(name), text)]
+        if name in OWN_OPTIONS:
+            field = name.removesuffix("_options")
+            own = own_options(REGISTRIES_WITH_OPTIONS[field][settings.entry(field)], value, name)
+            words += [word for k, v in own.items() for word in (flag_of(name), f"{k}={json.dumps(v)}")]
+        elif value != one.default:
+            words += [f"--no-{name}"] if value is False else [flag_of(name), str(one.text(value))]
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
@@ -144,7 +151,8 @@ def _option(option: Option) -> Any:
         kind, more = str, {"metavar": option.metavar}
     elif kind is not bool:
         more = {"min": option.bound(lower=True), "max": option.bound(lower=False)}
-    return Annotated[kind | None, typer.Option(flag_of(option.name), help=option.help + default, **more)]
+    flag = flag_of(option.name) + f"/--no-{option.name}" * (kind is bool)
+    return Annotated[kind | None, typer.Option(flag, help=option.help + default, **more)]
 
 
 def _axis(option: Option) -> Any:

@@ -5,6 +5,7 @@ of the export. A configuration that the U-Net here cannot express is refused wit
 """
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -248,13 +249,16 @@ def _process(folder: Path, config: SchedulerFile, unet: UNetFile) -> ProcessConf
     fixed: Literal["small", "large"] = "large" if config.variance_type.startswith("fixed_large") else "small"
     betas = _betas(config)
     ours = {theirs: name for name, theirs in PREDICTION_TYPES.items()}
-    for schedule in SCHEDULES:
+    for schedule, zero_snr in product(SCHEDULES, (False, True)):
+        if zero_snr and config.prediction_type == "epsilon":
+            continue  # pure noise has no ε to predict x_0 from
         process = DiscreteConfig(
             timesteps=config.num_train_timesteps,
             schedule=schedule,
             variance="learned" if learned else fixed,
             loss="hybrid" if learned else "simple",
             prediction=ours[config.prediction_type],
+            zero_terminal_snr=zero_snr,
         )
         own = build_process(process).probe_grid().betas
         if own.shape == betas.shape and torch.allclose(own, betas, rtol=SAME_BETAS, atol=0):

@@ -58,6 +58,11 @@ class CardInputs:
         """Whether the model takes classes."""
         return bool(self.artefact.network.num_classes)
 
+    @property
+    def enlarges_real(self) -> bool:
+        """Whether samples.png enlarges images that a reader lacks."""
+        return self.artefact.network.low_res_size is not None and self.settings.base is None
+
 
 def model_card(inputs: CardInputs) -> str:
     """Return README.md: equal inputs give equal text."""
@@ -76,12 +81,24 @@ def model_card(inputs: CardInputs) -> str:
         metadata=yaml.safe_dump(metadata(inputs), sort_keys=False, allow_unicode=True),
         card=inputs,
         about=describe_model(inputs.artefact),
-        sampled=describe_cell(effective_axes(inputs.settings)),
+        sampled=_describe_samples(inputs),
         pipeline_steps=divisors[-1],
         escape=escape_markdown,
         **values,
     )
     return text.rstrip() + "\n"
+
+
+def _describe_samples(inputs: CardInputs) -> str:
+    """Return how samples.png was made."""
+    words = [describe_cell(effective_axes(inputs.settings))]
+    if inputs.enlarges_real:
+        words.append("enlargements of held-out images")
+    elif inputs.is_conditional and inputs.settings.classes == "balanced":
+        words.append("classes in turn")
+    elif inputs.is_conditional:
+        words.append("classes drawn as often as in the data")
+    return ", ".join(words)
 
 
 def _table(table: Mapping[str, Any]) -> str:

@@ -22,7 +22,6 @@ class ModelOptions(Section):
             phrase="σ_rel = {}",
             stored=SigmaRel,
             unset="decay",  # the model file of a training, averaged by `train.ema_decay`
-            cli=False,
             http=False,
             registered=False,
         ),

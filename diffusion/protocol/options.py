@@ -47,8 +47,8 @@ class Option:
     `sweep`; a required one must be. `no_effect` has the conditions under which it changes no image. `write`
     makes its text form for names, cards and command lines, by default the value itself. `stored` is the
     type of a value in scores.json where that differs. `choices` are the allowed names. Cards state the
-    option always, or only where it differs from its default. `cli`, `http` and `registered` are whether the
-    command line, the HTTP request and the registered MLflow model accept it. `unset` is a listed value that
+    option always, or only where it differs from its default. `http` and `registered` are whether the HTTP
+    request and the registered MLflow model accept it. `unset` is a listed value that
     means the default, which a cell's name leaves out. `name` and `declared` are set by `declared_options`.
     """
 
@@ -62,7 +62,6 @@ class Option:
     stored: Any = None
     choices: Mapping[str, Any] | tuple[str, ...] = ()
     always_in_card: bool = False
-    cli: bool = True
     http: bool = True
     registered: bool = True
     unset: Any = None

@@ -176,12 +176,15 @@ class SamplingOptions(Section):
             registered=False,
         ),
     ] = None
-    clip: Annotated[
-        bool, Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False)
-    ] = True
+    clip: Annotated[bool, Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True)] = True
     classes: Annotated[
         Literal["balanced", "data"],
         Option(
-            "The mix of classes.", axis=None, always_in_card=True, cli=False, http=False, registered=False
+            "The mix of classes: as many of each, or drawn as often as in the data.",
+            axis=None,
+            choices=("balanced", "data"),
+            always_in_card=True,
+            http=False,
+            registered=False,
         ),
     ] = "balanced"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -19,12 +20,12 @@ EXPORTABLE = {"channels": 32, "head_channels": 16}
 FAST = ("--steps", "2")
 
 
-def scored_model(folder, **shape):
+def scored_model(folder, card=None, **shape):
     """Write a model and its scores, the best cell with 2 steps; return its model_sha256."""
     (folder / MODEL).parent.mkdir(exist_ok=True)
     (folder / SCORES).parent.mkdir(exist_ok=True)
     sha256 = read_artefact(small_model(folder / MODEL, **shape)).model_sha256
-    scores = document({(2, 0.0): 0.1, (4, 0.0): 0.3}, model_sha256=sha256)
+    scores = document({(2, 0.0): 0.1, (4, 0.0): 0.3}, model_sha256=sha256, **(card or {}))
     write_scores_document(folder / SCORES, certain(scores, "kd_effnet_lite0_64"))
     return sha256
 
@@ -71,12 +72,14 @@ def test_publication_removes_what_an_earlier_one_left_and_nothing_else(hub, proj
 @pytest.mark.parametrize(("num_classes", "image_size"), [(0, 8), (10, (8, 16))])
 def test_commands_and_code_of_the_card_run(num_classes, image_size, project, invoke):
     shape = {"num_classes": num_classes, "image_size": image_size}
-    scored_model(project, **EXPORTABLE, **shape, null_class=False)
+    options = json.dumps({"rho": 5.0, "sigma_max": None, "sigma_min": None})
+    best = {"spacing": "karras", "spacing_options": options, "clip": False}
+    scored_model(project, best, **EXPORTABLE, **shape, null_class=False)
     assert invoke("publish", "hub", "me/model", "--dry-run", "model").code == 0
     card = (project / "model/README.md").read_text()
     (command,) = re.findall("^    diffctl (.*)$", card, re.M)
-    assert "--steps 2" in command
-    assert invoke(*command.split()).code == 0
+    assert "--steps 2 --spacing karras --spacing-option rho=5.0 --no-clip" in command
+    assert invoke(*shlex.split(command)).code == 0
     ours, sampled = (np.asarray(Image.open(name)) for name in ("model/samples.png", "samples.png"))
     assert_equal_but_for_rounding(ours, sampled)
     pytest.importorskip("diffusers")

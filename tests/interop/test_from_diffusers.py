@@ -130,10 +130,17 @@ def test_legacy_pipeline_with_old_weight_names_in_pickle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "prediction"), [("linear", "eps"), ("cosine", "x0"), ("linear", "velocity")]
+    ("schedule", "prediction", "zero_snr"),
+    [
+        ("linear", "eps", False),
+        ("cosine", "x0", False),
+        ("linear", "velocity", False),
+        ("cosine", "velocity", True),
+    ],
 )
-def test_process_and_prediction_survive_round_trip(tmp_path, schedule, prediction):
-    names = {"schedule": schedule, "prediction": prediction, "variance": "small", "loss": "simple"}
+def test_process_and_prediction_survive_round_trip(tmp_path, schedule, prediction, zero_snr):
+    names = {"zero_terminal_snr": zero_snr}
+    names |= {"schedule": schedule, "prediction": prediction, "variance": "small", "loss": "simple"}
     loaded = model({**names, "timesteps": 200}, in_channels=3, out_channels=3, null_class=False)
     export_diffusers(loaded, tmp_path / "out")
     assert import_diffusers(tmp_path / "out")[1].process == loaded.artefact.process
