@@ -56,6 +56,9 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+PREPARATIONS = 2  # of edits at once: the pictures of one may take 0.3 GB as float32
+
+
 class Service:
     """Serves what a source publishes, on a device. `report` receives a sentence when the model changes.
 
@@ -80,6 +83,7 @@ class Service:
         self._current: ServedModel | None = None
         self._old: ServedModel | None = None
         self._refreshing = asyncio.Lock()
+        self.preparing = asyncio.Semaphore(PREPARATIONS)
         self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -81,6 +81,13 @@ def test_run_without_a_folder_is_listed_and_reaped_by_name(here):
         reap([row.run_id])
 
 
+def test_a_dead_training_with_a_deleted_run_is_no_problem(here):
+    write_training(end=None)
+    deliver_all()
+    connect().delete_run(list_runs()[0][0].run_id)
+    assert reap() == []
+
+
 def test_silent_run_is_listed_with_its_last_step(here, capsys):
     minutes = {"r": 12, "s": 1, "t": None}  # since the last heartbeat, if any
     folders = {key: write_training(key, key * 16, None, 30) for key in minutes}

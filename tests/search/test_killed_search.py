@@ -33,7 +33,7 @@ from tests.helpers.prepared import copy_data, reverse_held_out_images
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
 from tests.search.conftest import LONG, SEARCH, SWEEP, trials
-from tracking.keys import PARENT, SEARCH_ROOT
+from tracking.keys import PARENT, SEARCH_ROOT, SETTING
 from tracking.runs.run_lookup import training_runs
 from tracking.spool.event_log import read_events
 from tracking.spool.spool_status import list_trainings
@@ -88,7 +88,11 @@ def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     search = client.get_run(parent)
     assert SEARCH_ROOT in search.data.tags
     assert any(name.startswith("best/") for name in search.data.metrics)
-    assert all(any(name.startswith("best/") for name in run.data.metrics) for run in runs)
+    for run in runs:
+        (name, *_) = sorted(key for key in run.data.metrics if key.startswith("best/"))
+        points = client.get_metric_history(run.info.run_id, name)
+        assert {point.step for point in points} == {0}, "a later evaluation replaces it"
+    assert all(SETTING in run.data.tags for run in runs), "`diffctl seeds` finds them"
 
 
 @pytest.mark.slow

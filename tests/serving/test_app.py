@@ -69,8 +69,13 @@ def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):
         other = client.post("/v1/images", json={"guide": "models/other.safetensors"})
         assert other.status_code == 422
         assert "is served with the guide ema:0.1@300, not with models/other" in other.json()["detail"]
+        assert client.post("/v1/images", json={"budget": 5}).json()["settings"]["steps"] == 4
         idle = client.post("/v1/images", json={"guidance": 0, "guide": "ema:0.1@300"})
         assert (idle.status_code, "no effect" in idle.json()["detail"]) == (422, True)
+    scored.scores.cells["steps4-eta0"].card["guide"] = "ema:0.2@300"
+    with TestClient(create_app(service_of(scored)), HERE) as client:
+        answer = client.post("/v1/images", json={"budget": 5})
+        assert "no cell of the sweep takes 5 network evaluations" in answer.json()["detail"]
 
 
 def test_given_images_and_those_of_a_base_are_enlarged(tmp_path):
