@@ -202,7 +202,7 @@ def test_edit_of_a_plugin_after_the_training_is_reported(experiment: Path, tmp_p
 
 OPTION_EDITS = {  # every file that a new sampling option touches: its declaration and its effect
     "diffusion/protocol/sampling_options.py": (
-        "    clip: Annotated[\n",
+        "    classes: Annotated[\n",
         """    temperature: Annotated[
         GuidanceScale,
         Option(
@@ -212,7 +212,7 @@ OPTION_EDITS = {  # every file that a new sampling option touches: its declarati
             no_effect=(NoEffect("eta", "at {option} 0", equal_to(0)),),
         ),
     ] = 1.0
-    clip: Annotated[
+    classes: Annotated[
 """,
     ),
     "diffusion/sample/ddim.py": (
