@@ -247,6 +247,33 @@ def test_files_wait_for_an_artifact_store_that_is_away_and_block_nothing(folder,
     assert keys.FILE_SHA256 in the_run(uri).data.tags
 
 
+@pytest.mark.parametrize("error", [json.JSONDecodeError("a page of HTML", "<", 0), OSError("timed out")])
+def test_a_postponed_file_that_is_gone_is_rejected_and_hides_no_other(
+    folder, uri, monkeypatch, tmp_path, error
+):
+    def refuse(*_: object) -> None:
+        raise error
+
+    spool = open_spool(folder)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+        spool.artifact(tmp_path / name, "files")
+    spool.close("FINISHED")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        with pytest.raises(MlflowError, match="cannot store now: 2"):
+            deliver(folder, uri)
+    (gone,) = folder.glob("outbox/*/a")
+    gone.unlink()
+    for _ in range(MAX_TRIES - 1):
+        with pytest.raises(MlflowError, match="outbox"):
+            deliver(folder, uri)
+    assert deliver(folder, uri).rejected == 1
+    run_id = the_run(uri).info.run_id
+    assert [file.path for file in connect(uri).list_artifacts(run_id, "files")] == ["files/b"]
+    assert DeliveryState.load(folder, uri).complete
+
+
 def test_a_second_delivery_keeps_the_description(folder, uri):
     spool = open_spool(folder)
     spool.tags(note_tags("a training"))
@@ -256,6 +283,25 @@ def test_a_second_delivery_keeps_the_description(folder, uri):
     (folder / "sent.json").unlink()
     deliver(folder, uri)
     assert the_run(uri).data.tags[NOTE] == "my best one"
+
+
+def test_a_later_description_replaces_the_earlier_one(folder, uri):
+    spool = open_spool(folder)
+    for text in ("a training", "a longer training"):
+        spool.tags(note_tags(text))
+        deliver(folder, uri)
+        assert the_run(uri).data.tags[NOTE] == text
+
+
+def test_a_second_delivery_keeps_the_scores_in_the_description(folder, uri):
+    spool = open_spool(folder)
+    spool.tags(note_tags("a training"))
+    deliver(folder, uri)
+    for name, value in note_tags("a training; scores: 3").items():
+        connect(uri).set_tag(the_run(uri).info.run_id, name, value)
+    (folder / "sent.json").unlink()
+    deliver(folder, uri)
+    assert the_run(uri).data.tags[NOTE] == "a training; scores: 3"
 
 
 def test_resumed_training_continues_its_run(folder, uri):

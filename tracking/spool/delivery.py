@@ -19,7 +19,7 @@ from diffusion.system.files import sha256_file
 from tracking import experiments
 from tracking.connectivity import MlflowError
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
-from tracking.mlflow_pages import NOTE, NOTE_DIGEST
+from tracking.mlflow_pages import NOTE, NOTE_DIGEST, changed_note
 from tracking.spool.event_log import EVENTS, read_events, read_lines
 from tracking.spool.events import (
     Artifact,
@@ -130,13 +130,11 @@ class _Delivery:
 
     def _send_postponed(self) -> None:
         """Send the files that an earlier pass could not store; MlflowError if some are still left."""
-        if self.failure is None:  # else this pass has tried
-            lines, self.state.postponed = self.state.postponed, []
-            for line in lines:
-                if (event := decode_event(line.encode())) is not None:
-                    self._send_or_reject(event)
-            if lines:
-                self.state.save()
+        for line in self.state.postponed.copy() if self.failure is None else ():  # else this pass has tried
+            if (event := decode_event(line.encode())) is not None:
+                self._send_or_reject(event)  # which appends it if it fails again
+            self.state.postponed.remove(line)
+            self._save_progress(self.state.offset)
         if self.failure is not None:
             count = len(self.state.postponed)
             raise MlflowError(
@@ -219,8 +217,11 @@ class _Delivery:
         from mlflow.entities import RunTag
 
         values = event.values
-        if NOTE in values and self.client.get_run(self.run_id).data.tags.get(NOTE, "").strip():
+        if NOTE in values:
+            tags, note = self.client.get_run(self.run_id).data.tags, values[NOTE]
             values = {name: text for name, text in values.items() if name not in (NOTE, NOTE_DIGEST)}
+            if not tags.get(NOTE, "").startswith(note):  # else scores may follow it
+                values |= changed_note(note, tags)
         self._log("tags", [RunTag(*entry) for entry in values.items()], MAX_ENTRIES)
         if SEARCH_KEY in event.values:
             experiments.join_search(self.client, self.run_id, event.values[SEARCH_KEY])
@@ -334,7 +335,9 @@ def _is_lasting(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
 
     is_refused = isinstance(error, MlflowException) and error.error_code in REFUSALS
-    return is_refused or isinstance(error, DiffctlError | ValueError | UnidentifiedImageError)
+    is_answer = isinstance(error, OSError | json.JSONDecodeError)  # such as a page of HTML in an outage
+    is_bad = isinstance(error, ValueError) and not is_answer
+    return is_refused or is_bad or isinstance(error, DiffctlError | UnidentifiedImageError)
 
 
 def _points(event: Points | Checkpoint, model_id: str | None = None) -> "list[Metric]":

@@ -2,8 +2,8 @@
 
 Each line of `events.jsonl` is a JSON object with the original step and time (milliseconds since 1970). It
 ends in `"crc"`, a CRC-32 of everything before it; a line with another one is damaged. Lines are appended;
-their times never decrease, but a checkpoint has the time of its scores. Nothing here imports mlflow or waits
-for a network.
+their times never decrease, except that a checkpoint has the time of its scores. Nothing here imports mlflow
+or waits for a network.
 """
 
 import json
@@ -105,11 +105,11 @@ class Spool:
             match event:
                 case Points():
                     for key in event.values:
-                        self._is_new(f"metric {key}", event.step, event.time)
+                        self._add_point(f"metric {key}", event.step, event.time)
                 case Picture():
-                    self._is_new(f"image {event.key}", event.step, event.time)
+                    self._add_point(f"image {event.key}", event.step, event.time)
                 case Checkpoint():
-                    self._is_new("checkpoint", event.step, event.time)
+                    self._add_point("checkpoint", event.step, event.time)
                 case Params():
                     self._params |= event.values
                 case Tags():
@@ -138,7 +138,7 @@ class Spool:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, except those that are logged already."""
         time = self._now()
-        new = {key: value for key, value in values.items() if self._is_new(f"metric {key}", step, time)}
+        new = {key: value for key, value in values.items() if self._add_point(f"metric {key}", step, time)}
         if new:
             self._append(Points(time=time, step=step, values=new))
 
@@ -149,7 +149,7 @@ class Spool:
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
         time = self._now()
-        if self._is_new(f"image {key}", step, time):
+        if self._add_point(f"image {key}", step, time):
             place = os.path.relpath(path, self.folder)
             self._append(Picture(time=time, step=step, key=key, path=place))
 
@@ -158,7 +158,7 @@ class Spool:
         self.metrics(step, values)
         times = [self._times[f"metric {key}"][step] for key in values]
         time = min(times, default=self._time)  # of the scores as points of the run, also before a resume
-        if path is not None and self._is_new("checkpoint", step, time):
+        if path is not None and self._add_point("checkpoint", step, time):
             place = os.path.relpath(path, self.folder)
             self._append(Checkpoint(time=time, step=step, path=place, values=values))
 
@@ -204,8 +204,8 @@ class Spool:
         self._time = max(self._time, time.time_ns() // 1_000_000)
         return self._time
 
-    def _is_new(self, series: str, step: int, time: int) -> bool:
-        """Return whether the series has no point of this step, and remember it with its time."""
+    def _add_point(self, series: str, step: int, time: int) -> bool:
+        """Record the point's time; return False if the series has a point of this step already."""
         times = self._times.setdefault(series, {})
         is_new = step not in times
         times.setdefault(step, time)
