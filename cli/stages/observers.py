@@ -24,7 +24,7 @@ from diffusion.train.checkpoint.run_record import FACTS, TrainingFacts, Training
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import Observer, observer_guard
-from diffusion.train.plan import DenoiserPlan
+from diffusion.train.plan import DenoiserPlan, plan_artefact
 from diffusion.train.train_state import TrainState
 from diffusion.train.validation_loss import ValidationLoss, add_to_history
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags
@@ -124,6 +124,9 @@ class TrackedTraining(ConsoleTraining):
     def announce(self, state: TrainState, ema: nn.Module) -> None:
         """As the base class; a score that a stop interrupted is repeated now."""
         super().announce(state, ema)
+        if self._validation is not None:  # kept checkpoints name the code that trained them
+            artefact = plan_artefact(self._plan, state.code)
+            self._validation = self._validation._replace(artefact=artefact)
         self._began, self._first_step = time.monotonic(), state.step
         if self.repeats_validation and state.step == self._plan.train.steps and state.shards is None:
             losses = super().validate(state, state.network.eval(), ema)

@@ -118,7 +118,13 @@ def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
         batch = draw_batch(plan, task.time_sampler(process), data, 0)
         passes = ForwardPasses(plan, network, objective, ProcessGroup(CPU))
         objective.register_forward_hook(_refuse_wrong_losses)
+        generator = torch.get_rng_state()
         numbers += accumulate_gradients(passes, batch, 0)[0].values()
+        if not torch.equal(generator, torch.get_rng_state()):
+            raise UsageError(
+                "the network or the objective draws from torch's global generator, as torch.nn.Dropout does, "
+                "which no training restores: use diffusion.model.layers.Dropout"
+            )
         if is_plugin(OPTIMIZERS.module(plan.train.optimizer)):
             _try_optimizer(plan, network, objective)
     if not torch.cat(numbers).isfinite().all():
@@ -139,12 +145,24 @@ def _try_optimizer(plan: TrainPlan, *modules: nn.Module) -> None:
     """Make a step with the modules' gradients; UsageError for a state that cannot be saved."""
     weights = [weight for module in modules for weight in module.parameters()]
     optimizer = make_optimizer(plan.train, modules[0], [{"params": weights}])
+    before = [_numbers_of(group) for group in optimizer.param_groups]
     optimizer.step()
+    module = OPTIMIZERS.module(plan.train.optimizer)
+    after = [_numbers_of(group) for group in optimizer.param_groups]
+    pairs = zip(before, after, strict=True)
+    if changed := sorted({name for old, new in pairs for name in new if old.get(name) != new[name]}):
+        what = f"a step changes {', '.join(changed)} of a group of parameters, and only its state is saved"
+        raise UsageError(f"{module}: {what}: keep it in the state, as a tensor")
     for name, value in (item for moments in optimizer.state.values() for item in moments.items()):
         if not isinstance(value, Tensor):
-            module, kind = OPTIMIZERS.module(plan.train.optimizer), type(value).__name__
+            kind = type(value).__name__
             what = f"{name} in the optimiser's state is of type {kind}, and only tensors are saved"
             raise UsageError(f"{module}: {what}: make it a tensor")
+
+
+def _numbers_of(group: dict[str, Any]) -> dict[str, str]:
+    """Return the options of a group of parameters as text."""
+    return {name: repr(value) for name, value in group.items() if name != "params"}
 
 
 def try_sampling(plan: TrainPlan, network: nn.Module, settings: SampleSettings) -> None:

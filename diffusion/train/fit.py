@@ -17,6 +17,7 @@ from diffusion.train.batch import TensorLoader
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.fit_inputs import check_fits, check_output, checked_tensors
 from diffusion.train.initial_state import new_state
+from diffusion.train.loop import Diverged
 from diffusion.train.loop import train as train_steps
 from diffusion.train.observers import Observer
 from diffusion.train.plan import OBSERVATION_FIELDS, DenoiserPlan
@@ -70,7 +71,10 @@ def fit(
     _check_resolved(process, images)
     module = network if isinstance(network, nn.Module) else None
     device = next(module.parameters()).device if module else torch.device("cpu")
-    config, spec = _config(train, labels), _spec(network, process, images, labels)
+    config, spec = (
+        _config(train, labels, log_every=1 if callback else None),
+        _spec(network, process, images, labels),
+    )
     if config.microbatch == "auto" and isinstance(spec, _OwnSpec):
         config = config.model_copy(update={"microbatch": None})  # its memory cannot be estimated
     check_fits(config, spec, process, images, labels)
@@ -92,8 +96,12 @@ def fit(
         if callback is not None and state.step > 0:
             callback(FitStep(state.step, plan.train.steps, observer.losses, state.ema))
 
-    train_steps(state, TensorLoader(images, labels, device), ProcessGroup(device), observer, report)
-    report()
+    loader = TensorLoader(images, labels, device)
+    try:
+        train_steps(state, loader, ProcessGroup(device), observer, report)  # it reports the last step too
+    except Diverged as error:
+        where, *_ = str(error).split(":")
+        raise Diverged(f"fit: {where}: lower lr; the network has its last finite weights") from None
     return state.ema
 
 
@@ -110,15 +118,18 @@ class _OwnSpec(NetworkSpec):
     """What a training needs to know about a network that no entry of model.name describes."""
 
 
-def _config(settings: dict[str, Any], labels: Tensor | None) -> TrainConfig:
-    """Return the section `train` of `fit`; UsageError for a setting that is invalid or has no effect."""
+def _config(settings: dict[str, Any], labels: Tensor | None, log_every: int | None) -> TrainConfig:
+    """Return the section `train` of `fit`; UsageError for a setting that is invalid or has no effect.
+
+    Means arrive every `log_every` steps, None for the last step alone: a GPU waits for them.
+    """
     if unused := sorted(settings.keys() & UNUSED):
         raise UsageError(f"fit: {', '.join(unused)} has no effect here: leave it out, or use `diffctl run`")
     train = validate(TrainConfig, {**DEFAULTS, **settings}, "fit")
     if train.p_uncond and labels is None:
         raise UsageError(f"fit: p_uncond {train.p_uncond} has no effect without labels: give labels too")
     intervals = dict.fromkeys(("log_every", "save_every", "preview_every"), train.steps)
-    return train.model_copy(update={**intervals, "val_every": None})
+    return train.model_copy(update={**intervals, "log_every": log_every or train.steps, "val_every": None})
 
 
 def _spec(

@@ -73,6 +73,11 @@ def train(
             if config.is_due(state.step, "save_every"):
                 observer.save(state.saved())
                 saved_at = state.step
+    try:
+        check_stop()  # the last step's score may have been interrupted
+    except Interrupted:
+        group.over.set()
+        raise
     state.ema = state.full(state.ema)
 
 

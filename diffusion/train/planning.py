@@ -91,9 +91,13 @@ def make_plan(
 def changed_loss(plan: DenoiserPlan, other: DenoiserPlan) -> str | None:
     """Return the first changed field after which validation losses cannot be compared; None without one.
 
-    A loss of the whole batch depends on the size of the batch.
+    A loss of the whole batch depends on the size of the batch, one with stages on the number of steps.
     """
-    of_train = {"val_images", "batch_size"} if OBJECTIVES[plan.process.loss].whole_batch else {"val_images"}
+    of_train = {"val_images"}
+    if OBJECTIVES[plan.process.loss].whole_batch:
+        of_train.add("batch_size")
+    if plan.process.loss_options.get("stage_steps"):
+        of_train.add("steps")
     values = [
         {
             "process": one.process.model_dump(exclude=DRAWN_TIMES),

@@ -26,9 +26,12 @@ from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
 from diffusion.train.optimizer_registry import OPTIMIZERS, OptimizerEntry
 CLASSES = {"config": "plugins.model.half:Config", "spec": "plugins.model.half:Spec"}
 MODELS["half"] = ModelEntry("plugins.model.half:Half", **CLASSES)
+OWN = {"config": "plugins.model.random:Config", "spec": "plugins.model.random:Spec"}
+MODELS["random"] = ModelEntry("plugins.model.random:Random", **OWN)
 PROCESSES["falling"] = ProcessEntry("plugins.process.falling:Falling")
 OBJECTIVES["mean"] = ObjectiveEntry("plugins.process.mean:Mean", "a test")
 OPTIMIZERS["counting"] = OptimizerEntry("plugins.train.counting:build", "a test")
+OPTIMIZERS["adaptive"] = OptimizerEntry("plugins.train.adaptive:build", "a test")
 SAMPLERS["late"] = SamplerEntry("plugins.sample.late:build")
 """,
     "model/half": """from torch import nn
@@ -57,6 +60,19 @@ class Counting(torch.optim.SGD):
             self.state[weight]["count"] = 1
 def build(groups, network, options): return Counting(groups, 0.1)
 """,
+    "train/adaptive": """import torch
+class Adaptive(torch.optim.SGD):
+    def step(self, closure=None): self.param_groups[0]["d"] = 2.0
+def build(groups, network, options): return Adaptive(groups, 0.1)
+""",
+    "model/random": """from torch import nn
+from diffusion.model.network_registry import ModelConfig, NetworkSpec
+class Config(ModelConfig): pass
+class Spec(Config, NetworkSpec): pass
+class Random(nn.Conv2d):
+    def __init__(self, spec): super().__init__(spec.in_channels, spec.out_channels, 3, padding=1)
+    def forward(self, x, t, labels): return nn.functional.dropout(super().forward(x), 0.5, self.training)
+""",
     "sample/late": """from diffusion.sample.sampler import DenoiserCall, Step
 def build(settings): return run
 def run(grid, x, noise):
@@ -78,6 +94,12 @@ BROKEN = {
     ),
     "plugins.train.counting: count in the optimiser's state is of type int, and only tensors are saved": (
         {"train": {"optimizer": "counting"}}
+    ),
+    "plugins.train.adaptive: a step changes d of a group of parameters, and only its state is saved": (
+        {"train": {"optimizer": "adaptive"}}
+    ),
+    "the network or the objective draws from torch's global generator, as torch.nn.Dropout does": (
+        {"model": {"name": "random"}, "train": {"p_uncond": 0.0}}
     ),
     "sampling by 2 steps, late (plugins.sample.late) failed: plugins/sample/late.py, line 6: ZeroDivision": (
         {"sweep": {"steps": [5], "sampler": ["ddim", "late"], "eta": [0.0]}}
