@@ -134,10 +134,13 @@ def check_weights(project: Project) -> Iterator[Finding]:
 def weights_finding(space: Space) -> Finding:
     """Return the finding of an extractor; DiffctlError for a file that is not the published one."""
     spec = extractor_spec(space.extractor)
-    if not spec.weights.url:
-        return Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
     if spec.needs and find_spec(spec.needs) is None:
         return Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)
+    if not spec.weights.url and (space.weights or space.weights_sha256):
+        message = f"{spec.name} has bundled weights, so that weights and weights_sha256 are of another one"
+        return Finding("error", "extractor", message, "remove both from the section evaluate")
+    if not spec.weights.url:
+        return Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
     path = space.weights or cached_path(spec.weights)
     if path.is_file():
         if not space.weights_sha256 and path.stat().st_size != spec.weights.size:  # without hashing

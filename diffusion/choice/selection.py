@@ -204,8 +204,9 @@ def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> 
     """Return the settings that options default to: those of the best cell.
 
     Empty without scores. Those that do not fit chosen ones are left out: steps, times and noise of another
-    sampler, the options of another spacing or guidance rule, the number of steps next to timesteps, eta with
-    a single step, and the `clip` of a rule that does not clip without it.
+    sampler, and guidance by a rule that only its own sampler has; the options of another spacing or guidance
+    rule; the number of steps next to timesteps, eta with a single step, and the `clip` of a rule that never
+    clips.
     Learned times are those of the sweep for these steps.
     """
     usual = {} if scores is None else _fitting_settings(best_settings(scores), chosen)
@@ -240,7 +241,7 @@ def _fitting_settings(usual: SampleSettings, chosen: Mapping[str, Any]) -> dict[
     conflicts = {
         **dict.fromkeys(("sampler", "sampler_options", "noise", "spacing", "timesteps"), other_sampler),
         "spacing_options": other_sampler or chosen.get("spacing", usual.spacing) != usual.spacing,
-        "guidance_rule": of_sampler,
+        **dict.fromkeys(("guidance", "guidance_rule"), of_sampler),  # the weight is of the rule's scale
         "guidance_rule_options": other_rule,
         "clip": bool(usual.guidance) and not GUIDANCE_RULES[usual.rule].clips and unguided,
         "steps": other_sampler or timesteps is not None or (usual.steps == 1 and bool(chosen.get("eta"))),

@@ -43,6 +43,8 @@ def _fid(where: str) -> tuple[PaperField, ...]:
         PaperField("sample.num_images", (50_000,), where),
         PaperField("evaluate.extractor", ("inception-v3-compat",), where),
         PaperField("evaluate.reference", ("train",), where),
+        PaperField("evaluate.reference_images", (None,), where),
+        PaperField("data.channels", (None, 3), where),
         PaperField("sample.guidance", (0.0,), where),
         PaperField("sample.classifier", (None,), where),
     )
@@ -86,6 +88,7 @@ _PAPERS = {
         (
             *_fid("sec. 3, and README.md of its code"),
             PaperField("data.name", (*CIFAR, *IMAGENET_64), "sec. 3"),
+            PaperField("data.image_size", (None, 32), "sec. 3", CIFAR),
             PaperField("data.image_size", (None, 64), "sec. 3", IMAGENET_64),
             PaperField("model.class_cond", (True,), "README.md of its code", IMAGENET_64),
             PaperField("process.schedule", ("edm",), "table 1: σ(t) = t, s(t) = 1"),
@@ -123,6 +126,7 @@ _PAPERS = {
         (
             *_fid("of DDPM, the network used: 2006.11239, sec. 4.1 and app. B"),
             PaperField("data.name", CIFAR, "table 1"),
+            PaperField("data.image_size", (None, 32), "sec. 5"),
             PaperField("model.class_cond", (False,), "of DDPM: 2006.11239, table 1"),
             PaperField("process.timesteps", (1000,), "sec. 5"),
             PaperField("process.schedule", ("linear",), "app. D.1, as DDPM"),

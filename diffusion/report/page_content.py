@@ -104,7 +104,7 @@ def page_content(
         "montage": _montage(inputs),
         "tile": sample_pictures.TILE,
         "class_rows": sample_pictures.class_rows(inputs.best, inputs.test, classes),
-        "class_scores": _class_scores(inputs),
+        "class_scores": _class_scores(inputs, len(classes)),
         "class_count": len(classes),
         "neighbours": sample_pictures.neighbour_pairs(inputs.best, inputs.train, inputs.test),
         "protocol": score_tables.protocol_table(cards),
@@ -163,7 +163,7 @@ def _front(document: ScoresDocument, label: str) -> Figure:
     return figures.front(sorted(points), label, _level(document, metric))
 
 
-def _class_scores(inputs: ReportInputs) -> dict[str, Any] | None:
+def _class_scores(inputs: ReportInputs, count: int) -> dict[str, Any] | None:
     """Return the excess by class in the best cell, or the distance if no class has one; None without both."""
     document = inputs.document
     classes = document.cells[document.best.cell].classes
@@ -173,7 +173,7 @@ def _class_scores(inputs: ReportInputs) -> dict[str, Any] | None:
         return None
     places = score_format.decimals(list(values.values()))
     texts = {name: score_format.number(value, places) for name, value in values.items()}
-    return {"is_excess": metric == "excess", "all": len(texts) == len(classes), "values": texts}
+    return {"is_excess": metric == "excess", "all": len(texts) == count, "values": texts}
 
 
 def _montage(inputs: ReportInputs) -> dict[str, Any]:

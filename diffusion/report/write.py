@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config import Config
-from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import LOSS_CURVE, PREPARED, RUN, SAMPLES, SCORES
 from diffusion.protocol.card import differing_fields, neighbour_card
+from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import open_cells
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.figure_base import as_png
@@ -71,9 +72,24 @@ def _other_settings(section: EvaluateConfig, document: ScoresDocument, count: in
     wanted: dict[str, Any] = {"reference_split": section.reference, "reference_count": real}
     wanted |= neighbour_card(one.num_images, real, section.limits)
     known = {name: one.card.get(name, value) for name, value in wanted.items()}  # old cards have fewer fields
+    cards = {document.extractor: one.card, **{name: space.card for name, space in one.spaces.items()}}
     wanted["extractor"] = ", ".join(space.extractor for space in section.spaces)
-    known["extractor"] = ", ".join((document.extractor, *document.spaces))
+    known["extractor"] = ", ".join(cards)
+    for space in section.spaces:
+        files = _files(space)
+        card = cards.get(space.extractor, {})
+        wanted |= {f"{space.extractor}.{name}": digest for name, digest in files.items()}
+        known |= {f"{space.extractor}.{name}": card.get(name, files[name]) for name in files}
     return changed_fields(known, wanted)
+
+
+def _files(space: Space) -> dict[str, str]:
+    """Return the digests of a feature space's files, except bundled ones, by their names in cards."""
+    published = extractor_spec(space.extractor).weights
+    weights = space.weights_sha256 or (published.sha256 if published.url else None)
+    statistics = None if space.statistics is None else space.statistics.sha256
+    named = {"weights_sha256": weights, "statistics_sha256": statistics}
+    return {name: digest for name, digest in named.items() if digest is not None}
 
 
 def _training_facts(sampled: Mapping[str, Any]) -> TrainingFacts | None:

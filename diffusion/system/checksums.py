@@ -20,7 +20,7 @@ from diffusion.system.section import canonical_json, explain
 FIELD = "sha256"  # of a checksummed object
 CHECKSUM_BYTES = 32  # bytes at the end of a checksummed file
 BLOCK = 2**20  # bytes per read
-MAX_BYTES = 64 * 2**20  # of a JSON document; a sweep's scores take some kilobytes a cell
+MAX_BYTES = 512 * 2**20  # of a JSON document: scores take 0.2 MB a cell and space with 1,000 classes
 
 Document = TypeVar("Document")
 JsonObject = dict[str, Any]  # an object with any fields

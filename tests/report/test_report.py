@@ -198,6 +198,10 @@ def test_scores_of_other_samples_are_refused(own, tmp_path):
         ({"extractor": "effnet-lite0-96"}, "extractor effnet-lite0-64 → effnet-lite0-96"),
         ({"reference": "test"}, "reference_split train → test"),
         ({"prc_images": 50}, "prc_images 60 → 50"),
+        (
+            {"weights": "other.pth", "weights_sha256": "a" * 64},
+            r"effnet-lite0-64\.weights_sha256 .* → aaaa",
+        ),
     ],
 )
 def test_scores_of_other_settings_are_refused(sweep, section, found):
