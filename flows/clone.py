@@ -98,7 +98,7 @@ def _log(text: str, level: int = logging.INFO) -> None:
 
 
 def _git(clone: Path, *arguments: str) -> str:
-    """Run git, which may ask nothing; DiffctlError if it fails or does not end, since the lock is held."""
+    """Run git without prompts; DiffctlError if it fails, or after GIT_SECONDS, while the lock is held."""
     try:
         done = subprocess.run(
             ["git", "-C", str(clone), *arguments],

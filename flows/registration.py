@@ -15,7 +15,6 @@ from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import CommonSettings
 from diffusion.system.errors import DiffctlError, TemporaryError, reason
-from diffusion.system.files import disk_errors
 from diffusion.system.section import validate
 from flows.output_relay import echo
 from flows.sweep_cells import ProgressOf, Show
@@ -61,8 +60,7 @@ def _rescore_champion(document: ScoresDocument, override: Override, progress: Pr
         return
     try:
         if champion := outdated_champion(document):
-            with disk_errors("the champion's images"):
-                rescored = rescore(champion, document, progress)
+            rescored = rescore(champion, document, progress)
             echo(f"champion: {register_rescored(champion, rescored)}\n", err=True)
     except (MlflowError, TemporaryError):
         raise

@@ -18,6 +18,7 @@ from serving.model_source import ModelSource, PublishedModel
 from serving.schemas import ModelCard, ModelRef, ServeConfig
 from serving.served_model import ServedModel
 
+MAX_PREPARATIONS = 2  # of edits at once: the pictures of one may take 0.3 GB as float32
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -56,9 +57,6 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-PREPARATIONS = 2  # of edits at once: the pictures of one may take 0.3 GB as float32
-
-
 class Service:
     """Serves what a source publishes, on a device. `report` receives a sentence when the model changes.
 
@@ -83,7 +81,7 @@ class Service:
         self._current: ServedModel | None = None
         self._old: ServedModel | None = None
         self._refreshing = asyncio.Lock()
-        self.preparing = asyncio.Semaphore(PREPARATIONS)
+        self.preparing = asyncio.Semaphore(MAX_PREPARATIONS)
         self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

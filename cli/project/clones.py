@@ -19,7 +19,7 @@ from diffusion.system.renamed import rename_keys
 from tracking.store import ARTIFACTS, DATABASE
 
 COPIED = (LOCK, Path("metrics"), Path("start"), Path(".dvc/config"), Path(PLUGINS))
-BEGUN = RUNS / "from-clone"  # names the clone, until the project is complete
+UNFINISHED = RUNS / "from-clone"  # names the clone, until the project is complete
 LINKED = (Path(ARTIFACTS), Path(".dvc/cache"))  # their files never change
 
 
@@ -50,7 +50,7 @@ def take_over(clone: Path, root: Path) -> list[str]:
     Return what was taken. Files that DVC and MLflow store by content are linked where the disk allows it.
     UsageError if a file is there already, except from an interrupted try with the same clone.
     """
-    begun = root / BEGUN
+    begun = root / UNFINISHED
     if not begun.is_file() or begun.read_text(encoding="utf-8") != str(clone.resolve()):
         paths = (PARAMS, *COPIED, *LINKED, Path(DATABASE))
         if there := [str(path) for path in paths if (root / path).exists()]:

@@ -129,13 +129,18 @@ def sample_flags(settings: SampleSettings, files: Mapping[str, Any]) -> str:
             own = own_options(REGISTRIES_WITH_OPTIONS[field][settings.entry(field)], value, name)
             words += [word for k, v in own.items() for word in (flag_of(name), f"{k}={json.dumps(v)}")]
         elif value != one.default:
-            words += [f"--no-{name}"] if value is False else [flag_of(name), str(one.text(value))]
+            words += [off_flag_of(name)] if value is False else [flag_of(name), str(one.text(value))]
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def flag_of(name: str) -> str:
     """Return the flag of a sampling option."""
     return f"--{name.replace('_options', '_option').replace('_', '-')}"
+
+
+def off_flag_of(name: str) -> str:
+    """Return the flag that turns a sampling option off."""
+    return f"--no-{flag_of(name).removeprefix('--')}"
 
 
 def _option(option: Option) -> Any:
@@ -151,7 +156,7 @@ def _option(option: Option) -> Any:
         kind, more = str, {"metavar": option.metavar}
     elif kind is not bool:
         more = {"min": option.bound(lower=True), "max": option.bound(lower=False)}
-    flag = flag_of(option.name) + f"/--no-{option.name}" * (kind is bool)
+    flag = flag_of(option.name) + f"/{off_flag_of(option.name)}" * (kind is bool)
     return Annotated[kind | None, typer.Option(flag, help=option.help + default, **more)]
 
 

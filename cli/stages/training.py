@@ -109,8 +109,8 @@ def _validation(run: RunDir, plan: DenoiserPlan, config: Config, stop: StopReque
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
         reference = find_or_make_reference(section, extractor, PREPARED, places, show)
-    steps = min(config.train.eval_steps, config.process.max_steps)
-    images = scored_images(config.sample, config.train.eval_images, steps)
+    train, most = config.train, config.process.max_steps
+    images = scored_images(config.sample, train.eval_images, train.eval_steps, most)
     scorer = ValidationScorer(images, extractor, reference, section)
     folder, keep, artefact = run.folder / "checkpoints", plan.train.keep, plan_artefact(plan)
     checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card(artefact))

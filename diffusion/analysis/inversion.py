@@ -16,7 +16,7 @@ from diffusion.sample.generate import OnStep, check_settings, guided_denoiser, m
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, build_sampler, run_sampler
 from diffusion.system.errors import UsageError
 
-FRAMES = 64  # that are decoded at once
+FRAMES_PER_BATCH = 64
 
 
 def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
@@ -112,7 +112,7 @@ def interpolate(
     codes, rows = interpolate_codes(
         encode_images(loaded, settings, ends, condition, on_step), condition, frames
     )
-    parts = [slice(start, start + FRAMES) for start in range(0, frames, FRAMES)]
+    parts = [slice(start, start + FRAMES_PER_BATCH) for start in range(0, frames, FRAMES_PER_BATCH)]
     return torch.cat(
         [decode_images(loaded, settings, codes[part], rows.rows(part), on_step) for part in parts]
     )

@@ -112,10 +112,10 @@ def check_training_scores(project: Project) -> Iterator[Finding]:
     train = project.config.train
     if project.plan is None or not train.eval_every:
         return
-    steps = min(train.eval_steps, project.process.max_steps)
     try:
         with single_thread():
-            images = scored_images(project.config.sample, train.eval_images, steps)
+            most = project.process.max_steps
+            images = scored_images(project.config.sample, train.eval_images, train.eval_steps, most)
             check_settings(plan_artefact(project.plan), images.settings)
     except UsageError as error:
         message = f"train.eval_every would score nothing: {error}"

@@ -47,7 +47,7 @@ def check_cost(project: Project) -> Iterator[Finding]:
     config, plan, (total, _) = project.config, project.plan, step_memory.device_memory(default_device())
     if plan is None or step_memory.exceeds_memory(plan.network, total):
         return
-    evaluations, images = network_evaluations(project, plan), scored_images(project)
+    evaluations, images = network_evaluations(project, plan), count_scored_images(project)
     flops, step = counted_passes.forward_flops(plan.network), step_flops(plan)
     sizes = _sizes(project, plan)
     cost = {
@@ -110,7 +110,7 @@ def step_flops(plan: TrainPlan) -> int:
     return counted_passes.forward_flops(plan.network) * each * plan.train.batch_size
 
 
-def scored_images(project: Project) -> int:
+def count_scored_images(project: Project) -> int:
     """Return the number of images through an extractor: all cells and both real splits."""
     config, real = project.config, _real_images(project)
     if limit := config.evaluate.reference_images:
@@ -182,7 +182,7 @@ def _measure(
     project: Project, plan: DenoiserPlan, device: torch.device
 ) -> tuple[list[Finding], list[TimeRange]]:
     """Measure all parts; DiffctlError if a step of the model's training or sampling fails."""
-    config, images = project.config, scored_images(project)
+    config, images = project.config, count_scored_images(project)
     findings, parts = list[Finding](), list[TimeRange]()
 
     def add(part: str, what: str, total: TimeRange) -> None:

@@ -105,7 +105,7 @@ class Project:
 
     @cached_property
     def cells(self) -> dict[Cell, SampleSettings]:
-        """The settings of every cell, except cells with missing learned times."""
+        """The settings of every cell, except invalid ones."""
         cells = {}
         for cell in grid(self.config.sample, self.config.sweep):
             with suppress(UsageError):  # reported by check_spacing
@@ -127,10 +127,10 @@ class Project:
 
     @cached_property
     def process(self) -> ProcessConfig:
-        """The section `process` with all that depends on the images."""
+        """The section `process` with all that depends on the images; as it is if they are unknown."""
         try:
             return resolve_process(self.config.process, self.train_meta())
-        except DiffctlError:  # reported by check_raw
+        except DiffctlError:  # a further check reports it
             return self.config.process
 
     @cached_property

@@ -8,8 +8,8 @@ from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.section import validate
 
 
-def scored_images(sample: SampleConfig, count: int, steps: int) -> ValidationImages:
-    """Return the images to score: so many by the section `sample`, with η = 0 in so many steps.
+def scored_images(sample: SampleConfig, count: int, steps: int, max_steps: int) -> ValidationImages:
+    """Return the `count` images to score by the section `sample`, with η = 0 in at most `max_steps` steps.
 
     No other network is used: no classifier, and no guidance if its rule needs a guide. Learned times, which
     are of a trained model, are replaced by uniform ones. UsageError for settings that do not fit.
@@ -20,6 +20,6 @@ def scored_images(sample: SampleConfig, count: int, steps: int) -> ValidationIma
         shared["guidance"] = 0.0
     if SPACINGS[shared["spacing"]].has_levels:
         shared |= {"spacing": "uniform", "spacing_options": {}}
-    values = {**shared, "steps": steps, "eta": 0.0}
+    values = {**shared, "steps": min(steps, max_steps), "eta": 0.0}
     settings = validate(SampleSettings, values, "the scores of train.eval_every")
     return ValidationImages(settings, count, sample.batch_size)

@@ -51,14 +51,14 @@ class TimeGrid:
     """`times` (S,), not decreasing, the network's input; `alpha` and `sigma` (S,) float64 at them.
 
     `locate` returns the point at a noise level σ/α between the times, for samplers that leave the grid.
-    `whole` is the number of times of the grid of which this is the earlier part, None for a whole one.
+    `full_length` is the number of times of the full grid, if this is only its first part.
     """
 
     times: Tensor
     alpha: Tensor
     sigma: Tensor
     locate: Callable[[float], NoisePoint] | None = None
-    whole: int | None = None
+    full_length: int | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -66,7 +66,7 @@ class TimeGrid:
     @property
     def steps(self) -> int:
         """The number of steps S that the settings name."""
-        return len(self) if self.whole is None else self.whole
+        return self.full_length or len(self)
 
     @cached_property
     def log_snr(self) -> Tensor:

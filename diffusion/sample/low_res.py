@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # images do not depend on the format of model files
     from diffusion.model.model_file import ModelDescription
 
 
-SHRUNK = 512  # images at once, as float32
+IMAGES_PER_PART = 512  # limits the memory of float32 copies
 
 
 class RealImages(NamedTuple):
@@ -77,7 +77,7 @@ def open_real_images(path: Path, device: object = None) -> RealImages:
 
 def low_res_of(images: Images, size: Size) -> Tensor:
     """Return the low resolutions (B, C, *size) in [−1, 1] of images (B, H, W, C)."""
-    parts = (images[start : start + SHRUNK] for start in range(0, len(images), SHRUNK))
+    parts = (images[start : start + IMAGES_PER_PART] for start in range(0, len(images), IMAGES_PER_PART))
     return torch.cat([shrink(to_model(to_nchw(part)), size) for part in parts])
 
 

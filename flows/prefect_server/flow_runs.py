@@ -29,10 +29,11 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
     with api_client(url) as client:
         from prefect.client.schemas.sorting import FlowRunSort
 
-        own = [one for one in all_deployments(client) if owner_tag() in one.tags]
+        tag = owner_tag()
+        own = [one for one in all_deployments(client) if tag in one.tags]
         deployments = sorted(own, key=lambda one: one.name)
         names: dict[UUID | None, str] = {one.id: one.name for one in deployments}
-        unfinished = _in_states(UNFINISHED, [one.id for one in deployments], loose=True)
+        unfinished = _in_states(UNFINISHED, [one.id for one in deployments], include_undeployed=True)
         due = FlowRunSort.EXPECTED_START_TIME_ASC
         runs = client.read_flow_runs(flow_run_filter=unfinished, sort=due, limit=MAX_RUNS)
         pools = sorted({one.work_pool_name for one in deployments if one.work_pool_name})
@@ -100,15 +101,19 @@ def reap_pending_runs(seconds: float) -> list[Row]:
 
 
 def _in_states(
-    names: Iterable[str], deployments: list[UUID] | None = None, *, loose: bool = False
+    names: Iterable[str], deployments: list[UUID] | None = None, *, include_undeployed: bool = False
 ) -> "FlowRunFilter":
-    """Return a filter by state and by deployment, if given; `loose` adds runs without a deployment."""
+    """Return a filter by state and, if given, by deployment.
+
+    `include_undeployed` adds runs without a deployment.
+    """
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
 
     only = None
     if deployments is not None:
-        only = filters.FlowRunFilterDeploymentId(any_=deployments, is_null_=True if loose else None)
+        is_null = True if include_undeployed else None
+        only = filters.FlowRunFilterDeploymentId(any_=deployments, is_null_=is_null)
         only.operator = filters.Operator.or_
     types = filters.FlowRunFilterStateType(any_=[StateType(name) for name in names])
     return filters.FlowRunFilter(state=filters.FlowRunFilterState(type=types), deployment_id=only)

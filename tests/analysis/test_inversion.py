@@ -114,7 +114,7 @@ def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("labels", [(0, 1), (1, 0), (2, 2)])
 def test_interpolation_follows_arc_between_images(gaussian, labels, monkeypatch):
     """Compare each frame with the exact flow from its point on the arc, for the class of the nearer end."""
-    monkeypatch.setattr(inversion, "FRAMES", 3)  # in two parts
+    monkeypatch.setattr(inversion, "FRAMES_PER_BATCH", 3)  # in two parts
     ends = two_images(*labels)
     frames = interpolate(gaussian, SampleSettings(steps=500), ends, Condition(2, torch.tensor(labels)), 5)
     classes = [papers.GaussianData(MEANS[label], STD) for label in labels]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cli.commands.project import Init
 from cli.project import pictures
-from cli.project.clones import BEGUN, edited_library_files, take_over
+from cli.project.clones import UNFINISHED, edited_library_files, take_over
 from cli.project.generated_files import ProjectChoices, generated_files, read_choices
 from cli.shared.options import profile_names
 from diffusion.check.timing import TimeRange
@@ -206,7 +206,7 @@ def test_clone_is_taken_over_again_after_an_interruption(tmp_path, monkeypatch, 
         monkeypatch.setattr("os.link", refuse)
     for _ in range(2):
         assert take_over(clone, root) == ["params.yaml", ".dvc/cache"]
-    (root / BEGUN).unlink()
+    (root / UNFINISHED).unlink()
     with pytest.raises(UsageError, match=r"has params.yaml, \.dvc/cache, which --from-clone would replace"):
         take_over(clone, root)
     assert (root / cached).read_text() == "images"

@@ -159,7 +159,7 @@ PROFILES = {"ema_profiles": {"sigma_rel": [0.1], "every": 4}}
 )
 def test_other_networks_do_not_guide_the_scored_images(sample, sweep, guidance):
     config = parse(params(sample=sample, sweep=sweep, train={**PROFILES, "p_uncond": 0.1}), "params")
-    settings = scored_images(config.sample, 8, 2).settings
+    settings = scored_images(config.sample, 8, 2, 1000).settings
     assert (settings.guidance, settings.guide, settings.classifier) == (guidance, None, None)
     assert not settings.needs_guide
 

@@ -50,10 +50,14 @@ def of(images: str, against: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[
     async def publish(make: Any, description: str) -> None:
         ran.append([description])
 
-    monkeypatch.setattr(champion, "_with_reference", lambda work, delays: work(do))
+    def with_reference(work: Any, delays: list[float]) -> Any:
+        assert delays == [7.0]
+        return work(do)
+
+    monkeypatch.setattr(champion, "_with_reference", with_reference)
     monkeypatch.setattr(champion, "publish_markdown", publish)
     monkeypatch.setattr(champion, "read_scores", lambda path: document())
-    asyncio.run(champion.evaluate.fn(images=images, against=str(against)))
+    asyncio.run(champion.evaluate.fn(images=images, against=str(against), retry_delays=[7.0]))
     return ran
 
 

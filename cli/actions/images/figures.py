@@ -21,7 +21,7 @@ from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output
-from diffusion.train.planning import plan_training
+from diffusion.train.planning import plan_training, resolve_process
 
 WIDEST, NARROWEST = 120, 72  # characters of a line
 
@@ -58,7 +58,8 @@ def selected_process(options: ProfileOptions) -> ProcessConfig:
     """Return the process of the named model, or else of the configuration."""
     if options.names_model:
         return read_artefact(selected_model(options)).process
-    return Project(selected_config(options)).process
+    config = selected_config(options)
+    return resolve_process(config.process, Project(config).train_meta())
 
 
 def write_figure(shown: FigureData, options: FigureOptions) -> None:

@@ -69,7 +69,7 @@ def interpolate(options: Interpolate) -> None:
     labels = [end.label for end in ends]
     condition = image_inputs.end_condition(loaded.artefact, labels, options.klass, pixels)
     with progress("interpolate", unit="steps") as show:
-        on_step = _counter(show, (1 + -(-options.frames // inversion.FRAMES)) * settings.steps)
+        on_step = _counter(show, (1 + -(-options.frames // inversion.FRAMES_PER_BATCH)) * settings.steps)
         strip = inversion.interpolate(loaded, settings, pixels, condition, options.frames, on_step)
     images = to_nhwc(strip)
     if options.out.suffix == ".gif":

@@ -44,7 +44,7 @@ def init(options: Init) -> None:
         if missing := clones.restore_outputs(root):
             typer.echo(f"not in DVC's cache: {', '.join(missing)}; `diffctl run` makes them again")
         _run(["git", "add", "--all", "."], root)
-        (root / clones.BEGUN).unlink(missing_ok=True)
+        (root / clones.UNFINISHED).unlink(missing_ok=True)
     elif kept:
         typer.echo(f"kept, since they exist: {', '.join(kept)}; .diffctl/base has what diffctl would write")
     if is_checked:

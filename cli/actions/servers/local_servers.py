@@ -158,7 +158,7 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
         if run["failed"]:
             yield f"the last run of {run['deployment']} is {run['state']} ({run['reason']})"
     polled = {worker["pool"] for worker in found["workers"] if worker["online"]}
-    for pool in sorted({one["pool"] for one in found["deployments"]} - polled):
+    for pool in sorted({one["pool"] for one in found["deployments"]} - polled - {""}):
         yield f"no worker polls for scheduled runs of the work pool {pool}"
     if found["disk"]["free"] < MIN_FREE:
         yield f"only {format_bytes(found['disk']['free'])} are free on the disk of this folder"
