@@ -50,14 +50,14 @@ def take_over(clone: Path, root: Path) -> list[str]:
     Return what was taken. Files that DVC and MLflow store by content are linked where the disk allows it.
     UsageError if a file is there already, except from an interrupted try with the same clone.
     """
-    begun = root / UNFINISHED
-    if not begun.is_file() or begun.read_text(encoding="utf-8") != str(clone.resolve()):
+    unfinished = root / UNFINISHED
+    if not unfinished.is_file() or unfinished.read_text(encoding="utf-8") != str(clone.resolve()):
         paths = (PARAMS, *COPIED, *LINKED, Path(DATABASE))
         if there := [str(path) for path in paths if (root / path).exists()]:
             message = f"{printable(root)} has {', '.join(there)}, which --from-clone would replace"
             raise UsageError(f"{message}: name a new folder")
-    begun.parent.mkdir(parents=True, exist_ok=True)
-    begun.write_text(str(clone.resolve()), encoding="utf-8")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(str(clone.resolve()), encoding="utf-8")
     text = rename_keys(read_text(clone / PARAMS))
     (root / PARAMS).write_text(text, encoding="utf-8")
     taken = [str(PARAMS)]

@@ -136,10 +136,10 @@ def weights_finding(space: Space) -> Finding:
     spec = extractor_spec(space.extractor)
     if spec.needs and find_spec(spec.needs) is None:
         return Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)
-    if not spec.weights.url and (space.weights or space.weights_sha256):
-        message = f"{spec.name} has bundled weights, so that weights and weights_sha256 are of another one"
-        return Finding("error", "extractor", message, "remove both from the section evaluate")
     if not spec.weights.url:
+        if space.weights or space.weights_sha256:
+            message = f"{spec.name} has bundled weights, so weights and weights_sha256 have no effect on it"
+            return Finding("error", "extractor", message, "remove both from the section evaluate")
         return Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
     path = space.weights or cached_path(spec.weights)
     if path.is_file():

@@ -145,10 +145,10 @@ def _try_optimizer(plan: TrainPlan, *modules: nn.Module) -> None:
     """Make a step with the modules' gradients; UsageError for a state that cannot be saved."""
     weights = [weight for module in modules for weight in module.parameters()]
     optimizer = make_optimizer(plan.train, modules[0], [{"params": weights}])
-    before = [_numbers_of(group) for group in optimizer.param_groups]
+    before = [_options_of(group) for group in optimizer.param_groups]
     optimizer.step()
     module = OPTIMIZERS.module(plan.train.optimizer)
-    after = [_numbers_of(group) for group in optimizer.param_groups]
+    after = [_options_of(group) for group in optimizer.param_groups]
     pairs = zip(before, after, strict=True)
     if changed := sorted({name for old, new in pairs for name in new if old.get(name) != new[name]}):
         what = f"a step changes {', '.join(changed)} of a group of parameters, and only its state is saved"
@@ -160,7 +160,7 @@ def _try_optimizer(plan: TrainPlan, *modules: nn.Module) -> None:
             raise UsageError(f"{module}: {what}: make it a tensor")
 
 
-def _numbers_of(group: dict[str, Any]) -> dict[str, str]:
+def _options_of(group: dict[str, Any]) -> dict[str, str]:
     """Return the options of a group of parameters as text."""
     return {name: repr(value) for name, value in group.items() if name != "params"}
 

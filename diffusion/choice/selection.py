@@ -206,8 +206,7 @@ def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> 
     Empty without scores. Those that do not fit chosen ones are left out: steps, times and noise of another
     sampler, and guidance by a rule that only its own sampler has; the options of another spacing or guidance
     rule; the number of steps next to timesteps, eta with a single step, and the `clip` of a rule that never
-    clips.
-    Learned times are those of the sweep for these steps.
+    clips. Learned times are those of the sweep for these steps.
     """
     usual = {} if scores is None else _fitting_settings(best_settings(scores), chosen)
     wanted = {"steps": SAMPLING_OPTIONS["steps"].default, **usual, **chosen}

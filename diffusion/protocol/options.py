@@ -48,8 +48,8 @@ class Option:
     makes its text form for names, cards and command lines, by default the value itself. `stored` is the
     type of a value in scores.json where that differs. `choices` are the allowed names. Cards state the
     option always, or only where it differs from its default. `http` and `registered` are whether the HTTP
-    request and the registered MLflow model accept it. `unset` is a listed value that
-    means the default, which a cell's name leaves out. `name` and `declared` are set by `declared_options`.
+    request and the registered MLflow model accept it. `unset` is a listed value that means the default, which
+    a cell's name leaves out. `name` and `declared` are set by `declared_options`.
     """
 
     help: str

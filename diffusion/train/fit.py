@@ -71,10 +71,8 @@ def fit(
     _check_resolved(process, images)
     module = network if isinstance(network, nn.Module) else None
     device = next(module.parameters()).device if module else torch.device("cpu")
-    config, spec = (
-        _config(train, labels, log_every=1 if callback else None),
-        _spec(network, process, images, labels),
-    )
+    config = _config(train, labels, log_every=1 if callback else None)
+    spec = _spec(network, process, images, labels)
     if config.microbatch == "auto" and isinstance(spec, _OwnSpec):
         config = config.model_copy(update={"microbatch": None})  # its memory cannot be estimated
     check_fits(config, spec, process, images, labels)

@@ -130,11 +130,12 @@ class _Delivery:
 
     def _send_postponed(self) -> None:
         """Send the files that an earlier pass could not store; MlflowError if some are still left."""
-        for line in self.state.postponed.copy() if self.failure is None else ():  # else this pass has tried
-            if (event := decode_event(line.encode())) is not None:
-                self._send_or_reject(event)  # which appends it if it fails again
-            self.state.postponed.remove(line)
-            self._save_progress(self.state.offset)
+        if self.failure is None:  # else this pass has tried, and the store is away
+            for line in self.state.postponed.copy():
+                if (event := decode_event(line.encode())) is not None:
+                    self._send_or_reject(event)  # appends the line again if the store is away
+                self.state.postponed.remove(line)
+                self._save_progress(self.state.offset)
         if self.failure is not None:
             count = len(self.state.postponed)
             raise MlflowError(
