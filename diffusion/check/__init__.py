@@ -30,7 +30,6 @@ from diffusion.evaluate.training_images import scored_images
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
 from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.project import version_problem
-from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
@@ -65,17 +64,17 @@ def check_process(project: Project) -> Iterator[Finding]:
 def check_spacing(project: Project) -> Iterator[Finding]:
     """Check whether the process has the times of every cell, and whether they allow its η."""
     config, process = project.config, build_process(project.process)
-    problems: dict[str, None] = {}
+    problems = dict.fromkeys(project.cell_problems)
     seen = set[str]()
-    for cell in grid(config.sample, config.sweep):
+    for settings in project.cells.values():
+        eta = settings.eta if SAMPLERS[settings.sampler].uses_eta else 0.0
+        key = f"{settings.steps} {eta} {settings.spacing} {settings.spacing_options}"
+        if key in seen:
+            continue
+        seen.add(key)
         try:
-            settings = cell_settings(config.sample, cell)
-            eta = settings.eta if SAMPLERS[settings.sampler].uses_eta else 0.0
-            key = f"{settings.steps} {eta} {settings.spacing} {settings.spacing_options}"
-            if key not in seen:
-                seen.add(key)
-                with single_thread():
-                    check_eta(sampling_grid(settings, process), eta)
+            with single_thread():
+                check_eta(sampling_grid(settings, process), eta)
         except UsageError as error:
             problems[str(error)] = None
     remedy = "change sweep.eta, sweep.steps, or sample.spacing with its options"

@@ -1,6 +1,5 @@
 """Findings of checks, and the project that is checked."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -104,13 +103,24 @@ class Project:
         return bool(code) and code[-1].digest != self.plan.code[-1].digest
 
     @cached_property
-    def cells(self) -> dict[Cell, SampleSettings]:
-        """The settings of every cell, except invalid ones."""
-        cells = {}
+    def _grid(self) -> tuple[dict[Cell, SampleSettings], list[str]]:
+        cells, problems = {}, []
         for cell in grid(self.config.sample, self.config.sweep):
-            with suppress(UsageError):  # reported by check_spacing
+            try:
                 cells[cell] = cell_settings(self.config.sample, cell)
-        return cells
+            except UsageError as error:
+                problems.append(str(error))
+        return cells, problems
+
+    @property
+    def cells(self) -> dict[Cell, SampleSettings]:
+        """The settings of every valid cell."""
+        return self._grid[0]
+
+    @property
+    def cell_problems(self) -> list[str]:
+        """Why the settings of the other cells are invalid."""
+        return self._grid[1]
 
     @cached_property
     def base(self) -> Artefact | None:

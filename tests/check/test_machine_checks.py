@@ -13,7 +13,7 @@ import torch
 from diffusion.check import check, findings, machine_checks, preflight
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import STATE_BYTES
-from diffusion.config import Config, load, parse
+from diffusion.config import Config, load
 from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
 from diffusion.model.counted_passes import count_parameters
 from diffusion.model.model_file import save_artefact
@@ -24,15 +24,11 @@ from diffusion.system.errors import UsageError
 from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
 from diffusion.train.step_memory import step_bytes
-from tests.conftest import params
+from tests.helpers.checks import configuration
 from tests.helpers.prepared import copy_data
 
 GPU = torch.device("cuda")
 WHOLE_BATCH = {"loss": "contrastive", "variance": "small"}
-
-
-def configuration(**changes: dict[str, Any]) -> Config:
-    return parse(params(**changes), "params")
 
 
 def found(config: Config, subject: str) -> Finding:
