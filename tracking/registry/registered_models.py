@@ -5,7 +5,7 @@ under the same protocol card becomes champion. The decision stays on the version
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,7 +32,7 @@ from tracking.registry.model_versions import (
 from tracking.registry.promotion import NO_OVERRIDE, GateDecision, Override, apply_gate
 from tracking.runs.score_logging import log_scores
 from tracking.runs.scored_runs import data_name
-from tracking.store import find, mlflow_client, readable, store_exists
+from tracking.store import Found, find, mlflow_client, readable, store_exists
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -225,21 +225,12 @@ def find_version_files(card: Mapping[str, object]) -> VersionFiles | None:
 
     DiffctlError if there is none, and one that may have them is lost or damaged.
     """
-    if not store_exists():
-        return None
-    why: list[str] = []
-    with mlflow_client() as client:
-        for registered in _search_versions(client, sha256=str(card.get("model_sha256"))):
-            scores, problem = readable(fetch_version_scores, client, registered)
-            if scores is not None and network_digests(best_card(scores)) != network_digests(card):
-                continue
-            found, problem = (None, problem) if scores is None else readable(_fetch_files, client, registered)
-            if found is not None:
-                return found
-            why.append(problem)
-    if why:
-        raise DiffctlError(why[0])
-    return None
+
+    def fetch(client: "MlflowClient", registered: "ModelVersion") -> VersionFiles | None:
+        own = best_card(fetch_version_scores(client, registered))
+        return _fetch_files(client, registered) if network_digests(own) == network_digests(card) else None
+
+    return _newest_intact(str(card.get("model_sha256")), fetch)
 
 
 def find_version_model(sha256: str) -> Path | None:
@@ -247,17 +238,25 @@ def find_version_model(sha256: str) -> Path | None:
 
     DiffctlError if there are versions, and all are lost or damaged.
     """
+    return _newest_intact(sha256, lambda *version: fetch_version_networks(*version).model)
+
+
+def _newest_intact(sha256: str, fetch: Callable[..., Found | None]) -> Found | None:
+    """Return what `fetch` finds in the newest possible version of some weights, or None.
+
+    DiffctlError if it finds nothing, and a version is lost or damaged.
+    """
     if not store_exists():
         return None
-    why: list[str] = []
+    problems: list[str] = []
     with mlflow_client() as client:
         for registered in _search_versions(client, sha256=sha256):
-            networks, problem = readable(fetch_version_networks, client, registered)
-            if networks is not None:
-                return networks.model
-            why.append(problem)
-    if why:
-        raise DiffctlError(why[0])
+            found, problem = readable(fetch, client, registered)
+            if found is not None:
+                return found
+            problems += [problem] if problem else []
+    if problems:
+        raise DiffctlError(problems[0])
     return None
 
 
