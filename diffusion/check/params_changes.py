@@ -23,6 +23,7 @@ from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.system.files import sha256_file
 from diffusion.system.params import REMOVED
 from diffusion.system.registry import load_reference
+from diffusion.train.pretrained import needed_process
 
 REFERENCES = Path("references")  # folder of published statistics
 FREE = ModelConfig.model_fields.keys() - {"name"}  # fields of a model that may differ
@@ -170,7 +171,7 @@ def sections_of(start: ModelDescription) -> Sections:
     network = start.network
     usual = {name for name, field in _fields(network).items() if getattr(network, name) == field.default}
     shape = {name: value for name, value in _shape(network).items() if name not in usual}
-    return {"model": shape, "process": {"prediction": start.process.prediction}}
+    return {"model": shape, "process": needed_process(start.process, start.process)}
 
 
 def needed_changes(config: Config, start: ModelDescription, size: Size) -> Sections:
@@ -178,7 +179,7 @@ def needed_changes(config: Config, start: ModelDescription, size: Size) -> Secti
     shape = _shape(start.network)
     if ATTENTION in shape:
         shape[ATTENTION] = [side * min(size) // min(start.network.size) for side in shape[ATTENTION]]
-    wanted = {"model": shape, "process": {"prediction": start.process.prediction}}
+    wanted = {"model": shape, "process": needed_process(config.process, start.process)}
     has = {"model": config.model, "process": config.process}
     differing = {
         section: {name: value for name, value in fields.items() if _differs(has[section], name, value)}

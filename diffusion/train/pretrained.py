@@ -131,15 +131,20 @@ def check_pretrained(config: PretrainedConfig, plan: ModelDescription) -> Pretra
 
 def _check_process(process: ProcessConfig, theirs: ProcessConfig) -> None:
     """Raise PretrainedRefused for another prediction, or times or images on another scale."""
+    for field, wanted in needed_process(process, theirs).items():
+        if (ours := getattr(process, field)) != wanted:
+            why = f"process.{field} is {ours}, the model's is {wanted}"
+            raise PretrainedRefused(f"train.init_from: {why}: set it in the section process")
+
+
+def needed_process(process: ProcessConfig, theirs: ProcessConfig) -> dict[str, Any]:
+    """Return the fields that a process must share with that of a pretrained model, with its values."""
     fields = ["prediction"]
     if not (isinstance(process, DiscreteConfig) and isinstance(theirs, DiscreteConfig)):
         fields.append("schedule")  # the network embeds its times
-    if PREDICTIONS[process.prediction].uses_sigma_data:
-        fields.append("sigma_data")
-    for field in fields:
-        ours, wanted = getattr(process, field), getattr(theirs, field)
-        if ours != wanted:
-            raise PretrainedRefused(f"train.init_from: process.{field} is {ours}, the model's is {wanted}")
+    if PREDICTIONS[theirs.prediction].uses_sigma_data:
+        fields.append("sigma_data")  # else it is measured, and changes with the images
+    return {field: getattr(theirs, field) for field in fields}
 
 
 def init_network(

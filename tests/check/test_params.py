@@ -16,6 +16,7 @@ from diffusion.config import parse
 from diffusion.data.data_config import SOURCES
 from diffusion.model.network_registry import ModelConfig
 from diffusion.model.presets import PRESETS
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.system.params import parse_yaml
 from diffusion.train.planning import plan_training
@@ -111,6 +112,16 @@ def test_suggested_section_makes_it_fit(
     assert needed_changes(config, start, (side, side)) == {}
     plan = plan_training(config, meta, torch.device("cpu"))
     assert plan.lineage[0].sha256 == start.model_sha256
+
+
+def test_the_process_of_a_continuous_model_is_suggested_with_its_scale() -> None:
+    process = ProcessConfig(schedule="edm", sigma_data=0.4)
+    start = artefact_of(spec_of(out_channels=1), process=process)
+    wanted = {"prediction": "edm", "schedule": "edm", "sigma_data": 0.4}
+    assert sections_of(start)["process"] == wanted
+    assert needed_changes(parse(params(), "discrete"), start, (8, 8))["process"] == wanted
+    measured = parse(params(process={"schedule": "edm"}), "by the images")
+    assert needed_changes(measured, start, (8, 8))["process"] == {"sigma_data": 0.4}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
