@@ -76,7 +76,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def divide(self, batch: Batch, count: int) -> Iterator[Batch]:
-        """Divide a batch into micro-batches. Override it if the rows of a batch depend on each other."""
+        """Divide a batch into micro-batches of consecutive rows; override it if some rows belong together."""
         return batch.divide(count)
 
 

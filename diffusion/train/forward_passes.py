@@ -75,7 +75,8 @@ class ForwardPasses:
         self._masks = DropoutMasks(network, plan, purpose, template) if has_dropout else None
         is_worth_it = group.device.type == "cuda" and train.steps >= MIN_COMPILED_STEPS
         self._is_compiling = not shards and (is_worth_it if train.compile == "auto" else train.compile)
-        self._latest = FeatureHooks(network, objective.features).latest
+        self._hooks = FeatureHooks(network, objective.features)
+        self._latest = self._hooks.latest
         self._network: TrainedNetwork | None = None
         self._buffers = {name: buffer.clone() for name, buffer in self._named_buffers()}
 
@@ -89,6 +90,10 @@ class ForwardPasses:
             forward = autocast(network, self._plan.precision)
             self._network = TrainedNetwork(forward, self.objective.process, self._latest)
         return self._network
+
+    def close(self) -> None:
+        """Remove the hooks from the network."""
+        self._hooks.remove()
 
     def micro_batches(self, batch: Batch, step: int) -> Iterator[Batch]:
         """Divide this rank's share of a batch, and set the dropout masks of each part.

@@ -51,6 +51,7 @@ def train(
     threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (
         translate_oom(config.PREFIX),
+        closing(passes),
         closing(batches(state.plan, state.time_sampler, data, steps, passes.share)) as remaining,
     ):
         while state.step < config.steps:

@@ -1,6 +1,7 @@
 """An objective with parameters and inner outputs: its training in parts, in processes, and its limits."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def test_nan_steps_leave_the_objectives_parameters_alone(store, monkeypatch):
     register(monkeypatch)
     state = new_state(plan_of(store, **LEARNED), CPU)
     run_until(state, store, 3)
+    pickle.dumps(state.network)  # no hook of the training is left on it
     before = {name: value.clone() for name, value in state.tensors().items() if "objective" in name}
     hook = state.objective.log_variance.register_hook(lambda gradient: gradient * math.nan)
     run_until(state, store, 5)

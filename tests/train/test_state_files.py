@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from diffusion.system import checksums
 from diffusion.system.checksums import write_checksummed
-from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError
 from diffusion.train.checkpoint import state_files
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import (
@@ -99,6 +99,20 @@ def test_invalid_content_is_damage_even_with_a_valid_checksum(tmp_path, content)
     write_checksummed(tmp_path / "state-000000002.sealed", lambda file: file.write(content))
     with pytest.warns(DiffctlWarning, match=r"state-000000002.sealed is damaged"):
         assert equal(newest_state(tmp_path), state(1))
+
+
+def test_a_state_that_the_system_does_not_read_is_kept(tmp_path, monkeypatch):
+    path = save_at(tmp_path, 1)
+
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_files, "open_checksummed", refuse)
+        with pytest.raises(TemporaryError, match=r"state-000000001\.sealed cannot be read"):
+            newest_state(tmp_path)
+    assert [*tmp_path.iterdir()] == [path]
+    assert equal(newest_state(tmp_path), state(1))
 
 
 def test_a_renamed_state_is_damaged(tmp_path):

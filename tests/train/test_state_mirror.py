@@ -211,6 +211,8 @@ def test_an_unreachable_mirror_stops_a_start_without_a_state_here(store, tmp_pat
     monkeypatch.setattr(StateMirror, "_files", lambda mirror: 1 / 0)
     with pytest.raises(TemporaryError, match=f"{VARIABLE} cannot be read"):
         train_in(store, tmp_path / "other")
+    with pytest.raises(TemporaryError, match=f"{VARIABLE} cannot be cleared"):
+        train_in(store, tmp_path, fresh=True)
     with pytest.warns(DiffctlWarning, match="resuming from the state here"):
         assert train_in(store, tmp_path, stop_at=4)[2] == 3
     monkeypatch.setenv(VARIABLE, "nosuch://place")

@@ -138,16 +138,16 @@ def open_run(
     busy = f"this training is already running (process {process}, {folder}): wait for it or stop it"
     with file_lock(folder / "lock", timeout=0, busy=busy):
         is_new = not (folder / CONFIG).exists()
+        url = os.environ.get(VARIABLE)
+        mirror, fetched, start = StateMirror(url, folder) if url else None, 0, None
         if fresh:
+            if mirror:
+                mirror.discard()  # first: if it cannot be reached, nothing is lost
             _discard(folder, beat.get("key"))
             beat = {}  # a new training, in MLflow too
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
-        url = os.environ.get(VARIABLE)
-        mirror, fetched, start = StateMirror(url, folder) if url else None, 0, None
-        if mirror and fresh:
-            mirror.discard()
-        elif mirror:
+        if mirror and not fresh:
             fetched = mirror.fetch()
         config, code = config or {}, code or {}
         if resume and is_new and not fresh and not fetched:

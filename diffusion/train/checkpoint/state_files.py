@@ -21,7 +21,7 @@ from torch import Tensor
 from diffusion.code_digest import CodeSince
 from diffusion.model.weights_header import DTYPE_NAMES
 from diffusion.system.checksums import Corrupted, JsonObject, open_checksummed, parse_json, write_checksummed
-from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError, reason
 from diffusion.system.files import disk_errors
 from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
@@ -128,13 +128,19 @@ def newest_step(folder: Path) -> int:
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """Return the newest intact state, None without one; report and quarantine damaged ones."""
+    """Return the newest intact state, None without one; report and quarantine damaged ones.
+
+    TemporaryError if the system refuses to read one, which may be intact.
+    """
     states = state_files(folder)
     while states:
         path = states.pop()
         try:
             return read_state(path)
         except READ_ERRORS as error:
+            if isinstance(error, OSError) and error.errno:
+                why = f"{path} cannot be read ({reason(error)})"
+                raise TemporaryError(f"{why}: try again, or remove it to use the state before it") from None
             then = "using the state before it" if states else f"no state is left in {folder}"
             warnings.warn(f"{path} is damaged ({error}): {then}", DiffctlWarning, stacklevel=2)
             path.replace(path.with_name(QUARANTINED + path.name))  # its step may be higher than those to come

@@ -198,6 +198,8 @@ class StateMirror:
         try:
             read_state(state)
         except READ_ERRORS as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # of this disk
             state.unlink()
             self._system.mv(path, str(self._root / f"{QUARANTINED}{state.name}"))
             warnings.warn(f"{state.name} of {VARIABLE} is damaged ({error})", DiffctlWarning, stacklevel=3)
