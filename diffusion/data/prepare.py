@@ -5,6 +5,7 @@ Unreadable rows are left out of the stores; everything is counted and hashed.
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from diffusion.code_digest import code_digest
@@ -120,12 +122,12 @@ def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[i
 
 
 def _name(config: DataConfig, raw: RawData) -> str:
-    """Return 16 hex digits of all that decides the prepared pixels, code included."""
+    """Return 16 hex digits of all that decides the prepared pixels, code and decoder included."""
     chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
     rows = [len(split.reader) for split in raw.splits.values()]
     of = [raw.identity, dict(raw.sources), rows]
     code = code_of(["diffusion.data.prepare"], [(SOURCES, config.name)])
-    return fingerprint({"code": code_digest(code), **chosen, "of": of})
+    return fingerprint({"code": code_digest(code), "pillow": PIL.__version__, **chosen, "of": of})
 
 
 def _lock_of(folder: Path) -> Path:
@@ -260,9 +262,12 @@ def _copies(filled: Mapping[str, FilledSplit]) -> list[ImageProblem]:
 
 
 def _place_images(part: FilledSplit, path: Path) -> None:
-    """Move the images to `path`; if rows are left out, copy the others there in blocks."""
+    """Link the images to `path`; if rows are left out, copy the others there in blocks."""
     if part.good.all():
-        shutil.move(part.target.images, path)
+        try:
+            os.link(part.target.images, path)  # until the whole is in place, nothing is removed
+        except OSError:  # no links, or another file system
+            shutil.move(part.target.images, path)
         return
     with open(path, "wb") as file:
         file.write(npy_header((len(part.digests), *part.target.shape[1:])))

@@ -55,6 +55,15 @@ def test_named_files_of_a_zip_are_unpacked_flat(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "out"]
 
 
+def test_files_of_another_zip_are_replaced(tmp_path):
+    for content in ("1", "2"):  # of one size
+        unpack_zip(write_zip(tmp_path / "a.zip", one=content), ["one"], tmp_path / "out")
+        assert (tmp_path / "out/one").read_text() == content
+    before = (tmp_path / "out/one").stat().st_ino
+    unpack_zip(tmp_path / "a.zip", ["one"], tmp_path / "out")
+    assert (tmp_path / "out/one").stat().st_ino == before, "an equal file stays"
+
+
 @pytest.mark.parametrize(
     ("at", "value", "why"), [(8, 1, "encrypted"), (10, 12, "compression method"), (16, 1, "Bad CRC")]
 )

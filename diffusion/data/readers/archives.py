@@ -72,7 +72,7 @@ def zip_names(archive: Path) -> set[str]:
 def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> None:
     """Extract those of the named files that the zip has, from any folder, flat into `folder`.
 
-    Existing files stay. DiffctlError for a damaged archive, a bomb, duplicates, or a full disk.
+    Equal files stay. DiffctlError for a damaged archive, a bomb, duplicates, or a full disk.
     """
     with open_zip(archive) as opened:
         wanted = [info for info in opened.infolist() if not info.is_dir() and _flat(info.filename) in names]
@@ -81,9 +81,20 @@ def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> None:
             raise DiffctlError(f"{printable(archive)} has {twice[0]} twice: get it again")
         for info in wanted:
             path = folder / _flat(info.filename)
-            if not path.is_file():
+            if not _is_copy(path, info):
                 with open_member(opened, info) as source, disk_errors(path):
                     write_atomic(path, partial(shutil.copyfileobj, source))
+
+
+def _is_copy(path: Path, info: zipfile.ZipInfo) -> bool:
+    """Whether a file has the size and the CRC-32 of a zip's member."""
+    if not path.is_file() or path.stat().st_size != info.file_size:
+        return False
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc == info.CRC
 
 
 def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
