@@ -109,9 +109,7 @@ def _validation(run: RunDir, plan: DenoiserPlan, config: Config, stop: StopReque
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
         reference = find_or_make_reference(section, extractor, PREPARED, places, show)
-    train, most = config.train, config.process.max_steps
-    images = scored_images(config.sample, train.eval_images, train.eval_steps, most)
-    scorer = ValidationScorer(images, extractor, reference, section)
+    scorer = ValidationScorer(scored_images(config), extractor, reference, section)
     folder, keep, artefact = run.folder / "checkpoints", plan.train.keep, plan_artefact(plan)
     checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card(artefact))
     return Validation(artefact, scorer, checkpoints, stop)

@@ -108,14 +108,11 @@ def check_rules(project: Project) -> Iterator[Finding]:
 
 def check_training_scores(project: Project) -> Iterator[Finding]:
     """Check whether the model allows the settings of the scores during training."""
-    train = project.config.train
-    if project.plan is None or not train.eval_every:
+    if project.plan is None or not project.config.train.eval_every:
         return
     try:
         with single_thread():
-            most = project.process.max_steps
-            images = scored_images(project.config.sample, train.eval_images, train.eval_steps, most)
-            check_settings(plan_artefact(project.plan), images.settings)
+            check_settings(plan_artefact(project.plan), scored_images(project.config).settings)
     except UsageError as error:
         message = f"train.eval_every would score nothing: {error}"
         yield Finding("error", "training", message, "change train.eval_steps, or the section sample")

@@ -150,6 +150,11 @@ def weights_finding(space: Space) -> Finding:
     if space.weights is not None:
         message = f"evaluate: there is no file {path} with the weights of {spec.name}"
         return Finding("error", "extractor", message, "correct the path")
+    if space.weights_sha256 not in (None, spec.weights.sha256):
+        message = (
+            f"weights_sha256 is not that of the published file of {spec.name}, which has to be downloaded"
+        )
+        return Finding("error", "extractor", message, "name your file in weights, or remove weights_sha256")
     size = format_bytes(spec.weights.size)
     message = f"the weights of {spec.name} are not here: {size} will be downloaded"
     return Finding("warning", "extractor", message, f"without a network, put them at {path}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion.choice.confidence import CONFIDENCE, interval
+from diffusion.code_digest import plugin_card
 from diffusion.data.readers.archives import npz_keys, open_npz
 from diffusion.data.readers.image_files import read_content
 from diffusion.data.readers.listing import as_text, list_images
@@ -21,7 +22,12 @@ from diffusion.data.source import ImageProblem, summarize
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import FeatureArray, Progress, exact_float32, space_extractor
-from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
+from diffusion.evaluate.features.reference_features import (
+    Reference,
+    extraction_code,
+    make_reference_of,
+    matching_reference,
+)
 from diffusion.evaluate.scores.frechet_scores import PublishedStatistics, limit_and_errors
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
 from diffusion.evaluate.statistics_file import has_array
@@ -226,6 +232,7 @@ def score_against_statistics(
     features, *of_real = cached_features(loaded, [sample, *real], section.batch_size, progress)
     sampling, reference = sample.meta.get("card", {}), {**published.facts, "features": spec.features}
     card = statistics_card(sampling, len(sample), published.facts, spec, loaded.weights_sha256)
+    card |= plugin_card("extractor_plugins", extraction_code(spec))
     scores = _distance_scores(features.features, published)
     if images is not None:
         reference |= {"images": len(images), "images_digest": images.digest}

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
+from diffusion.evaluate import adhoc
 from diffusion.evaluate.adhoc import (
     images_in_statistics,
     open_images,
@@ -132,6 +133,13 @@ def root(tmp_path_factory, real):
 def document(root):
     sample = open_images(root / "cell")
     return score_against_statistics(sample, open_statistics(root / "train.npz", NAME), None, EvaluateConfig())
+
+
+def test_the_card_names_an_extractor_of_a_plugin(root, monkeypatch):
+    monkeypatch.setattr(adhoc, "extraction_code", lambda spec: {"plugins.features": "0"})
+    sample, statistics = open_images(root / "cell"), open_statistics(root / "train.npz", NAME)
+    card = score_against_statistics(sample, statistics, None, EvaluateConfig())["card"]
+    assert card["extractor_plugins"]
 
 
 @pytest.mark.slow

@@ -159,9 +159,16 @@ PROFILES = {"ema_profiles": {"sigma_rel": [0.1], "every": 4}}
 )
 def test_other_networks_do_not_guide_the_scored_images(sample, sweep, guidance):
     config = parse(params(sample=sample, sweep=sweep, train={**PROFILES, "p_uncond": 0.1}), "params")
-    settings = scored_images(config.sample, 8, 2, 1000).settings
+    settings = scored_images(config).settings
     assert (settings.guidance, settings.guide, settings.classifier) == (guidance, None, None)
     assert not settings.needs_guide
+
+
+@pytest.mark.parametrize(("schedule", "spacing"), [("cosine", "uniform"), ("edm", "karras")])
+def test_scored_images_need_no_learned_times(schedule, spacing):
+    learned = {"spacing": "learned", "spacing_options": {"levels": [80.0, 1.0]}}
+    config = parse(params(process={"schedule": schedule}, sample=learned), "params")
+    assert scored_images(config).settings.spacing == spacing
 
 
 def scorer_of(extractor, **values: object) -> ValidationScorer:
