@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.edit.edits import edit_trajectory
+from diffusion.edit.edits import count_edit_nfe, edit_trajectory
 from diffusion.edit.measurement import build_operator
 from diffusion.edit.operator import LinearOperator, Shape
 from diffusion.edit.pictures import fit_input, masked_operator, measure, picture_shape
@@ -71,7 +71,8 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     ).rows(torch.zeros(count, dtype=torch.int64))
     condition = model.edit_condition(settings, count, request.class_name)
     process, most = build_process(model.artefact.process), CALLS_PER_STEP * model.config.steps
-    trajectory = edit_trajectory(edit, settings, measurement, process, model.device, most)
+    nfe = count_edit_nfe(edit, settings, measurement, process, most)
+    trajectory = edit_trajectory(edit, settings, measurement.to(model.device), process, nfe)
     about = {
         "edit": {
             **edit.model_dump(mode="json"),

@@ -12,7 +12,7 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import OnStep, check_settings, guided_denoiser, model_denoiser
+from diffusion.sample.generate import OnStep, check_settings, denoiser_builder, model_denoiser
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, build_sampler, run_sampler
 from diffusion.system.errors import UsageError
 
@@ -93,7 +93,7 @@ def decode_images(
     x_t = codes.to(device)
     guard = NaNGuard("image {} of these".format, {"model": loaded.network}, bool(plain.guidance))
     trajectory = build_sampler(plain)(check_settings(loaded.artefact, plain), x_t, lambda: x_t)
-    denoiser = guided_denoiser(loaded, plain)
+    denoiser = denoiser_builder(loaded, plain)()
     return to_uint8(run_sampler(trajectory, denoiser, condition.to(device), on_step, guard).x).cpu()
 
 

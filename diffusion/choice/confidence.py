@@ -177,10 +177,15 @@ def deviation_of(cells: Trainings, metric: str) -> float | None:
 
 def mean_interval(cells: Trainings, metric: str) -> Interval | None:
     """Return the interval of the mean over seeds by Student's t; of one training, that of its images."""
-    deviation, count = deviation_of(cells, metric), len(cells)
-    if deviation is None:
+    if len(cells) < 2:
         return interval_of(cells[0], metric)
-    mean, half = mean_of(cells, metric), student(count - 1) * deviation / math.sqrt(count)
+    return student_interval([cell.scores[metric] for cell in cells])
+
+
+def student_interval(values: Sequence[float]) -> Interval:
+    """Return the interval of the mean of two or more independent values, by Student's t."""
+    mean, count = statistics.fmean(values), len(values)
+    half = student(count - 1) * statistics.stdev(values) / math.sqrt(count)
     return Interval(mean - half, mean + half)
 
 

@@ -28,23 +28,6 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
 
 
-def edit_trajectory(
-    edit: EditSettings,
-    settings: SampleSettings,
-    measurement: Measurement,
-    process: NoiseProcess,
-    device: torch.device,
-    max_nfe: int | None = None,
-) -> CustomTrajectory:
-    """Return the trajectories of edited images for an engine's job, with their NFE.
-
-    Image i depends on (seed, i), the measurement's row and the model alone. UsageError for settings that do
-    not fit the method, and for a greater NFE per image than `max_nfe`.
-    """
-    nfe = count_edit_nfe(edit, settings, measurement, process, max_nfe)
-    return _trajectories(edit, settings, measurement.to(device), process, nfe)
-
-
 @dataclass(frozen=True)
 class Editor:
     """A model with the settings of an edit, on the device of its networks.
@@ -80,7 +63,7 @@ class Editor:
             self.device,
             callback,
             self.guides,
-            custom=_trajectories(self.edit, self.settings, measurement.to(self.device), process),
+            custom=edit_trajectory(self.edit, self.settings, measurement.to(self.device), process),
             size=None if size == spec.size else size,
             tile_batch=self.batch_size,
         )
@@ -108,13 +91,17 @@ class Editor:
         return torch.cat(parts)
 
 
-def _trajectories(
+def edit_trajectory(
     edit: EditSettings,
     settings: SampleSettings,
     measurement: Measurement,
     process: NoiseProcess,
     nfe: int | None = None,
 ) -> CustomTrajectory:
+    """Return the trajectories of edited images; the measurement is on the device of the networks.
+
+    Image i depends on (seed, i), the measurement's row and the model alone.
+    """
     return CustomTrajectory(
         lambda rows: build_method(edit, settings, measurement.rows(rows), process), nfe=nfe
     )

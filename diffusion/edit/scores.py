@@ -4,13 +4,12 @@ PSNR and SSIM are those of torchmetrics (`diffctl[edit]`), an optional dependenc
 """
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from diffusion.choice.confidence import Interval, student
+from diffusion.choice.confidence import student_interval
 from diffusion.edit.measurement import Measurement
 from diffusion.images.pixels import to_model
 
@@ -57,18 +56,9 @@ def mean_scores(by_picture: dict[str, Tensor]) -> dict[str, float]:
     """Return the means over pictures, with the ends of their intervals by Student's t: `…_low`, `…_high`."""
     scores: dict[str, float] = {}
     for name, values in by_picture.items():
-        low, high = mean_interval(values.tolist())
+        low, high = student_interval(values.tolist()) if len(values) > 1 else (-math.inf, math.inf)
         scores |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     return scores
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the 95 % interval of the mean of independent values; infinite for one value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Interval(-math.inf, math.inf)
-    half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean - half, mean + half)
 
 
 def interval_scores(scores: Mapping[str, float]) -> list[str]:

@@ -82,7 +82,6 @@ def halved(denoiser: Denoiser, pool: Executor) -> Denoiser:
 
         if len(x) < 2:
             return half(slice(None), None)
-        pairs = zip(*in_halves(half, len(x), pool), strict=True)
-        return Prediction(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]
+        return Prediction.cat(in_halves(half, len(x), pool))
 
     return call

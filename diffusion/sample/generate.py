@@ -104,7 +104,8 @@ def generate(
     spec = loaded.artefact.network
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
     build_denoiser = denoiser_builder(loaded, settings, guides, fast=fast)
-    condition = full_condition(loaded, settings, indices, condition, device, guides)
+    condition = with_base_images(loaded, settings, indices, condition, device, guides)
+    condition = noised_condition(spec, settings, indices, condition)
     networks, ahead = guides.networks(loaded), noise_draws(settings, device)
 
     def images(part: slice, on_step: OnStep | None) -> Tensor:
@@ -121,22 +122,6 @@ def generate(
     if callback or len(indices) < 2 or not splitting_helps(device):
         return images(slice(None), callback)
     return torch.cat(in_halves(lambda half, check: images(half, lambda step: check()), len(indices)))
-
-
-def full_condition(
-    loaded: "LoadedModel",
-    settings: SampleSettings,
-    indices: Sequence[int],
-    condition: Condition,
-    device: torch.device,
-    guides: Guides = NO_GUIDES,
-) -> Condition:
-    """Return the condition with the low-resolution images that the network receives, if it enlarges any.
-
-    Without such images in the condition a base model makes them, image i from (seed, i) with the same label.
-    """
-    condition = with_base_images(loaded, settings, indices, condition, device, guides)
-    return noised_condition(loaded.artefact.network, settings, indices, condition)
 
 
 def with_base_images(
@@ -196,13 +181,6 @@ def denoiser_builder(
         return build
     by_classifier = classifier_guidance(loaded.artefact, settings, classifier)
     return lambda: by_classifier(build())
-
-
-def guided_denoiser(
-    loaded: "LoadedModel", settings: SampleSettings, guides: Guides = NO_GUIDES, *, fast: bool = False
-) -> Denoiser:
-    """Return the model with all guidance of the settings, for one trajectory, as `denoiser_builder`."""
-    return denoiser_builder(loaded, settings, guides, fast=fast)()
 
 
 def guide_denoiser(artefact: "ModelDescription", guide: "LoadedModel", *, fast: bool = False) -> Denoiser:

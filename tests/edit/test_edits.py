@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.edit.edits import Editor, edit_trajectory
+from diffusion.edit.edits import Editor, count_edit_nfe, edit_trajectory
 from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.method import build_method
 from diffusion.edit.operators.mask import Mask
@@ -62,9 +62,9 @@ def test_image_depends_on_its_seed_index_and_measurement_only(method: str) -> No
     model = counting(MODEL, rows)
     whole = Editor(model, settings, edit, CPU).images(measurement, range(COUNT), condition)
     process = build_process(MODEL.artefact.process)
-    trajectory = edit_trajectory(edit, settings, measurement, process, CPU)
-    assert trajectory.nfe is not None
-    passes = trajectory.nfe // 2 if method == "dps" else trajectory.nfe
+    nfe = count_edit_nfe(edit, settings, measurement, process)
+    trajectory = edit_trajectory(edit, settings, measurement, process, nfe)
+    passes = nfe // 2 if method == "dps" else nfe
     assert sum(rows) == COUNT * passes
     part = slice(3, 5)
     alone = Editor(MODEL, settings, edit, CPU).images(measurement.rows(part), [3, 4], condition.rows(part))

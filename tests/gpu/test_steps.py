@@ -18,7 +18,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.protocol.card import subset_size
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import mixed_condition
-from diffusion.sample.generate import check_settings, generate, guided_denoiser
+from diffusion.sample.generate import check_settings, denoiser_builder, generate
 from diffusion.sample.guides import Guides
 from diffusion.sample.sampler import NaNGuard, build_sampler, run_sampler
 from diffusion.system.devices import to_device
@@ -66,7 +66,7 @@ def test_a_sampling_step_does_not_synchronise(device, values, guidance) -> None:
     model, settings = a_model(device), SampleSettings(steps=5, **guidance, **values)
     classifier = a_classifier(device) if settings.has_classifier else None
     grid = check_settings(model.artefact, settings)
-    denoiser = guided_denoiser(model, settings, Guides(classifier=classifier))
+    denoiser = denoiser_builder(model, settings, Guides(classifier=classifier))()
     noise, watch = ImageNoise(0, range(4), (1, 8, 8)), NaNGuard()
     watch.raise_pending = lambda: None
     condition = Condition(4, torch.arange(4), 10)

@@ -29,9 +29,9 @@ from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import cell_labels, make_cell
 from diffusion.sample.conditions import base_condition, chosen_condition, image_condition, mixed_condition
-from diffusion.sample.generate import full_condition, generate
+from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides, check_base
-from diffusion.sample.low_res import RealImages
+from diffusion.sample.low_res import RealImages, noised_condition
 from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles, network_files
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.sample.sampling_card import sampling_card
@@ -115,13 +115,14 @@ def test_the_noise_on_an_image_is_normal_of_its_level_and_its_own():
     settings, indices = SampleSettings(cond_noise=0.3), range(400)
     clean = torch.randn(400, 1, 4, 4)
     condition = replace(mixed_condition(UPSAMPLER.artefact, settings, indices), low_res=clean)
-    full = full_condition(UPSAMPLER, settings, indices, condition, CPU)
+    spec = UPSAMPLER.artefact.network
+    full = noised_condition(spec, settings, indices, condition)
     noise = (full.low_res - clean) / 0.3
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-4
     assert full.noise_level.eq(0.3).all()
-    part = full_condition(UPSAMPLER, settings, range(10, 13), condition.rows(slice(10, 13)), CPU)
+    part = noised_condition(spec, settings, range(10, 13), condition.rows(slice(10, 13)))
     assert torch.equal(part.low_res, full.low_res[10:13])
-    exact = full_condition(UPSAMPLER, SampleSettings(), indices, condition, CPU)
+    exact = noised_condition(spec, SampleSettings(), indices, condition)
     assert torch.equal(exact.low_res, clean)
     assert not exact.noise_level.any()
 
