@@ -1,6 +1,7 @@
 """Experiments, runs, searches and checkpoints in MLflow: found by names and tags, and created once."""
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,31 @@ def ensure_run(client: "MlflowClient", experiment_id: str, key: str, name: str, 
     return str(run.info.run_id)
 
 
+def ensure_finished_run(
+    client: "MlflowClient", experiment_id: str, name: str, identity: dict[str, str], tags: dict[str, str]
+) -> str:
+    """Return the id of the run with the tags `identity`, in which nothing is executed.
+
+    It is created, with the further `tags`, if it is missing.
+    """
+    if found := find_by_tags(client, [experiment_id], identity):
+        return str(found[0].info.run_id)
+    return create_finished_run(client, experiment_id, name, identity | tags)
+
+
 def create_finished_run(client: "MlflowClient", experiment_id: str, name: str, tags: dict[str, str]) -> str:
     """Create a run that nothing is executed in; return its id."""
     run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
     client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def log_changed_metrics(client: "MlflowClient", run_id: str, values: Mapping[str, float | None]) -> None:
+    """Log the metrics that the run does not have with these values."""
+    logged = client.get_run(run_id).data.metrics
+    for name, value in values.items():
+        if value is not None and logged.get(name) != value:
+            client.log_metric(run_id, name, value)
 
 
 def find_by_tags(client: "MlflowClient", experiment_ids: list[str], tags: dict[str, str]) -> "list[Run]":
@@ -116,19 +137,14 @@ def log_search(key: str, name: str, title: str, table: dict[str, Any], best: dic
         experiment = ensure_experiment(client, experiment_name(title))
         run_id = _ensure_search(client, experiment, key, name)
         client.log_dict(run_id, table, SEARCH_TABLE)
-        logged = client.get_run(run_id).data.metrics
-        for metric, value in best.items():
-            if logged.get(metric) != value:
-                client.log_metric(run_id, metric, value)
+        log_changed_metrics(client, run_id, best)
     return run_id
 
 
 def _ensure_search(client: "MlflowClient", experiment: str, key: str, name: str) -> str:
     """Return the id of the search's run, created if it is missing; it has no key, as it is no training."""
     with file_lock(SEARCH_LOCK):
-        if found := find_by_tags(client, [experiment], {SEARCH_ROOT: key}):
-            return str(found[0].info.run_id)
-        return create_finished_run(client, experiment, f"search {name}", {SEARCH_ROOT: key, SEARCH: name})
+        return ensure_finished_run(client, experiment, f"search {name}", {SEARCH_ROOT: key}, {SEARCH: name})
 
 
 def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import file_lock
-from tracking.experiments import create_finished_run, ensure_experiment, find_by_tags
+from tracking.experiments import ensure_experiment, ensure_finished_run, log_changed_metrics
 from tracking.keys import PARENT, VERDICT, experiment_name
 from tracking.mlflow_pages import changed_note, note_tags
 from tracking.store import mlflow_client
@@ -25,8 +25,8 @@ def log_verdict(key: str, title: str, values: dict[str, Any], page: str) -> str:
         experiment = ensure_experiment(client, experiment_name(title))
         names = ", ".join(one["change"] for one in values["changes"])
         note = "\n\n".join(f"`{one['change']}`: {one['sentence']}" for one in values["changes"])
-        tags = {VERDICT: key, PAIR: "all", **note_tags(note)}
-        parent = _ensure_run(client, experiment, f"verdict {names}"[:200], tags)
+        identity = {VERDICT: key, PAIR: "all"}
+        parent = ensure_finished_run(client, experiment, f"verdict {names}"[:200], identity, note_tags(note))
         for name, value in changed_note(note, client.get_run(parent).data.tags).items():
             client.set_tag(parent, name, value)
         client.log_dict(parent, values, JSON)
@@ -35,7 +35,7 @@ def log_verdict(key: str, title: str, values: dict[str, Any], page: str) -> str:
         client.log_artifact(parent, str(path))
         for number, change in enumerate(values["changes"]):
             found = {"gap": change["gap"], "detectable_gap": change["detectable_gap"]}
-            _log_new(client, parent, {f"{name}/{number}": value for name, value in found.items()})
+            log_changed_metrics(client, parent, {f"{name}/{number}": value for name, value in found.items()})
             for pair in change["pairs"]:
                 _log_pair(client, experiment, (key, parent), number, change["change"], pair)
     return parent
@@ -51,23 +51,8 @@ def _log_pair(
 ) -> None:
     """Log the scores of both arms in a pair and their gaps, in a child run of the verdict's."""
     key, parent = verdict
-    tags = {VERDICT: key, PARENT: parent, PAIR: f"{number} {pair['seed']}"}
-    run = _ensure_run(client, experiment, f"seed {pair['seed']}, {change}"[:200], tags)
+    name, identity = f"seed {pair['seed']}, {change}"[:200], {VERDICT: key, PAIR: f"{number} {pair['seed']}"}
+    run = ensure_finished_run(client, experiment, name, identity, {PARENT: parent})
     values = {f"{arm}/{name}": value for arm in ("control", "change") for name, value in pair[arm].items()}
     values |= {f"gap/{name}": value - pair["control"][name] for name, value in pair["change"].items()}
-    _log_new(client, run, values)
-
-
-def _ensure_run(client: "MlflowClient", experiment: str, name: str, tags: dict[str, str]) -> str:
-    wanted = {tag: tags[tag] for tag in (VERDICT, PAIR)}
-    if found := find_by_tags(client, [experiment], wanted):
-        return str(found[0].info.run_id)
-    return create_finished_run(client, experiment, name, tags)
-
-
-def _log_new(client: "MlflowClient", run_id: str, values: dict[str, float | None]) -> None:
-    """Log the metrics that the run does not have with these values."""
-    logged = client.get_run(run_id).data.metrics
-    for name, value in values.items():
-        if value is not None and logged.get(name) != value:
-            client.log_metric(run_id, name, value)
+    log_changed_metrics(client, run, values)

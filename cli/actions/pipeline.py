@@ -1,13 +1,9 @@
 """The pipeline: run here, or deployed on a Prefect server."""
 
-import json
-from typing import Any
-
 import typer
 
 from cli.actions.scores.score_tables import show_sweep_scores
 from cli.commands.pipeline import DataChanged, Deploy, Run
-from cli.shared.console import print_table
 from diffusion.config import load
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.scores_document import read_scores
@@ -33,33 +29,9 @@ def deploy_to_prefect(options: Deploy) -> None:
     def show_deployed() -> None:
         for one in deployed:
             typer.echo(f"{one['name']}: {one['description']}")
-            if options.params:
-                _show_parameters(one["schema"], one["parameters"])
         typer.echo(f"on Prefect at {redact_uri(url)}; a worker runs them: `diffctl docs operations`")
 
     options.answer(deployed, show_deployed)
-
-
-def _show_parameters(schema: dict[str, Any], values: dict[str, Any]) -> None:
-    rows = []
-    for name, one in schema.get("properties", {}).items():
-        value, kind = values.get(name, one.get("default")), _kind(one, schema.get("definitions", {}))
-        rows.append((name, kind, "" if value is None else json.dumps(value), one.get("description", "")))
-    print_table(("PARAMETER", "TYPE", "VALUE", ""), rows)
-
-
-def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Describe a JSON schema by its type and the bounds of a number."""
-    if reference := schema.get("$ref"):
-        fields = definitions.get(reference.rpartition("/")[2], {}).get("properties", {})
-        return f"object of {', '.join(fields)}"
-    if choices := schema.get("anyOf"):
-        return " or ".join(_kind(choice, definitions) for choice in choices)
-    if schema.get("type") == "array":
-        return f"list of {_kind(schema.get('items', {}), definitions)}"
-    ends = [schema.get(name) for name in ("minimum", "maximum")]
-    bounds = f" {ends[0]:,} to {ends[1]:,}" if None not in ends else ""
-    return f"{schema.get('type', 'anything')}{bounds}"
 
 
 def emit_event(options: DataChanged) -> None:

@@ -167,8 +167,6 @@ class Deploy(JsonOptions):
     This includes their work pool and automations. The server is PREFECT_API_URL, or that of `diffctl up`.
     """
 
-    params: bool = option("Also list the parameters of each deployment.")
-
 
 @command(emit_app, lambda: pipeline.emit_event, "connecting to Prefect", name="data-changed")
 class DataChanged(CommandOptions):
