@@ -79,13 +79,6 @@ class PairedTest:
             found.append(Decision(kind, count, mean, half, deviation))
         return found
 
-    def power(self, effect: float, pairs: int) -> float:
-        """Return the probability of a decision by `pairs` pairs; `effect` is in standard deviations."""
-        passed = np.zeros(POWER_PATHS, dtype=bool)
-        for count, mean, scale in _paths(self.first, pairs, POWER_PATHS):
-            passed |= np.abs(mean + effect) * scale > self.bounds[count]
-        return float(passed.mean())
-
     def detectable(self, pairs: int, power: float = 0.8) -> float:
         """Return the effect in standard deviations that is decided by `pairs` pairs with this power.
 

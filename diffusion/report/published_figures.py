@@ -72,7 +72,6 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Figu
 
 def _row(one: FigureComparison, alike: list[PublishedDifference]) -> dict[str, str]:
     """Return a row of the table. Differences common to all figures are stated once, next to it."""
-    own = ", ".join(str(field) for field in one.differences if field not in alike)
     cost = _cost(one)
     return {
         "name": one.figure.name,
@@ -80,5 +79,5 @@ def _row(one: FigureComparison, alike: list[PublishedDifference]) -> dict[str, s
         "metric": one.figure.metric,
         "cost": "" if cost is None else f"{cost:,}",
         "value": f"{one.figure.value:g}",
-        "verdict": f"no: {own}" if own else "no" if alike else "yes",
+        "verdict": one.verdict(alike),
     }

@@ -69,6 +69,11 @@ class Arm:
             raise UsageError(f"--cell {name}: the sweep of {self.name} has {', '.join(cells)}")
         return cells[name]
 
+    def card(self, name: str | None) -> dict[str, Any]:
+        """Return the card of the cell that is scored, with its EMA profile."""
+        cell = self.cell(name)
+        return {**settings_card(cell_settings(self.config.sample, cell)), "ema": cell.ema}
+
     def differences(self, control: "Arm") -> list[str]:
         """Return the fields that differ from the control's, as text; pairs have seeds of their own."""
         configs = control.config, self.config
@@ -104,7 +109,7 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
         arm, other = (control, change) if control.enlarges_real else (change, control)
         found = f"{arm.name} enlarges real images, and {other.name} does not"
         raise UsageError(f"{found}: give it a base (sample.base), or compare two that do")
-    cards = [_card(arm, cell) for arm in (control, change)]
+    cards = [arm.card(cell) for arm in (control, change)]
     trains = control.fingerprint(0) != change.fingerprint(0)
     if not differing_fields(cards, OF_CASCADE if trains else ()):
         if not trains:
@@ -172,8 +177,3 @@ def _all_fields(config: Config) -> dict[str, Any]:
 def _is_protocol(field: str) -> bool:
     section, _, name = field.partition(".")
     return (section in PROTOCOL and field != "data.flip") or (section == "sample" and name in IMAGES)
-
-
-def _card(arm: Arm, name: str | None) -> dict[str, Any]:
-    cell = arm.cell(name)
-    return {**settings_card(cell_settings(arm.config.sample, cell)), "ema": cell.ema}

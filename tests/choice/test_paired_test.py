@@ -52,12 +52,8 @@ def test_several_changes_share_the_error() -> None:
     ("effect", "by_12"), [(0.5, 0.229), (0.75, 0.468), (1.0, 0.724), (1.5, 0.975), (2.0, 1.0), (3.0, 1.0)]
 )
 def test_power_is_that_of_the_documentation(effect: float, by_12: float) -> None:
-    assert TEST.power(effect, 12) == pytest.approx(by_12, abs=0.01)
-    differences = gaussian(3, effect)
-    assert share_decided(TEST, differences) == pytest.approx(by_12, abs=binomial(by_12) + 0.01)
-    for pairs in (3, 6, 9):
-        share = share_decided(TEST, differences[:, :pairs])
-        assert TEST.power(effect, pairs) == pytest.approx(share, abs=binomial(share) + 0.02)
+    share = share_decided(TEST, gaussian(3, effect))
+    assert share == pytest.approx(by_12, abs=binomial(by_12) + 0.01)
 
 
 def test_detectable_gap_is_found_in_four_of_five_cases() -> None:
@@ -105,4 +101,4 @@ def test_anytime_valid_test_has_less_power() -> None:
         evidence = np.sqrt(kept) * ((1 + square) / (1 + kept * square)) ** (count / 2)
         shares.append(np.mean((evidence >= 20).any(axis=1)))
     assert shares == pytest.approx([0.019, 0.505, 0.900], abs=0.03)
-    assert shares[1] < TEST.power(1.0, 12) - 0.15
+    assert shares[1] < 0.724 - 0.15

@@ -105,11 +105,9 @@ def _show_paper(paper: papers.Paper, found: Sequence[papers.FigureComparison]) -
     alike = papers.shared_differences([one.differences for one in found])
     rows = []
     for one in found:
-        own = ", ".join(str(departure) for departure in one.differences if departure not in alike)
         here = "" if one.here is None else f"{one.here:.5g}"
-        verdict = "yes" if one.is_comparable else f"no: {own}" if own else "no"
         published = one.figure.name, one.figure.where, one.figure.metric, f"{one.figure.value:g}"
-        rows.append((*published, here, one.cell or "", verdict))
+        rows.append((*published, here, one.cell or "", one.verdict(alike)))
     print_table(("published", "where", "score", "value", "here", "cell", "comparable"), rows)
     if alike:
         typer.echo(f"none is comparable: the paper has {', '.join(map(str, alike))}")

@@ -29,7 +29,7 @@ from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import HELD_OUT, MODEL, PARAMS, VERDICT_RUNS
 from diffusion.model.classifier import ClassifierArtefact
 from diffusion.model.model_file import read_artefact, read_description
-from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, settings_card
+from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings
 from diffusion.sample.sampling_card import code_of_models
 from diffusion.search.search_config import applied
 from diffusion.search.search_dir import About
@@ -155,7 +155,7 @@ def identify(
     models = [arm.fingerprint(seed) for arm in arms] if subject == "training" else [_model_sha256()]
     settings = {
         "models": models,
-        "images": [_images_card(arm, options.cell) for arm in arms],
+        "images": [{**arm.card(options.cell), "num_images": arm.config.sample.num_images} for arm in arms],
         "evaluate": control.config.evaluate.model_dump(mode="json"),
         "pairs": options.looks,
         "metric": options.metric,
@@ -198,12 +198,6 @@ def refuse_other_code(about: About, number: int, values: dict[str, Any]) -> None
     if not is_same or known["code"][place] != arm.plan.code[-1].digest:
         found = "the code, torch, the guide or the classifier changed since this verdict began"
         raise DiffctlError(f"{found}: restore it to resume, or run the command again for another verdict")
-
-
-def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
-    sample, cell = arm.config.sample, arm.cell(name)
-    card = settings_card(cell_settings(sample, cell))
-    return {**card, "ema": cell.ema, "num_images": sample.num_images, "seed": sample.seed}
 
 
 def _scoring(arm: Arm, name: str | None, bases: Mapping[str, str]) -> dict[str, Any]:
