@@ -72,7 +72,7 @@ class ValidationScorer:
     def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
         """Return scores of a network in eval mode by name; `progress`(done, total) may raise to stop."""
         total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
-        device = self.extractor.device
+        device = next(network.parameters()).device  # on an Apple GPU not that of the extractor
         fast = should_compile(artefact, settings, -(-total // at_once), device)
         # A copy, so that a compiled graph is released with it.
         model = LoadedModel(freeze(copy.deepcopy(network)) if fast else network, artefact)
