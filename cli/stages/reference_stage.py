@@ -3,7 +3,7 @@
 from cli.shared.console import progress
 from cli.stages.context import preflight
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.references import make_reference
 from diffusion.layout import PREPARED, REFERENCE
 from diffusion.system.params import load_section
 

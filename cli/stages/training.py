@@ -9,7 +9,7 @@ from cli.shared.console import progress
 from cli.stages.observers import ConsoleTraining, TrackedTraining, Validation
 from diffusion.config import Config
 from diffusion.evaluate.features.extractors import space_extractor
-from diffusion.evaluate.features.reference_features import find_or_make_reference
+from diffusion.evaluate.references import find_or_make_reference
 from diffusion.evaluate.training_images import scored_images
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.store import open_store

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.references import make_reference
 from tests.helpers.digits_sweep import effnet, make_config, write_prepared
 from tests.helpers.torch_fidelity_adapter import write_random_inception
 

@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.code_digest import code_digest
+from diffusion.evaluate import feature_cache
 from diffusion.evaluate.features.extractors import extract
 from diffusion.evaluate.features.reference_features import (
     extraction_code,
-    make_reference,
     make_reference_of,
     matching_reference,
     open_reference,
     write_reference,
 )
+from diffusion.evaluate.references import make_reference
 from diffusion.images.store import open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, EXTRACTORS
 from diffusion.system.errors import DiffctlError
@@ -78,9 +79,24 @@ def test_reference_holds_both_splits_and_their_metadata(real, extractor):
 
 
 @pytest.mark.slow
-def test_reference_is_reproduced_to_the_byte(real, tmp_path):
+def test_reference_is_reproduced_to_the_byte_after_an_interruption(real, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(feature_cache, "BLOCK", 32)
     prepared, folder = real / "prepared", real / "reference"
-    make_reference(make_config().evaluate, prepared, tmp_path / "again")
+    section, images = (
+        make_config().evaluate,
+        sum(len(open_store(prepared / one)) for one in ("train", "test")),
+    )
+
+    def interrupt(done, total):
+        if done > 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_reference(section, prepared, tmp_path / "again", interrupt)
+    calls = []
+    make_reference(section, prepared, tmp_path / "again", lambda *numbers: calls.append(numbers))
+    assert calls[-1] == (images - 64, images - 64)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 

@@ -13,7 +13,7 @@ import pytest
 from diffusion.choice.selection import all_spaces, scores_in_space
 from diffusion.evaluate import sweep_scores as stage
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.references import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
 from diffusion.protocol.scores_document import document_values, read_scores

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.choice.ranking import CODE_VERSIONS
-from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.references import make_reference
 from diffusion.evaluate.sweep_scores import evaluate
 from diffusion.images.store import open_store
 from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, REFERENCE, RUN, SAMPLES, SCORES

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.references import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.references import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES

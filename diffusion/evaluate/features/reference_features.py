@@ -14,23 +14,15 @@ import numpy as np
 
 from diffusion.code_digest import ModuleDigests, code_digest
 from diffusion.entry_code import code_of
-from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
-from diffusion.evaluate.features.extractors import (
-    Extractor,
-    FeatureArray,
-    Features,
-    Progress,
-    ProgressCounter,
-    extract,
-    space_extractor,
-)
+from diffusion.evaluate.evaluate_config import OTHER_SPLIT
+from diffusion.evaluate.features.extractors import Extractor, FeatureArray, Features
 from diffusion.images.image_size import written_size
 from diffusion.images.store import ImageStore, Labels, array_digest, open_store, read_array
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
-from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.files import write_json
 from diffusion.system.section import brief
 
 ARRAYS = "arrays"  # key of the meta: each array's digest
@@ -65,40 +57,7 @@ class Reference:
         return by_split.get("train"), by_split.get("test")
 
 
-def make_reference(
-    section: EvaluateConfig, prepared: Path, out: Path, progress: Progress | None = None
-) -> None:
-    """Run the stage `reference`: extract the features of both splits and write the folder `out`.
-
-    All weights are loaded first. `progress` receives (done, total) images, each counted once per extractor.
-    """
-    extractors = [space_extractor(space) for space in section.spaces]
-    stores = _splits(prepared, section.reference, section.reference_images)
-    counter = ProgressCounter(progress, len(extractors) * sum(map(len, stores)))
-    with atomic_folder(out) as folder:
-        for number, extractor in enumerate(extractors):
-            features = [extract(extractor, one.images, section.batch_size, counter.add) for one in stores]
-            reference = make_reference_of(extractor, stores, features)
-            write_reference(folder / extractor.spec.name if number else folder, reference)
-
-
-def find_or_make_reference(
-    section: EvaluateConfig,
-    extractor: Extractor,
-    prepared: Path,
-    places: Sequence[Path],
-    progress: Progress | None = None,
-) -> Reference:
-    """Return the reference from the first folder that has it, else make it in the last folder."""
-    for place in places:
-        found = matching_reference(place, extractor, section.reference, prepared, section.reference_images)
-        if found is not None:
-            return found
-    make_reference(section.model_copy(update={"extra_extractors": ()}), prepared, places[-1], progress)
-    return open_reference(places[-1], extractor, section.reference, prepared, section.reference_images)
-
-
-def _splits(prepared: Path, split: str, limit: int | None) -> list[ImageStore]:
+def reference_splits(prepared: Path, split: str, limit: int | None) -> list[ImageStore]:
     """Return the reference split and the held-out split, the first `limit` images of each."""
     stores = [open_store(prepared / one, PreparedMeta) for one in (split, OTHER_SPLIT[split])]
     return [
@@ -179,7 +138,9 @@ def open_reference(
     reference = _read(path)
     expected = {**extraction(extractor), "reference_split": split}
     if prepared is not None:
-        for role, store in zip(("reference", "heldout"), _splits(prepared, split, limit), strict=True):
+        for role, store in zip(
+            ("reference", "heldout"), reference_splits(prepared, split, limit), strict=True
+        ):
             expected |= {f"{role}_digest": store.digest, f"{role}_count": len(store)}
     for field, value in expected.items():
         if (found := reference.meta.get(field)) != value:
