@@ -14,9 +14,9 @@ from diffusion.system.section import NotBool, PositiveInt, Section, Seed
 
 MAX_IMAGES = 1024  # per response: 16 MB of PNG at 64×64×3 pixels
 MAX_BODY = 64 * 1024  # bytes; a request with 1,024 indices has 20 KB
-MAX_EDIT_BODY = 8 << 20  # bytes: a photograph of 6 MB in base64
+MAX_EDIT_BODY = 8 << 20  # bytes: a photograph of 8 MB, or of 6 MB in base64
 MAX_EDIT_PIXELS = 1 << 24  # of a picture or a mask: 4096×4096
-BODY_LIMITS = dict.fromkeys(("/v1/edits", "/v1/edits/events"), MAX_EDIT_BODY)
+BODY_LIMITS = dict.fromkeys(("/v1/edits", "/v1/edits/events", "/playground/between"), MAX_EDIT_BODY)
 RETRY_SECONDS = 5  # Retry-After of 429
 MAX_BODIES = 256 << 20  # bytes of all unfinished requests
 
@@ -73,7 +73,7 @@ _OptionFields: Any = fields_section(
 EncodedPicture = Annotated[
     str,
     Field(
-        max_length=MAX_EDIT_BODY,
+        max_length=-(-MAX_EDIT_BODY // 3) * 4,  # of a picture that is the body
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
     ),
 ]
@@ -177,6 +177,8 @@ class EditRequest(SettingsRequest):
             raise ValueError("nothing to do: give a mask, an operator or a strength")
         if self.strength is not None and (self.mask is not None or self.operator is not None):
             raise ValueError("strength edits the whole picture: leave out strength, or mask and operator")
+        if self.degrade and self.mask is None and self.operator is None:
+            raise ValueError("degrade measures the image: give a mask or an operator, or leave it out")
         return self
 
 

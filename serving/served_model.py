@@ -210,6 +210,8 @@ class ServedModel:
             raise UsageError(f"{self.ref.name} has no scores to choose by: give steps instead of budget")
         else:
             settings = budget_settings(scores, request.budget, request.seed, self.ref.name, self.ref.sha256)
+        if request.low_res is not None:  # it is used instead of a base model's images
+            settings = settings.model_copy(update={"base": None})
         self.check(request, settings)
         return settings
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffusion.analysis.image_inputs import InputImage, end_condition, load_input
-from diffusion.analysis.inversion import encoding, interpolate_codes
+from diffusion.analysis.inversion import check_trajectories, encoding, interpolate_codes
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
@@ -28,7 +28,7 @@ from serving.encoded_pictures import decode_base64
 from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.choices import choices_of, nfe_preview
-from serving.schemas import MAX_BODY, MAX_IMAGES, Index, SampleRequest, StrictRequest, check_count
+from serving.schemas import MAX_EDIT_BODY, MAX_IMAGES, Index, SampleRequest, StrictRequest, check_count
 from serving.served_model import PendingImages, ServedModel
 from serving.service import Service
 from tracking.keys import model_name
@@ -47,7 +47,7 @@ HEADERS = {
     "Cache-Control": "no-cache",  # after an update the page must load the new scripts
 }
 MAX_SEED = 2**53 - 1  # the largest integer up to which a number in JavaScript is exact
-EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
+EncodedImage = Annotated[str, Field(max_length=MAX_EDIT_BODY)]  # a file in base64
 
 
 class VersionRequest(StrictRequest):
@@ -201,6 +201,7 @@ class Interpolation:
             )
             return
         assert request.images is not None
+        check_trajectories(model.artefact, "a code")
         ddim = {"sampler": "ddim", "sampler_options": {}, "guidance": 0.0, "clip": False}
         self.settings = settings.guided_everywhere().model_copy(update=ddim)
         given = [_given(image, store, model.artefact, i) for i, image in enumerate(request.images)]

@@ -104,6 +104,8 @@ def test_given_images_and_those_of_a_base_are_enlarged(tmp_path):
         answer = client.post("/v1/images", json={"num": 2, "steps": 2, "eta": 0}).json()
         assert np.abs(pixels(answer) - to_nhwc(made)[..., 0].astype(int)).max() <= 1
         assert answer["nfe"] == 2 + 3
+        given = client.post("/v1/images", json=body).json()
+        assert (given["settings"]["base"], given["nfe"]) == (None, 2)
 
 
 def test_the_best_cells_interval_is_the_default_and_null_disables_it(model):

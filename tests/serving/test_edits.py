@@ -173,6 +173,7 @@ with io.BytesIO() as file:
 INVALID = [
     ({}, "nothing to do: give a mask, an operator or a strength"),
     ({"strength": 0.5, "operator": "gray"}, "strength edits the whole picture"),
+    ({"strength": 0.5, "degrade": True}, "degrade measures the image: give a mask or an operator"),
     ({"image": 5, "strength": 0.5}, "image: it must be text (got 5)"),
     ({"image": "data:image/png;base64,AAAA", "strength": 0.5}, "the image is not in base64"),
     ({"image": "é", "strength": 0.5}, "the image is not in base64"),
