@@ -17,7 +17,7 @@ LEVELS = 127.5  # grey levels in a unit of [−1, 1]
 MAX_PSNR = 100.0  # dB, of equal images
 
 SCORES = {
-    "measured_error": "RMS error of what was measured, in grey levels",
+    "measured_error": "RMS error of the measurement, in grey levels; hidden pixels count as 0",
     "psnr": "peak signal-to-noise ratio to the original, in dB",
     "ssim": "structural similarity to the original",
     "spread": "RMS deviation over the results of one picture, in grey levels",

@@ -1,7 +1,8 @@
 """A network as a table: its parts in forward order, their outputs, parameters and FLOPs.
 
-FLOPs count multiplications and additions of matrix products and convolutions, as torch's FlopCounterMode and
-the papers do. Element-wise operations are not counted.
+FLOPs count multiplications and additions of matrix products and convolutions, as torch's FlopCounterMode
+does.
+DiT's paper counts a multiplication with its addition once. Element-wise operations are not counted.
 """
 
 from collections import Counter
