@@ -13,7 +13,7 @@ from serving.edit_routes import Responses, edit_routes
 from serving.handlers import EventStreamResponse, Work, http_errors, respond
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
 from serving.schemas import (
-    BODY_LIMITS,
+    EDIT_PATHS,
     EventsRequest,
     ImagesRequest,
     ImagesResponse,
@@ -129,7 +129,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     items = error.errors()
     if isinstance(error.body, bytes):  # not parsed
         sentence = "the body is not declared as JSON: send the header Content-Type: application/json"
-        sentence += ", or a picture's" if request.url.path in BODY_LIMITS else ""
+        sentence += ", or a picture's" if request.url.path in EDIT_PATHS else ""
     elif items[0]["type"] == "json_invalid":
         sentence = f"the request is not JSON ({items[0]['ctx']['error']} at {items[0]['loc'][-1]})"
     else:

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.schemas import BODY_LIMITS, MAX_BODIES, MAX_BODY, RETRY_SECONDS, ModelRef
+from serving.schemas import BODY_LIMITS, EDIT_PATHS, MAX_BODIES, MAX_BODY, RETRY_SECONDS, ModelRef
 from serving.service import Service
 
 FAILED = "the server failed: see its log"
 HEALTH_PATHS = {"/healthz", "/readyz"}
 METRIC_PATHS = {
-    "/v1/images", "/v1/images/events", *BODY_LIMITS, "/v1/models", "/openapi.json", "/metrics", *HEALTH_PATHS
+    "/v1/images", "/v1/images/events", *EDIT_PATHS, "/v1/models", "/openapi.json", "/metrics", *HEALTH_PATHS
 }  # fmt: skip
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 

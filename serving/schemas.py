@@ -16,7 +16,8 @@ MAX_IMAGES = 1024  # per response: 16 MB of PNG at 64×64×3 pixels
 MAX_BODY = 64 * 1024  # bytes; a request with 1,024 indices has 20 KB
 MAX_EDIT_BODY = 8 << 20  # bytes: a photograph of 8 MB, or of 6 MB in base64
 MAX_EDIT_PIXELS = 1 << 24  # of a picture or a mask: 4096×4096
-BODY_LIMITS = dict.fromkeys(("/v1/edits", "/v1/edits/events", "/playground/between"), MAX_EDIT_BODY)
+EDIT_PATHS = "/v1/edits", "/v1/edits/events"
+BODY_LIMITS = dict.fromkeys((*EDIT_PATHS, "/playground/between"), MAX_EDIT_BODY)
 RETRY_SECONDS = 5  # Retry-After of 429
 MAX_BODIES = 256 << 20  # bytes of all unfinished requests
 

@@ -150,10 +150,9 @@ def weights_finding(space: Space) -> Finding:
     if space.weights is not None:
         message = f"evaluate: there is no file {path} with the weights of {spec.name}"
         return Finding("error", "extractor", message, "correct the path")
-    if space.weights_sha256 not in (None, spec.weights.sha256):
-        message = (
-            f"weights_sha256 is not that of the published file of {spec.name}, which has to be downloaded"
-        )
+    if (sha256 := space.weights_sha256) is not None and sha256 != spec.weights.sha256:
+        given = f"evaluate: weights_sha256 {sha256[:16]}…"
+        message = f"{given} is not that of the published file of {spec.name}, which would be downloaded"
         return Finding("error", "extractor", message, "name your file in weights, or remove weights_sha256")
     size = format_bytes(spec.weights.size)
     message = f"the weights of {spec.name} are not here: {size} will be downloaded"

@@ -23,7 +23,7 @@ def make_reference(
     """Write the folder `out` with the features of both splits, in each space.
 
     All weights are loaded first. Cached features are read, the others extracted and cached. `progress`
-    receives (done, total) of the images to extract, so far and in this space.
+    receives (done, total) of the images to extract; the total grows with each space.
     """
     extractors = [space_extractor(space) for space in section.spaces]
     stores = reference_splits(prepared, section.reference, section.reference_images)

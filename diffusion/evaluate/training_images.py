@@ -1,14 +1,18 @@
 """The images that are scored during training, by the section `sample`."""
 
-from diffusion.config import Config
+from typing import TYPE_CHECKING
+
 from diffusion.evaluate.training_scores import ValidationImages
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
 from diffusion.protocol.settings import CommonSettings, SampleSettings, default_spacing
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.section import validate
 
+if TYPE_CHECKING:
+    from diffusion.config import Config
 
-def scored_images(config: Config) -> ValidationImages:
+
+def scored_images(config: "Config") -> ValidationImages:
     """Return the images that `train.eval_every` scores, by the section `sample` with η = 0.
 
     No other network is used: no classifier, and no guidance if its rule needs a guide. Learned times, which

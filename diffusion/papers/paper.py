@@ -156,7 +156,7 @@ class FigureComparison:
         """Whether both are the same score by the same protocol, as far as the paper states it."""
         return self.here is not None and not self.differences
 
-    def verdict(self, alike: Collection["PublishedDifference"]) -> str:
+    def verdict(self, alike: Collection[PublishedDifference]) -> str:
         """Return "yes" if both are comparable, else "no" and the differences that are not in `alike`."""
         own = ", ".join(str(one) for one in self.differences if one not in alike)
         return "yes" if self.is_comparable else f"no: {own}" if own else "no"

@@ -1,8 +1,7 @@
 """A network as a table: its parts in forward order, their outputs, parameters and FLOPs.
 
 FLOPs count multiplications and additions of matrix products and convolutions, as torch's FlopCounterMode
-does.
-DiT's paper counts a multiplication with its addition once. Element-wise operations are not counted.
+does. DiT's paper counts a multiplication with its addition once. Element-wise operations are not counted.
 """
 
 from collections import Counter

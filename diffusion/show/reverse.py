@@ -28,7 +28,7 @@ class Reverse(FigureData):
 
     settings: SampleSettings
     index: int
-    times: list[float]
+    times: list[int] | list[float]
     x: Images
     x0_hat: Images
     image: Images
@@ -43,7 +43,7 @@ class Reverse(FigureData):
         image_row(list(lower[:-1]), self.x0_hat, "x̂_0")
         lower[-1].set_axis_off()
         for axes, t in zip(upper, self.times, strict=False):
-            axes.set_title(f"t = {t:.4g}", fontsize=9)
+            axes.set_title(f"t = {_format(t)}", fontsize=9)
         upper[-1].set_title("image", fontsize=9)
         return figure
 
@@ -52,10 +52,14 @@ class Reverse(FigureData):
         rows = [["t", "x_t mean", "std", "x̂_0 mean", "std"]]
         for t, x, x0_hat in zip(self.times, self.x, self.x0_hat, strict=True):
             numbers = (value for images in (x, x0_hat) for value in (images.mean(), images.std()))
-            rows.append([f"{t:.4g}", *(f"{value:.1f}" for value in numbers)])
+            rows.append([_format(t), *(f"{value:.1f}" for value in numbers)])
         table = columns(rows, len(rows[0]))
         how = describe_cell(effective_axes(self.settings))
         return [f"image {self.index} of seed {self.settings.seed}, {how}", "", *table]
+
+
+def _format(t: float) -> str:
+    return f"{t:.4g}" if isinstance(t, float) else str(t)
 
 
 def reverse(

@@ -267,6 +267,22 @@ def killed_before_move(number, config, out, work):
     return process.exitcode
 
 
+def test_a_failure_of_the_last_step_loses_no_finished_image(tmp_path, monkeypatch):
+    raw = write_numbered(tmp_path / "raw", random_images(0, 24, 8), "ab")
+    out, work = tmp_path / "out", tmp_path / "work"
+
+    def fail(source, target):
+        raise OSError("the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="the disk fails"):
+            prepare(folder_config(raw), out, work=work)
+    assert len([*work.rglob("images.npy")]) == 2, "those of both splits stay"
+    prepare(folder_config(raw), out, work=work)
+    assert sum(len(open_store(out / split)) for split in ("train", "test")) == 24
+
+
 @pytest.mark.slow
 def test_killed_last_step_is_repaired(tmp_path):
     images, number = random_images(0, 24, 8), 0

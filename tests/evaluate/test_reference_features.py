@@ -83,10 +83,8 @@ def test_reference_is_reproduced_to_the_byte_after_an_interruption(real, tmp_pat
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(feature_cache, "BLOCK", 32)
     prepared, folder = real / "prepared", real / "reference"
-    section, images = (
-        make_config().evaluate,
-        sum(len(open_store(prepared / one)) for one in ("train", "test")),
-    )
+    section = make_config().evaluate
+    images = sum(len(open_store(prepared / split)) for split in ("train", "test"))
 
     def interrupt(done, total):
         if done > 64:

@@ -98,6 +98,11 @@ def test_a_body_may_be_the_picture_with_the_other_keys_in_the_query(client):
         answer = client.post(path, params=keys, content=png_bytes(PICTURE), headers=headers)
         values = answer.json() if path == "/v1/edits" else events_of(answer.text)[-1][1]
         assert values == edited(client, **{**keys, "method_options": {"eta": 0.5}})
+    pixels = np.random.default_rng(0).integers(0, 256, (1550, 1550, 3), dtype=np.uint8)
+    large = png_bytes(pixels)
+    assert 6 << 20 < len(large) < 8 << 20
+    answer = client.post("/v1/edits", params={"strength": 0.5, "steps": 2}, content=large, headers=headers)
+    assert answer.status_code == 200
     for query, words in (
         ({"strength": "x"}, "strength: it must be a number (got 'x')"),
         ({}, "nothing to do"),

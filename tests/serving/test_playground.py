@@ -14,7 +14,8 @@ from diffusion.analysis.inversion import interpolate
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL, PREPARED
-from diffusion.model.model_file import load_model, read_artefact
+from diffusion.model.model_file import load_model, read_artefact, save_artefact
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.guidance_rules import rules_without_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
@@ -25,9 +26,9 @@ from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.router import STATIC, playground
-from serving.schemas import HTTP_OPTIONS
+from serving.schemas import HTTP_OPTIONS, MAX_BODY
 from serving.service import Service
-from tests.helpers.networks import spec_of
+from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.raw_data import random_images
 from tests.helpers.served_images import HERE, assert_offline, events_of, pixels
 from tests.helpers.server_process import CPU, ServeConfig, published, scores_of, small_model
@@ -104,6 +105,22 @@ def test_an_invalid_interpolation_request_is_refused(client):
     ]
     for body, words in invalid:
         assert words in refused(client, **body)
+
+
+def test_pictures_may_be_larger_than_other_requests(client):
+    large = base64.b64encode(png_bytes(random_images(0, 1, 200, 3)[0])).decode()
+    assert len(large) > MAX_BODY
+    assert "200×200 pixels" in refused(client, images=[large, 0])
+
+
+def test_a_model_tuned_for_consistency_has_no_codes(tmp_path, place):
+    spec, process = (
+        spec_of(out_channels=1),
+        ProcessConfig(schedule="edm", loss="consistency", weighting="none"),
+    )
+    save_artefact(tmp_path / MODEL, network_of(spec).state_dict(), artefact_of(spec, process=process))
+    with client_of(published(tmp_path / MODEL, None, scored=False), place[1]) as client:
+        assert "tuned for consistency" in refused(client, images=[0, 1])
 
 
 def test_choices_are_what_the_model_allows_and_identify_the_cell_of_a_response(client, place):

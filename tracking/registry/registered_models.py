@@ -242,9 +242,9 @@ def find_version_model(sha256: str) -> Path | None:
 
 
 def _newest_intact(sha256: str, fetch: Callable[..., Found | None]) -> Found | None:
-    """Return what `fetch` finds in the newest possible version of some weights, or None.
+    """Return what `fetch` returns for the newest intact version with these weights; None if that is nothing.
 
-    DiffctlError if it finds nothing, and a version is lost or damaged.
+    DiffctlError if a version is lost or damaged, and no other one is found.
     """
     if not store_exists():
         return None
@@ -254,7 +254,8 @@ def _newest_intact(sha256: str, fetch: Callable[..., Found | None]) -> Found | N
             found, problem = readable(fetch, client, registered)
             if found is not None:
                 return found
-            problems += [problem] if problem else []
+            if problem:
+                problems.append(problem)
     if problems:
         raise DiffctlError(problems[0])
     return None

@@ -17,7 +17,14 @@ from diffusion.system.errors import DiffctlWarning
 from diffusion.system.fields import changed_fields
 from diffusion.system.section import PositiveInt
 from diffusion.train.checkpoint.run_record import CODE, CONFIG, HEARTBEAT, read_note
-from diffusion.train.checkpoint.state_files import READ_ERRORS, newest_step, read_state, state_files, step_of
+from diffusion.train.checkpoint.state_files import (
+    READ_ERRORS,
+    newest_step,
+    read_state,
+    refuse_unreadable,
+    state_files,
+    step_of,
+)
 from diffusion.train.lr_schedule import LRSchedule, first_divergent_step, parse_lr
 
 AVERAGES = "ema_profiles"  # the field of `train` that a training without averages may lack
@@ -67,6 +74,7 @@ def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -
         except FileNotFoundError:  # its training continues, and has newer ones
             continue
         except READ_ERRORS as error:
+            refuse_unreadable(point.path, error)
             warnings.warn(f"{point.path} is damaged ({error}): it is not used", DiffctlWarning, stacklevel=2)
             continue
         if {since.digest for since in state.values.code} == {digest}:

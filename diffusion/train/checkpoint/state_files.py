@@ -21,7 +21,7 @@ from torch import Tensor
 from diffusion.code_digest import CodeSince
 from diffusion.model.weights_header import DTYPE_NAMES
 from diffusion.system.checksums import Corrupted, JsonObject, open_checksummed, parse_json, write_checksummed
-from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError, reason
+from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError
 from diffusion.system.files import disk_errors
 from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
@@ -138,13 +138,17 @@ def newest_state(folder: Path) -> SavedState | None:
         try:
             return read_state(path)
         except READ_ERRORS as error:
-            if isinstance(error, OSError) and error.errno:
-                why = f"{path} cannot be read ({reason(error)})"
-                raise TemporaryError(f"{why}: try again, or remove it to use the state before it") from None
+            refuse_unreadable(path, error)
             then = "using the state before it" if states else f"no state is left in {folder}"
             warnings.warn(f"{path} is damaged ({error}): {then}", DiffctlWarning, stacklevel=2)
             path.replace(path.with_name(QUARANTINED + path.name))  # its step may be higher than those to come
     return None
+
+
+def refuse_unreadable(path: Path, error: Exception) -> None:
+    """Raise TemporaryError if the system refused to read a state: it may be intact."""
+    if isinstance(error, OSError) and error.errno:
+        raise TemporaryError(f"{path} cannot be read ({error.strerror}): try again, or remove it") from None
 
 
 def read_state(path: Path) -> SavedState:

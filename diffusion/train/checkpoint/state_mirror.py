@@ -29,6 +29,7 @@ from diffusion.train.checkpoint.state_files import (
     newest_state,
     newest_step,
     read_state,
+    refuse_unreadable,
     state_name,
     step_of,
 )
@@ -82,6 +83,8 @@ class StateMirror:
                     break
                 if self._fetch_state(path):
                     return step_of(Path(path))
+        except TemporaryError:  # of a state on this disk
+            raise
         except Exception as error:  # each file system has its own errors
             message = f"{VARIABLE} cannot be read ({reason(error)})"
             if not here:
@@ -198,8 +201,7 @@ class StateMirror:
         try:
             read_state(state)
         except READ_ERRORS as error:
-            if isinstance(error, OSError) and error.errno:
-                raise  # of this disk
+            refuse_unreadable(state, error)
             state.unlink()
             self._system.mv(path, str(self._root / f"{QUARANTINED}{state.name}"))
             warnings.warn(f"{state.name} of {VARIABLE} is damaged ({error})", DiffctlWarning, stacklevel=3)
