@@ -269,10 +269,12 @@ def killed_before_move(number, config, out, work):
 
 def test_a_failure_of_the_last_step_loses_no_finished_image(tmp_path, monkeypatch):
     raw = write_numbered(tmp_path / "raw", random_images(0, 24, 8), "ab")
-    out, work = tmp_path / "out", tmp_path / "work"
+    out, work, replace = tmp_path / "out", tmp_path / "work", os.replace
 
     def fail(source, target):
-        raise OSError("the disk fails")
+        if target == out:
+            raise OSError("the disk fails")
+        replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
