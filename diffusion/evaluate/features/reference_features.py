@@ -138,9 +138,8 @@ def open_reference(
     reference = _read(path)
     expected = {**extraction(extractor), "reference_split": split}
     if prepared is not None:
-        for role, store in zip(
-            ("reference", "heldout"), reference_splits(prepared, split, limit), strict=True
-        ):
+        stores = reference_splits(prepared, split, limit)
+        for role, store in zip(("reference", "heldout"), stores, strict=True):
             expected |= {f"{role}_digest": store.digest, f"{role}_count": len(store)}
     for field, value in expected.items():
         if (found := reference.meta.get(field)) != value:
