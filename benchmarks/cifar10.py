@@ -2,9 +2,9 @@
 
 UNet2DModel has the shape of the project's U-Net. It is trained as the speedrun's `diffusers-groups`, with
 mirrored images. Ctrl-C loses at most SAVE_EVERY steps, and the same command resumes. Run it in a project for
-CIFAR-10, after `diffctl stage data`. Each tenth of the steps leaves the averages of the weights. `--sample
-AT` makes images with those of a step, for `diffctl evaluate --against`. Another number of steps, rate or
-batch has a folder of its own in runs/diffusers.
+CIFAR-10, after `diffctl stage data`. Each tenth of the steps leaves the averages of the weights and prints
+their loss on test images. `--sample AT` makes images with those of a step, for `diffctl evaluate --against`.
+Another number of steps, rate or batch has a folder of its own in runs/diffusers.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from diffusion.train.plan import TrainPlan
 from diffusion.train.planning import plan_training
 
 SAVE_EVERY, PARTS = 200, 10
+TESTED = 1_000  # images of the test split
 
 
 class Training:
@@ -81,10 +82,33 @@ class Training:
         emas = {decay: ema.state_dict() for decay, ema in self.emas.items()}
         marks = {round(self.steps * part / PARTS / SAVE_EVERY) * SAVE_EVERY for part in range(1, PARTS)}
         if self.step in marks | {self.steps}:
+            print(f"loss of the averages on test images: {self.test_losses()}", flush=True)
             write_atomic(self.averages(self.step), lambda path: torch.save(emas, path))
         state = {"step": self.step, "seconds": self.seconds, "network": self.network.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "emas": emas, "rng": torch.get_rng_state()}
         write_atomic(self.folder / "state.pt", lambda path: torch.save(state, path))
+
+    @torch.no_grad()
+    def test_losses(self) -> dict[float, float]:
+        """Return the loss of each average on test images, by its decay. The noise is always the same."""
+        store, losses = open_store(PREPARED / "test"), {}
+        assert store.labels is not None, "CIFAR-10 has labels"
+        images = to_model(to_nchw(store.images[:TESTED]))
+        labels = torch.from_numpy(store.labels[:TESTED])
+        self.network.eval()
+        for decay, ema in self.emas.items():
+            ema.store(self.network.parameters())
+            ema.copy_to(self.network.parameters())
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(0)
+                parts = [
+                    denoising_loss(self.recipe, self.network, self.scheduler, some, of, self.plan)
+                    for some, of in zip(images.split(250), labels.split(250), strict=True)
+                ]
+            losses[decay] = round(torch.stack(parts).mean().item(), 4)
+            ema.restore(self.network.parameters())
+        self.network.train()
+        return losses
 
     def averages(self, step: int) -> Path:
         """Return the file with the averages of a step."""
