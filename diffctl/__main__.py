@@ -7,7 +7,10 @@ from diffctl.installation import check_packages
 
 
 def main() -> None:
-    """Run the command line, unless a package of diffctl would be imported from elsewhere (exit 2)."""
+    """Run the command line; exit 2 on Windows, or if a package of diffctl would come from elsewhere."""
+    if sys.platform == "win32":  # no fork, and no locks of fcntl
+        print("diffctl: Windows is not supported: use WSL 2 or the container", file=sys.stderr)
+        sys.exit(2)
     try:
         check_packages()
     except ImportError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import diffctl
+from diffctl.__main__ import main
 from diffctl.installation import other_distributions
 from diffusion.version import VERSION
 from tests.conftest import ROOT, environment, run_python
@@ -104,6 +105,13 @@ from diffctl.__main__ import main
 sys.argv = ["diffctl", "--version"]
 main()
 """
+
+
+def test_windows_is_refused_in_one_sentence(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as refusal:
+        main()
+    assert (refusal.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
 @pytest.mark.slow
