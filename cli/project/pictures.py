@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from cli.project.generated_files import ProjectChoices, generated_files
+from diffusion.check.data_checks import is_uneven
 from diffusion.check.findings import Project
 from diffusion.check.timing import time_steps
 from diffusion.config import parse
 from diffusion.data.readers.image_files import read_content
-from diffusion.data.source import RawData
+from diffusion.data.source import ImageProblem, RawData, summarize
 from diffusion.data.sources.image_folder import ImageFolder, ImageFolderConfig
 from diffusion.images.image_size import Size, height_and_width
 from diffusion.images.pictures import BadImage, load_pixels, open_image
@@ -29,6 +30,7 @@ STRIDE, MAX_RATIO = 8, 4  # of the longer side: its divisor, and its limit in sh
 MEASURED_SECONDS = 10.0
 MAX_STEPS, MIN_STEPS = 100_000, 1000
 MIN_PER_CLASS = 20  # images, for a network with labels
+LABELS = "labels.csv"
 
 
 class Budget(NamedTuple):
@@ -43,14 +45,20 @@ CPU, GPU = Budget("image-folder-cpu", 32, 10), Budget("image-folder", 64, 60)
 
 
 class Pictures(NamedTuple):
-    """What a folder of pictures has: `sizes` of the decoded pictures, and `bad` files that cannot be used."""
+    """What a folder of pictures has: `sizes` are those of the decoded pictures.
+
+    `unreadable` counts decoded files that are no picture, `problems` are files that cannot be used at all.
+    `labels` is the file with the classes, None without one.
+    """
 
     total: int
     train: int
     classes: dict[str, int]
     sizes: list[Size]
     is_grey: bool
-    bad: int
+    unreadable: int
+    problems: Sequence[ImageProblem]
+    labels: str | None
 
     @property
     def colour(self) -> str:
@@ -67,7 +75,8 @@ class Pictures(NamedTuple):
 
 def look_at(folder: Path) -> Pictures:
     """Count the pictures of a folder and decode some; DiffctlError without any."""
-    config = ImageFolderConfig(name="image-folder", path=folder, image_size=SIDES[0])
+    listed = LABELS if (folder / LABELS).is_file() else None
+    config = ImageFolderConfig(name="image-folder", path=folder, image_size=SIDES[0], labels=listed)
     raw = ImageFolder(config).open()
     labels = [split.labels for split in raw.splits.values() if split.labels is not None]
     classes: dict[str, int] = {}
@@ -83,7 +92,9 @@ def look_at(folder: Path) -> Pictures:
         classes=classes,
         sizes=[size for size, _ in pictures] or [(SIDES[-1], SIDES[-1])],
         is_grey=all(is_grey for _, is_grey in pictures),
-        bad=len(decoded) - len(pictures) + len(raw.problems),
+        unreadable=len(decoded) - len(pictures),
+        problems=raw.problems,
+        labels=listed,
     )
 
 
@@ -118,24 +129,46 @@ def choose_settings(folder: Path, path: str, choices: ProjectChoices) -> tuple[P
         f"data.image_size: {size}, {_reason_of_side(typical, budget, device)}{shape}",
         f"data.channels: {channels}, since the pictures are {pictures.colour}",
     ]
-    if pictures.bad:
+    if pictures.unreadable or pictures.problems:
         values["data.on_bad"] = "skip"
-        reasons.append(f"data.on_bad: skip, since at least {pictures.bad} file(s) cannot be used")
-    if pictures.classes and min(pictures.classes.values()) >= MIN_PER_CLASS:
-        values |= {"model.class_cond": True, "train.p_uncond": 0.1}
-        reasons.append(f"model.class_cond: true, for images by class: {_listed(pictures.classes)}")
-    elif pictures.classes:
-        name = min(pictures.classes, key=lambda one: pictures.classes[one])
-        why = f"since class {name} has {pictures.classes[name]} images and a class needs {MIN_PER_CLASS}"
-        reasons.append(f"model.class_cond: false, {why}")
+        reasons.append(f"data.on_bad: skip, since these cannot be used: {_unusable(pictures)}")
+    if pictures.labels:
+        values["data.labels"] = pictures.labels
+        reasons.append(f"data.labels: {pictures.labels}, which is in the folder")
+    _choose_classes(pictures.classes, values, reasons)
     choices = choices.model_copy(update={"profile": budget.profile, "values": values})
-    batch = _section(choices, "train")["batch_size"]
-    if (usable := max(1, pictures.train - pictures.bad)) < batch:
+    train = _section(choices, "train")
+    if (usable := max(1, pictures.train - pictures.unreadable)) < train["batch_size"]:
         values["train.batch_size"] = usable
         reasons.append(f"train.batch_size: {usable}, since there are no more training images")
     values["train.steps"], reason = _steps(choices, device, budget)
+    reasons.append(reason)
+    if (tenth := values["train.steps"] // 10) < train["lr"]["warmup"]:
+        values["train.lr.warmup"] = tenth
+        reasons.append(f"train.lr.warmup: {tenth:,}, a tenth of the steps")
     values["data.path"] = path
-    return choices, [*reasons, reason]
+    return choices, reasons
+
+
+def _choose_classes(classes: dict[str, int], values: dict[str, Any], reasons: list[str]) -> None:
+    """Add the settings for these classes, by name with the number of images, and their reasons."""
+    if not classes:
+        return
+    name = min(classes, key=lambda one: classes[one])
+    if classes[name] < MIN_PER_CLASS:
+        why = f"since class {name} has {classes[name]} images and a class needs {MIN_PER_CLASS}"
+        reasons.append(f"model.class_cond: false, {why}")
+        return
+    values |= {"model.class_cond": True, "train.p_uncond": 0.1}
+    reasons.append(f"model.class_cond: true, for images by class: {_listed(classes)}")
+    if is_uneven(classes.values()):
+        values["sample.classes"] = "data"
+        reasons.append("sample.classes: data, since the classes have unequal numbers of images")
+
+
+def _unusable(pictures: Pictures) -> str:
+    unreadable = f"at least {pictures.unreadable} unreadable" if pictures.unreadable else ""
+    return "; ".join(filter(None, (unreadable, summarize(pictures.problems))))
 
 
 def _size(side: int, sizes: Sequence[Size]) -> tuple[int | list[int], str]:

@@ -1,6 +1,6 @@
 """Checks of the data: raw files, prepared splits, and whether they fit the configuration."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from diffusion.train.pretrained import PretrainedMissing, PretrainedRefused, fin
 
 HASHED = 2**30  # bytes that are hashed in a second or two
 SAMPLED = 4096  # images used for pixel statistics
+UNEVEN = 2  # times the images of the smallest class: scores of samples with equal classes are worse
 
 
 def check_raw(project: Project) -> Iterator[Finding]:
@@ -80,6 +81,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
         yield Finding("error", "batch", message, f"set train.batch_size to {count} or less")
     reference, cell = config.evaluate.reference, config.sample.num_images
     limit = config.evaluate.reference_images
+    yield from _scored(project)
     if project.is_ready and (there := len(project.stores[reference].images[:limit])) < cell:
         message = f"a cell has {cell:,} images and its reference, the {reference} split, {there:,}"
         yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
@@ -93,6 +95,27 @@ def check_fit(project: Project) -> Iterator[Finding]:
         yield Finding("error", "model", str(error), "change the model or the data section")
     else:
         yield from _start(plan)
+
+
+def _scored(project: Project) -> Iterator[Finding]:
+    """Report splits that are too small for scores, and samples with another mix of classes than the data."""
+    if not project.is_ready:
+        return
+    for split, store in project.stores.items():
+        if len(store) < 2:
+            message = f"the {split} split has one image, and scores need at least 2"
+            yield Finding("error", "evaluation", message, "add images")
+    counts, config = project.stores["train"].meta.get("counts") or [], project.config
+    if config.model.class_cond and config.sample.classes == "balanced" and is_uneven(counts):
+        each = f"{min(counts):,} to {max(counts):,} training images"
+        message = f"classes have {each}, and as many samples each: scores include this difference"
+        remedy = "sample.classes: data draws them as often as in the data"
+        yield Finding("warning", "classes", message, remedy)
+
+
+def is_uneven(counts: Collection[int]) -> bool:
+    """Return whether the largest class has more than UNEVEN times the images of the smallest."""
+    return bool(counts) and max(counts) > UNEVEN * min(counts)
 
 
 def _start(plan: DenoiserPlan) -> Iterator[Finding]:

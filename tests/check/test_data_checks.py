@@ -43,6 +43,7 @@ def test_counts_sizes_and_channel_statistics_are_reported(tmp_path):
     ("change", "message"),
     [
         ({"labels": [0] * 9 + [2], "classes": ["a", "empty", "c"]}, "1 classes without an image: empty"),
+        ({"labels": [0] * 9 + [1], "classes": ["a", "b"]}, "classes have 1 to 9 training images"),
         ({"duplicates": {"within": 3}}, "3 images are exact copies"),
         ({"duplicates": {"of_train": 2}}, "2 images are in the training split too"),
         ({"skipped": {"truncated": 4}}, "4 truncated"),
@@ -62,6 +63,12 @@ def test_suspicious_data_cause_warnings(tmp_path, change, message):
     assert any(message in warning for warning in warnings)
 
 
+def test_split_of_one_image_is_an_error(tmp_path):
+    prepared_as(random_images(0, 1, 8, 1), None, [])
+    config = configuration(model={"class_cond": False}, train={"batch_size": 1, "p_uncond": 0})
+    assert "one image" in with_level(check(config), "error")["evaluation"].message
+
+
 def test_conditional_model_needs_labels(tmp_path):
     prepared_as(random_images(0, 20, 8, 1), None, [])
     error = with_level(check(configuration()), "error")["model"]
@@ -75,6 +82,17 @@ def test_damaged_prepared_data_are_an_error(project):
     assert "diffctl stage data" in error.remedy
     with pytest.raises(DiffctlError):
         preflight(load(), "train")
+
+
+def test_corrected_label_is_a_change(tmp_path):
+    raw = write_folder(tmp_path / "raw", dict(zip("0123", random_images(0, 4, 8), strict=True)))
+    rows = (raw / "labels.csv").write_text("file,label\n0.png,a\n1.png,b\n2.png,a\n3.png,b\n")
+    data = {"name": "image-folder", "path": str(raw), "image_size": 8, "labels": "labels.csv"}
+    config = configuration(data=data, train={"batch_size": 2})
+    prepare(config.data, PREPARED, work=Path("work"))
+    assert not Project(config).raw_files_changed
+    assert rows == (raw / "labels.csv").write_text("file,label\n0.png,b\n1.png,b\n2.png,a\n3.png,b\n")
+    assert Project(config).raw_files_changed
 
 
 CIFAR100 = {"name": "cifar100", "image_size": 8, "labels": "fine"}

@@ -65,7 +65,7 @@ def folder_of_pictures(
         ((90, 70, False), 0.02, {"image_size": 32, "channels": 3, "class_cond": False, "steps": 1900}),
         ((90, 20, True, 3), 0.02, {"image_size": 16, "channels": 1, "class_cond": True, "p_uncond": 0.1}),
         ((30, 8, True, 3), 99.0, {"image_size": 16, "class_cond": False, "steps": 3000}),
-        ((9, 40, False), 0.02, {"batch_size": 8}),
+        ((9, 40, False), 0.02, {"batch_size": 7}),
         ((9, 40, False, 0, 60), 0.02, {"image_size": [32, 48]}),
         ((9, 90, True, 0, 20), 0.02, {"image_size": 16}),  # too long
         ((9, 12, True, 0, 24), 0.02, {"image_size": [16, 32]}),
@@ -84,6 +84,26 @@ def test_settings_follow_from_the_pictures(tmp_path, monkeypatch, made, seconds,
     explained = {line.partition(":")[0] for line in reasons}
     assert explained >= choices.values.keys() - {"data.path", "train.p_uncond"}
     assert config["data"]["on_bad"] == "skip"
+
+
+@pytest.mark.slow
+def test_settings_for_captions_unequal_classes_and_a_list_of_labels(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "time_steps", lambda *_: TimeRange(2 / 64, 2 / 64, 2 / 64))  # an image
+    monkeypatch.setattr(pictures, "default_device", lambda: pictures.torch.device("cuda"))
+    monkeypatch.setattr(pictures, "MIN_STEPS", 10)
+    folder = folder_of_pictures(tmp_path / "cats", 80, 16, is_grey=True)
+    rows = [f"{number}.png,{'rare' if number < 21 else 'frequent'}" for number in range(80)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows, "100.png,rare"]))
+    (folder / "captions").mkdir()
+    for number in range(80):
+        (folder / f"captions/{number}.txt").write_text("a cat")
+    choices, reasons = pictures.choose_settings(folder, "data/cats", ProjectChoices())
+    config = parse(parse_yaml(generated_files(choices)["params.yaml"]), "params.yaml")
+    assert config.data.model_dump()["labels"] == "labels.csv"
+    assert (config.model.class_cond, config.sample.classes) == (True, "data")
+    assert (config.train.batch_size, config.train.steps, config.train.lr.warmup) == (64, 1800, 180)
+    (skipped,) = [line for line in reasons if line.startswith("data.on_bad")]
+    assert "1 missing (100.png); 80 not an image (captions/0.txt" in skipped
 
 
 @pytest.mark.slow

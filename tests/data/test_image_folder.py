@@ -98,6 +98,12 @@ def test_classes_below_train_alone_are_labels_and_below_one_class_are_reported(t
     assert [expected in str(one.message) for one in caught] == [True, True] * (top == "pictures")
 
 
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (4, 2), (14, 2), (26, 3)])
+def test_both_splits_of_a_small_folder_have_enough_images_for_scores(tmp_path, count, held_out):
+    raw = write_numbered(tmp_path / "raw", random_images(0, count, 8))
+    assert len(build_source(folder_config(raw)).open().test.reader) == held_out
+
+
 def test_flat_folder_has_no_labels(tmp_path):
     write_numbered(tmp_path / "raw", random_images(0, 20, 8))
     (tmp_path / "raw/README.md").write_text("of my pictures")

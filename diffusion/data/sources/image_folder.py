@@ -19,9 +19,11 @@ from diffusion.data.source import SHOWN, DatasetInfo, ImageProblem, RawData, Spl
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
+from diffusion.system.files import sha256_file
 from diffusion.system.section import NotBool, ShortText
 
 TEST_FRACTION = 0.1
+MIN_SCORED = 2  # images of a split, for scores
 OUTSIDE = "outside train and test"  # why an image next to an official split cannot be used
 
 
@@ -72,7 +74,7 @@ class ImageFolder:
         except DiffctlError as error:
             return DatasetInfo(0, None, 0, blocked=str(error))
         count, classes = len(items.rows), len(items.classes)
-        return DatasetInfo(count, None, classes, problems=problems, sources=_sources(listing))
+        return DatasetInfo(count, None, classes, problems=problems, sources=self._sources(listing))
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the set: classes in alphabetical or numerical order; the official or a stratified split."""
@@ -84,7 +86,8 @@ class ImageFolder:
             return Split(reader, None if items.labels is None else items.labels[chosen])
 
         train, test = map(split, _split_rows(items, self.config))
-        return RawData(items.classes, None, train, test, _sources(listing), listing.identity, problems)
+        sources = self._sources(listing)
+        return RawData(items.classes, None, train, test, sources, listing.identity, problems)
 
     def _items(self) -> tuple[Items, list[ImageProblem], Listing]:
         root, labels = self.root, self.config.labels
@@ -103,9 +106,12 @@ class ImageFolder:
             raise DiffctlError(f"data.path: none of the {len(listing.paths):,} images in {root} has a label")
         return items, [*listing.problems, *problems], listing
 
-
-def _sources(listing: Listing) -> dict[str, str]:
-    return {"names and sizes": listing.content}
+    def _sources(self, listing: Listing) -> dict[str, str]:
+        """Return what decides the images and their classes: a corrected label often keeps the file's size."""
+        labels = self.config.labels
+        if labels is None or not labels.endswith(".csv"):
+            return {"names and sizes": listing.content}
+        return {"names and sizes": listing.content, labels: sha256_file(self.root / labels)}
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -228,5 +234,6 @@ def held_out_rows(labels: Labels | None, count: int, fraction: float | None) -> 
     """Return shuffled training and test rows, stratified by class; `fraction` is a tenth by default."""
     if count < 2:
         raise DiffctlError("data.path: one image is too few, since some are held out for the test split")
-    held_out = min(count - 1, max(1, round((fraction or TEST_FRACTION) * count)))
+    least = min(MIN_SCORED, count // 2)
+    held_out = min(count - 1, max(least, round((fraction or TEST_FRACTION) * count)))
     return hold_out(labels, count, held_out, seed=0)
