@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import copy
+import functools
 import os
 import shutil
 import sqlite3
@@ -78,12 +80,18 @@ SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml reduced, so that a 
 }
 
 
+@functools.cache
+def _digits() -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
+    return values
+
+
 def params(**changes: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the small digits profile, updated by the sections in `changes`.
 
     A continuous process has no other field of the profile.
     """
-    values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
+    values = copy.deepcopy(_digits())
     for overlay in (SMALL, changes):
         for section, keys in overlay.items():
             is_another_network = section == "model" and "name" in keys  # with other options

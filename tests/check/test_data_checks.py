@@ -8,6 +8,7 @@ import pytest
 
 from cli.stages.context import enter_stage
 from diffusion.check import check, preflight
+from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.data.prepare import prepare
@@ -18,6 +19,8 @@ from tests.conftest import write_params
 from tests.helpers.checks import configuration, with_level
 from tests.helpers.prepared import copy_data
 from tests.helpers.raw_data import random_images, write_cifar100, write_folder
+
+DATA = (check_raw, check_prepared, check_fit)
 
 
 def prepared_as(images, labels, classes, **meta):
@@ -34,7 +37,7 @@ def test_counts_sizes_and_channel_statistics_are_reported(tmp_path):
     images = np.zeros((10, 8, 8, 1), dtype=np.uint8)
     images[:5] = 200
     prepared_as(images, np.array([0] * 7 + [1] * 3), ["a", "b"])
-    text = " ".join(one.message for one in check(configuration()) if one.subject == "train")
+    text = " ".join(one.message for one in check(configuration(), DATA) if one.subject == "train")
     assert "10 images of 8×8×1, 2 classes with 3 to 7 each" in text
     assert "channels 100±100 of 255" in text
 
@@ -59,26 +62,26 @@ def test_suspicious_data_cause_warnings(tmp_path, change, message):
     labels = np.array(change.pop("labels", [0] * 10))
     config = configuration(data={"on_bad": "skip" if "skipped" in change else "stop", "channels": channels})
     prepared_as(images, labels, change.pop("classes", ["a"]), **change)
-    warnings = [finding.message for finding in check(config) if finding.level == "warning"]
+    warnings = [finding.message for finding in check(config, DATA) if finding.level == "warning"]
     assert any(message in warning for warning in warnings)
 
 
 def test_split_of_one_image_is_an_error(tmp_path):
     prepared_as(random_images(0, 1, 8, 1), None, [])
     config = configuration(model={"class_cond": False}, train={"batch_size": 1, "p_uncond": 0})
-    assert "one image" in with_level(check(config), "error")["evaluation"].message
+    assert "one image" in with_level(check(config, DATA), "error")["evaluation"].message
 
 
 def test_conditional_model_needs_labels(tmp_path):
     prepared_as(random_images(0, 20, 8, 1), None, [])
-    error = with_level(check(configuration()), "error")["model"]
+    error = with_level(check(configuration(), DATA), "error")["model"]
     assert "model.class_cond" in error.message
 
 
 def test_damaged_prepared_data_are_an_error(project):
     copy_data(project)
     Path("data/prepared/train/meta.json").write_bytes(b"{")
-    error = with_level(check(load()), "error")["prepared data"]
+    error = with_level(check(load(), DATA), "error")["prepared data"]
     assert "diffctl stage data" in error.remedy
     with pytest.raises(DiffctlError):
         preflight(load(), "train")
@@ -128,7 +131,7 @@ def test_prepared_data_fit_until_a_deciding_option_changes(tmp_path, before, cha
         moved = {**before, **change, "path": str(tmp_path / path)}
         after = configuration(data=moved, model={"attention_resolutions": []})
         assert Project(after).is_ready is (fits and fits_path)
-        warnings = with_level(check(after), "warning")
+        warnings = with_level(check(after, DATA), "warning")
         assert ("with other options" in str(warnings.get("prepared data"))) is not (fits and fits_path)
 
 
@@ -143,12 +146,12 @@ def test_changed_raw_data_are_reported_and_missing_ones_are_an_error_until_prepa
     raw = write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(pool)})
     config = folder_of(raw)
     prepare(config.data, PREPARED, work=Path("work"))
-    assert "prepared data" not in with_level(check(config), "warning")
+    assert "prepared data" not in with_level(check(config, DATA), "warning")
     write_folder(raw, {"a/more": pool[0]})
-    assert "have changed" in with_level(check(config), "warning")["prepared data"].message
+    assert "have changed" in with_level(check(config, DATA), "warning")["prepared data"].message
     shutil.rmtree(raw)
-    assert not with_level(check(config), "error")
-    assert "not a folder" in with_level(check(folder_of(tmp_path / "rwa")), "error")["raw data"].remedy
+    assert not with_level(check(config, DATA), "error")
+    assert "not a folder" in with_level(check(folder_of(tmp_path / "rwa"), DATA), "error")["raw data"].remedy
     write_params(tmp_path, data={"name": "image-folder", "path": "rwa", "image_size": 8})
     for stage in ("reference", "train", "sample", "evaluate", "report"):
         with (
@@ -157,7 +160,7 @@ def test_changed_raw_data_are_reported_and_missing_ones_are_an_error_until_prepa
         ):
             pass
     shutil.rmtree(tmp_path / "data")
-    assert str(raw) in with_level(check(config), "error")["raw data"].remedy
+    assert str(raw) in with_level(check(config, DATA), "error")["raw data"].remedy
 
 
 def test_bad_raw_files_follow_on_bad(tmp_path):
@@ -165,5 +168,5 @@ def test_bad_raw_files_follow_on_bad(tmp_path):
     raw = write_folder(tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(pool)})
     (raw / "empty").mkdir()
     for on_bad, level in (("stop", "error"), ("skip", "warning")):
-        found = with_level(check(folder_of(raw, on_bad)), level)
+        found = with_level(check(folder_of(raw, on_bad), DATA), level)
         assert "1 empty class (empty)" in found["raw data"].message

@@ -12,7 +12,7 @@ import torch
 
 from diffusion.check import check, findings, machine_checks, preflight
 from diffusion.check.findings import Finding, Project
-from diffusion.check.machine_checks import STATE_BYTES
+from diffusion.check.machine_checks import STATE_BYTES, check_disk
 from diffusion.config import Config, load
 from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
 from diffusion.model.counted_passes import count_parameters
@@ -180,7 +180,7 @@ def test_each_disk_is_checked_for_its_own_part(another_disk: Path, project: Path
     copy_data(project)
     config = load()
     with_room(monkeypatch, 10, Path())
-    disks = [one for one in check(config) if one.subject == "disk"]
+    disks = list(check(config, (check_disk,)))
     assert {one.message.rpartition(" ")[2]: one.level for one in disks} == {"runs": "ok", ".": "error"}
     monkeypatch.undo()
     monkeypatch.chdir(project)

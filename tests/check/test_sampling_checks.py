@@ -32,7 +32,7 @@ def test_guidance_of_a_model_with_the_contrastive_loss_causes_a_warning(loss, gu
 def test_interval_without_a_step_is_a_warning(project):
     axis = {"guidance": [0, 2], "guidance_interval": [[1e-5, 1e-4], None, [0.1, 100]]}
     sections = {"train": {"p_uncond": 0.1}, "sweep": {"steps": [2, 50], "eta": [0.0], **axis}}
-    found = with_level(check(configuration(**sections)), "warning")
+    found = with_level(check(configuration(**sections), (check_guidance,)), "warning")
     limited = "eta0-guidance2-guidance_interval"
     # Two steps are at both ends of the noise.
     cells = f"steps2-{limited}_1e-05_0.0001, steps2-{limited}_0.1_100, steps50-{limited}_1e-05_0.0001"
@@ -54,7 +54,7 @@ def test_interval_without_a_step_is_a_warning(project):
 )
 def test_impossible_steps_are_refused(project, sections, match):
     config = configuration(**sections)
-    assert "sampling" in with_level(check(config), "error")
+    assert "sampling" in with_level(check(config, (check_spacing,)), "error")
     for stage in ("train", "sample"):
         with pytest.raises(UsageError, match=match):
             preflight(config, stage)

@@ -8,7 +8,6 @@ import warnings
 
 import numpy as np
 import pytest
-from mlflow.cli import gc
 from typer.testing import CliRunner
 
 from cli import main
@@ -276,6 +275,8 @@ def test_gate_reports_the_spread_of_one_setting_without_unreadable_scores(regist
         assert f"({other})" in text
         assert str(*changed.values()) in text
     connect().delete_run(other)
+    from mlflow.cli import gc  # takes long
+
     gc.main(["--backend-store-uri", uri, "--tracking-uri", uri, "--run-ids", other], standalone_mode=False)
     assert not left_out()
 

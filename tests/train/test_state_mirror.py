@@ -15,7 +15,6 @@ import requests
 import torch
 from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
-from moto.server import ThreadedMotoServer
 
 from diffusion.images.store import ImageStore
 from diffusion.system import signals
@@ -47,6 +46,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(VARIABLE, str(tmp_path / "mirror"))
         yield str(tmp_path / "mirror")
         return
+    from moto.server import ThreadedMotoServer  # takes long
+
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
