@@ -17,7 +17,7 @@ from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import grid
 from diffusion.sample.sampling_card import nfe_fields
 from diffusion.show.figure import format_quantity
-from diffusion.system.devices import acquire_device, default_device, device_name
+from diffusion.system.devices import acquire_device, default_device, device_name, float64_device
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.memory import format_bytes
 from diffusion.train import step_memory
@@ -205,7 +205,9 @@ def _measure(
         try:
             if (weights := weights_finding(space)).level != "ok":
                 raise DiffctlError(weights.message)
-            timed = time_extractor(space, config.evaluate, shape, PART_SECONDS / len(spaces), device)
+            timed = time_extractor(
+                space, config.evaluate, shape, PART_SECONDS / len(spaces), float64_device(device)
+            )
         except DiffctlError as error:
             fail(f"scoring by {space.extractor}", error)
         else:

@@ -35,7 +35,7 @@ class Consistency(Objective):
         difference = x0_hat - torch.where(expand(lower, x0_hat) > 0, target, batch.x_0)
         distance = torch.linalg.vector_norm(difference.flatten(1), dim=1)
         c = self.options.huber
-        loss = torch.hypot(distance, distance.new_tensor(c)) - c if c else distance
+        loss = torch.hypot(distance, torch.full_like(distance, c)) - c if c else distance
         weight = self.process.data_weight(batch.t)
         weight = 1 / (level - lower) if weight is None else weight
         loss = to_device(weight.to(loss.dtype), loss.device) * loss
@@ -53,7 +53,7 @@ class Consistency(Objective):
         share = q ** -(stage + 1) * (1 + 8 * torch.sigmoid(-level))
         lower = level * (1 - share)
         lowest = self.process.noise_level(torch.tensor(self.process.t_min, dtype=torch.float64))
-        return torch.where(lower > lowest.to(lower.device), lower, 0)
+        return torch.where(lower > lowest, lower, 0)
 
     def _x0_hat(self, network: TrainedNetwork, batch: Batch, t: Tensor) -> Tensor:
         x_t = self.process.q_sample(batch.x_0, t, batch.noise)

@@ -27,7 +27,7 @@ from tests.helpers import process_pair
 from tests.helpers.trainings import plan_of, restore, run, run_until
 from tests.train.test_gradients import refuse_more_than
 
-FP32 = {"precision": "fp32", "p_uncond": 0.0}
+FP32 = {"precision": "fp32", "tf32": False, "p_uncond": 0.0}
 
 
 def begun(store: ImageStore, device: torch.device, **changes: dict[str, Any]) -> TrainState:
@@ -182,4 +182,4 @@ def test_two_processes_train_like_one(device, changes, digits_store: Path, tmp_p
         pytest.skip("there is one GPU")
     job = process_pair.Job(tmp_path / "runs", changes)
     (found,) = process_pair.trained_in_turn(digits_store, 2, [job], device.type)
-    process_pair.assert_close(found, process_pair.alone(digits_store))
+    process_pair.assert_close(found, process_pair.alone(digits_store, device=device))

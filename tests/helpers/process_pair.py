@@ -107,7 +107,9 @@ def run_job(images: ImageStore, group: ProcessGroup, job: Job) -> None:
         train(state, images, group, observer, check_stop)
 
 
-SHORT: dict[str, Any] = {"steps": 4, "batch_size": 7, "precision": "fp32", "save_every": 100, "microbatch": 2}
+SHORT: dict[str, Any] = {
+    "steps": 4, "batch_size": 7, "precision": "fp32", "tf32": False, "save_every": 100, "microbatch": 2
+}  # fmt: skip
 CHANGES: dict[str, Any] = {
     "train": {**SHORT, "ema_profiles": {"sigma_rel": [0.1], "every": 2}},
     "model": {"dropout": 0.2, "gradient_checkpointing": True},
@@ -130,13 +132,18 @@ def assert_close(ours: SavedState, theirs: SavedState) -> None:
         assert float((a - b).norm()) < far * float(b.norm()), part
 
 
-def alone(store: Path, changes: dict[str, Any] = CHANGES, saved: SavedState | None = None) -> SavedState:
+def alone(
+    store: Path,
+    changes: dict[str, Any] = CHANGES,
+    saved: SavedState | None = None,
+    device: torch.device = CPU,  # which decides the dropout masks
+) -> SavedState:
     """Return the last state of one process, which may begin from a saved one."""
     images = open_store(store)
-    state = new_state(plan_of(images, **changes), CPU)
+    state = new_state(plan_of(images, **changes), device)
     if saved:
         state.restore(saved)
-    train(state, images, ProcessGroup(CPU), Observer(), lambda: None)
+    train(state, images, ProcessGroup(device), Observer(), lambda: None)
     return state.saved()
 
 

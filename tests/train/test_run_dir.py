@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.code_digest import CodeSince, code_digest
 from diffusion.images.store import ImageStore
-from diffusion.system.errors import DiffctlWarning, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.files import copy_file
 from diffusion.system.limits import MAX_COUNT
 from diffusion.system.locks import LockBusy
-from diffusion.train.checkpoint.run_dir import RunDir, open_run, publish_snapshots
+from diffusion.train.checkpoint.run_dir import RunDir, open_run, publish_snapshots, restore_state
 from diffusion.train.checkpoint.state_files import (
     newest_state,
     newest_step,
@@ -52,6 +53,15 @@ def test_damaged_notes_are_ignored_with_a_warning(tmp_path, text):
         assert again.key != first.key
     with open_run(tmp_path, "f") as whole:
         assert whole.key == again.key
+
+
+def test_a_state_that_does_not_fit_the_memory_is_not_to_be_discarded(monkeypatch):
+    def restore(self: TrainState, saved: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainState, "restore", restore)
+    with pytest.raises(DiffctlError, match=r"does not fit the memory: (?!.*--fresh)"):
+        restore_state(TrainState.__new__(TrainState), state_at(4), "the state")
 
 
 def test_fresh_discards_the_directory_and_makes_a_new_key(tmp_path):

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from diffusion.code_digest import ModuleDigests
@@ -112,6 +113,9 @@ def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> N
         if saved is not None:
             state.restore(saved)
     except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            remedy = "free the device's memory and run the same command again"
+            raise DiffctlError(f"{what} does not fit the memory: {remedy}") from None
         why = brief(error, reason)
         raise DiffctlError(f"{what} cannot be restored ({why}): `diffctl run --fresh` discards it") from None
 

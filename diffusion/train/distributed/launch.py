@@ -196,7 +196,10 @@ def _is_launched() -> bool:
 def _rank_device(local_world: int) -> torch.device:
     """Return this rank's GPU, or the CPU; the ranks of a machine share its cores evenly."""
     if device_kind() == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device, gpus = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))), torch.cuda.device_count()
+        if device.index >= gpus:
+            seen = f"LOCAL_RANK is {device.index}, and this process sees {gpus} GPUs"
+            raise UsageError(f"{seen}: start one process per GPU")
         torch.cuda.set_device(device)
         return device
     if local_world > 1:
