@@ -31,13 +31,13 @@ from diffusion.model.precision import freeze
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.protocol.settings import SampleSettings
-from diffusion.system.devices import default_device
+from diffusion.system.devices import default_device, is_out_of_memory
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import allow_tf32
 from diffusion.train.plan import TrainPlan
-from diffusion.train.step_memory import OutOfMemory, is_out_of_memory
+from diffusion.train.step_memory import OutOfMemory
 
 FILE = Path("benchmarks-gpu.json")
 BATCHES = {"cifar10": 128, "imagenet64": 128, "imagenet64-adm": 64}  # images a step that one GPU takes of it

@@ -25,6 +25,7 @@ Check = Callable[[], object]
 
 WITHOUT_FLOAT64 = ("mps",)  # device types
 DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # overrides the automatic choice
+OOM_MARKS = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 def device_kind() -> str:
@@ -41,6 +42,11 @@ def device_kind() -> str:
 def default_device() -> torch.device:
     """Return the first GPU if there is one, else the CPU; UsageError as `device_kind`."""
     return torch.device(device_kind())
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error is that the GPU's or the CPU's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in OOM_MARKS)
 
 
 def float64_device(device: torch.device) -> torch.device:

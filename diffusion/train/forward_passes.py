@@ -22,7 +22,7 @@ from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Network
 from diffusion.process.noise import counter_generator
 from diffusion.process.objective import Batch, FeatureHooks, Objective, TrainedNetwork
-from diffusion.system.devices import to_device
+from diffusion.system.devices import is_out_of_memory, to_device
 from diffusion.system.errors import DiffctlWarning, UsageError, first_line
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards, meta_copy
@@ -31,7 +31,6 @@ from diffusion.train.step_memory import (
     OutOfMemory,
     device_memory,
     initial_microbatch,
-    is_out_of_memory,
     oom_hint,
 )
 

@@ -12,6 +12,7 @@ import torch
 from diffusion.model.counted_passes import activation_bytes, count_parameters
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.weights_header import Unfilled
+from diffusion.system.devices import is_out_of_memory
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
 from diffusion.train.distributed.sharding import shard_units
@@ -26,7 +27,6 @@ GATHERED_BYTES = 24
 PROFILE_BYTES = 4  # per parameter of one more average
 MIN_BYTES = TRAIN_BYTES // 2  # per parameter at half precision
 # Parts of messages of torch, cuBLAS, cuDNN (which differ by version) and Triton, which have no error type.
-OOM_MARKS = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
 STEP_SHARE = 0.8  # of a machine's memory that a step may take if it cannot be tried
 
 
@@ -101,11 +101,6 @@ def oom_hint(prefix: str, *, whole_batch: bool = False) -> str:
 
 class OutOfMemory(DiffctlError):
     """The memory does not suffice for the work, however often it is repeated."""
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is that the GPU's or the CPU's memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in OOM_MARKS)
 
 
 @contextmanager

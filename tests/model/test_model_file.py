@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
 from diffusion.config import parse
@@ -39,6 +39,7 @@ def model() -> bytes:
 
 
 @given(damage=damages())
+@settings(max_examples=150)
 def test_damaged_bytes_are_refused_or_load_unchanged(model: bytes, damage: Damage) -> None:
     with tempfile.TemporaryDirectory() as folder:
         original, path = Path(folder) / "whole.safetensors", Path(folder) / "changed.safetensors"

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -26,6 +26,7 @@ from tests.helpers.report_page import write_validation_losses
 SETS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.just(3), st.just(3), st.integers(1, 3)))
 
 
+@settings(max_examples=50)
 @given(SETS, st.data())
 def test_nearest_image_equals_brute_force(train, data):
     images = data.draw(arrays(np.uint8, (3, *train.shape[1:])))

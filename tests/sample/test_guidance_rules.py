@@ -54,10 +54,10 @@ class Drifting:
     ],
 )
 def test_apg_is_that_of_diffusers_over_the_calls_of_a_trajectory(options):
-    network, condition = Drifting(COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
-    denoiser = guided(network, settings_of("apg", options=options, clip=False), COSINE)
     from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
+    network, condition = Drifting(COSINE), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
+    denoiser = guided(network, settings_of("apg", options=options, clip=False), COSINE)
     buffer, x = MomentumBuffer(options.get("momentum", -0.5)), randn(*SHAPE)
     for t in (90, 60, 30, 10):
         found = denoiser(x, t, condition)
@@ -85,10 +85,10 @@ def test_apg_keeps_no_error_of_high_noise_in_its_momentum():
 
 @pytest.mark.parametrize("zero_calls", [0, 1, 3])
 def test_cfg_zero_is_that_of_diffusers(zero_calls):
-    network, condition = Drifting(FLOW), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
-    denoiser = guided(network, settings_of("cfg-zero", options={"zero_calls": zero_calls}), FLOW)
     from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
 
+    network, condition = Drifting(FLOW), Condition(2, torch.zeros(2, dtype=torch.long), NULL)
+    denoiser = guided(network, settings_of("cfg-zero", options={"zero_calls": zero_calls}), FLOW)
     peer, x = ClassifierFreeZeroStarGuidance(guidance_scale=3.0, zero_init_steps=zero_calls), randn(*SHAPE)
     for step, t in enumerate((0.9, 0.5, 0.3, 0.2)):
         peer.set_state(step, 4, torch.tensor(t))

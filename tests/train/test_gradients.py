@@ -9,6 +9,7 @@ import torch
 
 from diffusion.images.store import ImageStore
 from diffusion.process.objective import Batch
+from diffusion.system.devices import is_out_of_memory
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.memory import cgroup_limit
 from diffusion.train.batch import ImageLoader, draw_batch
@@ -21,7 +22,6 @@ from diffusion.train.step_memory import (
     OutOfMemory,
     device_memory,
     fitting_microbatch,
-    is_out_of_memory,
     step_bytes,
 )
 from diffusion.train.train_state import TrainState

@@ -51,6 +51,13 @@ def test_a_training_locks_the_first_free_gpu(gpus: list[Path]) -> None:
     assert held(gpus) == []
 
 
+@pytest.mark.usefixtures("gpus")
+def test_a_rank_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UsageError, match="LOCAL_RANK is 3, and this process sees 3 GPUs"):
+        launch._rank_device(4)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_training_waits_for_locked_gpus_and_reports_it_once(gpus: list[Path], count: int) -> None:
     others = [file_lock(path) for path in (gpus if count == 1 else gpus[1:2])]

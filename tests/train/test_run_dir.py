@@ -55,9 +55,10 @@ def test_damaged_notes_are_ignored_with_a_warning(tmp_path, text):
         assert whole.key == again.key
 
 
-def test_a_state_that_does_not_fit_the_memory_is_not_to_be_discarded(monkeypatch):
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])  # of CUDA and of Apple's GPUs
+def test_a_state_that_does_not_fit_the_memory_is_not_to_be_discarded(monkeypatch, kind):
     def restore(self: TrainState, saved: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise kind("out of memory")
 
     monkeypatch.setattr(TrainState, "restore", restore)
     with pytest.raises(DiffctlError, match=r"does not fit the memory: (?!.*--fresh)"):

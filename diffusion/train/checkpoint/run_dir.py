@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from diffusion.code_digest import ModuleDigests
@@ -23,7 +22,7 @@ from diffusion.layout import TRAIN_RUNS
 from diffusion.model.model_file import Artefact, read_artefact, read_weights, save_artefact
 from diffusion.model.posthoc_ema import snapshot_files, snapshot_path, snapshot_step
 from diffusion.system.checksums import JsonObject, add_checksum
-from diffusion.system.devices import OnWait
+from diffusion.system.devices import OnWait, is_out_of_memory
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, copy_file, disk_errors, sync_path, write_json
 from diffusion.system.locks import file_lock
@@ -113,7 +112,7 @@ def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> N
         if saved is not None:
             state.restore(saved)
     except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
             remedy = "free the device's memory and run the same command again"
             raise DiffctlError(f"{what} does not fit the memory: {remedy}") from None
         why = brief(error, reason)
