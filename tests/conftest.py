@@ -12,6 +12,8 @@ from typing import Any
 
 # Tests run in parallel: one thread each, set before anything loads torch.
 os.environ["OMP_NUM_THREADS"] = "1"
+# On the CPU on every machine, as CI: those of tests/gpu name their device.
+os.environ["DIFFCTL_DEVICE"] = "cpu"
 # Parallel processes that compile the same network may read incomplete files: each has its own cache.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffctl-inductor-")
 # Tests must not use the cache of the user who runs them.

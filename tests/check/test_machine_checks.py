@@ -20,6 +20,7 @@ from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
 from diffusion.sample.cell_images import make_cell
 from diffusion.sample.network_files import NetworkFiles
+from diffusion.system.devices import DEVICE_VARIABLE
 from diffusion.system.errors import UsageError
 from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
@@ -132,6 +133,7 @@ def test_sharding_is_suggested_where_it_helps(monkeypatch: pytest.MonkeyPatch) -
 def test_too_many_processes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     few = configuration(train={"batch_size": 8, "devices": 9})
     assert "less than the 9 processes" in found(few, "devices").message
+    monkeypatch.delenv(DEVICE_VARIABLE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="and there are 2 GPUs"):

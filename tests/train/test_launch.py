@@ -28,6 +28,7 @@ def config(devices: int | str = "auto", batch_size: int = 8) -> TrainConfig:
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Return the lock files of three simulated GPUs."""
+    monkeypatch.delenv(devices.DEVICE_VARIABLE)
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
