@@ -225,7 +225,7 @@ def _reap_named(name: str, trainings: list[TrainingStatus], uri: str) -> KilledR
 
 
 def training_name(config: "Config", profiles: Path | None = None) -> str:
-    """Return a name such as `lr0.001-channels64-digits`: differing fields and a profile of the data set.
+    """Return a name such as `channels64-lr0.001-digits`: differing fields and a profile of the data set.
 
     MLflow shows the beginning of a long name: as many fields as fit, and `+3` counts three more. The profile
     is the nearest one, without any the data set.
