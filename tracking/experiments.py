@@ -12,7 +12,7 @@ from diffusion.system.files import sha256_file
 from diffusion.system.locks import file_lock
 from tracking.keys import FILE_SHA256, KEY, PARENT, SEARCH, SEARCH_ROOT, experiment_name
 from tracking.mlflow_pages import experiment_note, note_tags
-from tracking.store import ARTIFACTS, database_file, mlflow_client
+from tracking.store import ARTIFACTS, database_file, mlflow_client, permitted
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -168,10 +168,13 @@ def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path
     return str(found.model_id)
 
 
-def drop_checkpoint(client: "MlflowClient", run_id: str, step: int) -> None:
-    """Delete the step's LoggedModel if it exists; its scores stay in the run's curves."""
-    if found := _find_checkpoint(client, run_id, step):
-        client.delete_logged_model(found.model_id)
+def drop_checkpoint(client: "MlflowClient", run_id: str, step: int) -> bool:
+    """Delete the step's LoggedModel if it exists; its scores stay in the run's curves.
+
+    Return False if the user may not delete it: only the experiment's creator or an admin may.
+    """
+    found = _find_checkpoint(client, run_id, step)
+    return found is None or permitted(client.delete_logged_model, found.model_id)
 
 
 def _find_checkpoint(client: "MlflowClient", run_id: str, step: int) -> Any:

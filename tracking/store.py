@@ -188,6 +188,19 @@ def find(request: Callable[..., Found], *arguments: Any) -> Found | None:
         return None
 
 
+def permitted(request: Callable[..., object], *arguments: Any) -> bool:
+    """Make a request of the client; return False if MLflow refuses it to this user."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        request(*arguments)
+    except MlflowException as error:
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        return False
+    return True
+
+
 def readable(read: Callable[..., Found], *arguments: Any) -> tuple[Found | None, str]:
     """Return what `read` returns; None and the reason if that is missing, damaged or of an unknown format.
 

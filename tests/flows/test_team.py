@@ -8,9 +8,11 @@ import pytest
 import requests
 
 from diffusion.layout import TRAIN_RUNS
+from diffusion.system.errors import DiffctlWarning
+from diffusion.system.files import write_text
 from tests.conftest import diffctl, start_diffctl
 from tests.helpers.small import own_code, small_project
-from tests.helpers.spools import logged, open_spool, stored, write_points
+from tests.helpers.spools import EXPERIMENT, logged, open_spool, stored, the_run, write_points
 from tests.helpers.team import (
     ADMIN_PASSWORD,
     COLLEAGUE,
@@ -22,6 +24,11 @@ from tests.helpers.team import (
     read_settings,
     team,
 )
+from tracking.experiments import ensure_experiment
+from tracking.keys import CHAMPION
+from tracking.registry.champion_log import ensure_model, make_move, read_history
+from tracking.spool.delivery import deliver
+from tracking.store import connect
 
 TRAININGS = 4
 
@@ -96,18 +103,18 @@ def count_rows(servers: Team, database: str, table: str) -> int:
         return connection.execute(f"select count(*) from {table}").fetchone()[0]
 
 
-def colleague(servers: Team) -> dict[str, str]:
+def colleague(servers: Team, name: str) -> dict[str, str]:
     """The credentials of a user that the admin creates."""
-    url, user = f"{servers.mlflow}/api/2.0/mlflow/users/create", {"username": "ada", "password": COLLEAGUE}
+    url, user = f"{servers.mlflow}/api/2.0/mlflow/users/create", {"username": name, "password": COLLEAGUE}
     assert requests.post(url, json=user, auth=("admin", ADMIN_PASSWORD), timeout=60).status_code == 200
-    return {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": COLLEAGUE}
+    return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": COLLEAGUE}
 
 
 @pytest.mark.long
 def test_concurrent_trainings_log_every_point_once(servers, tmp_path, monkeypatch) -> None:
     for name, value in servers.client.items():
         monkeypatch.setenv(name, value)
-    users = [{}, colleague(servers)]
+    users = [{}, colleague(servers, "ada")]
     spools = {}
     for number in range(TRAININGS):
         key = f"team{number}"
@@ -126,6 +133,33 @@ def test_concurrent_trainings_log_every_point_once(servers, tmp_path, monkeypatc
     for key, folder in spools.items():
         assert stored(servers.mlflow, key) == logged(folder)
     assert count_rows(servers, "mlflow", "metrics") == sum(len(logged(folder)) for folder in spools.values())
+
+
+@pytest.mark.long
+def test_member_who_may_not_delete_rolls_back_and_drops_checkpoints(servers, tmp_path, monkeypatch) -> None:
+    for name, value in servers.client.items():
+        monkeypatch.setenv(name, value)
+    client = connect(servers.mlflow)
+    ensure_experiment(client, EXPERIMENT)
+    ensure_model(client, "it")
+    for number in (1, 2):
+        client.create_model_version("it", "s3://nowhere/model")
+        make_move(client, read_history(client, "it"), how="gate", after=number, reason="better")
+    for name, value in colleague(servers, "bob").items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(DiffctlWarning, match="alias previous of it stays"):
+        rolled_back = make_move(client, read_history(client, "it"), how="rollback", after=1, reason="worse")
+    assert (rolled_back.holder, rolled_back.aliases[CHAMPION]) == (1, 1)
+
+    spool = open_spool(tmp_path, "bob")
+    for step in (10, 20):
+        file = tmp_path / f"{step}.safetensors"
+        write_text(file, f"weights {step}")
+        spool.checkpoint(step, file, {"validation/kd": 1.0})
+    spool.dropped(10)
+    spool.close("FINISHED")
+    assert deliver(tmp_path, servers.mlflow).rejected == 1
+    assert the_run(servers.mlflow, "bob").info.status == "FINISHED"
 
 
 @pytest.mark.long

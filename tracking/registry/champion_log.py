@@ -28,7 +28,7 @@ from diffusion.system.signals import check_signals
 from tracking.connectivity import MlflowError
 from tracking.experiments import create_finished_run, ensure_experiment
 from tracking.keys import CHAMPION, EVENT, HISTORY_RUN, PREVIOUS, REGISTRY_EXPERIMENT, user_name
-from tracking.store import find
+from tracking.store import find, permitted
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -269,7 +269,9 @@ def _set_aliases(client: "MlflowClient", history: ChampionHistory) -> ChampionHi
 
     for alias, version in history.wrong_aliases.items():
         if version is None:
-            client.delete_registered_model_alias(history.name, alias)
+            if not permitted(client.delete_registered_model_alias, history.name, alias):
+                text = f"the outdated alias {alias} of {history.name} stays: only its creator or an admin may"
+                warnings.warn(f"{text} delete it", DiffctlWarning, stacklevel=3)
             continue
         try:
             find(client.set_registered_model_alias, history.name, alias, str(version))

@@ -201,7 +201,8 @@ class _Delivery:
 
     @_send.register
     def _dropped(self, event: Dropped) -> None:
-        experiments.drop_checkpoint(self.client, self.run_id, event.step)
+        if not experiments.drop_checkpoint(self.client, self.run_id, event.step):
+            self._reject(event.model_dump(), PermissionError("only the experiment's creator may delete it"))
 
     @_send.register
     def _status(self, event: End) -> None:
