@@ -105,7 +105,7 @@ class ScoredCheckpoints:
     """The kept checkpoints of a training: the best, the last, or one every K steps.
 
     The folder holds `scores.json` and model files such as `000000500.safetensors`. Scores of another protocol
-    than `card` are ignored, since they cannot be compared.
+    than `card` are ignored, since they cannot be compared: the best checkpoint by them is kept too.
     """
 
     def __init__(self, folder: Path, keep: str | int, ranked_by: str, card: Card) -> None:
@@ -145,7 +145,8 @@ class ScoredCheckpoints:
         ranked = known.keys() & present
         if self.keep == "last":
             return {max(ranked)}
-        return {min(ranked, key=lambda step: (known[step][self.ranked_by], step))}
+        best = min(ranked, key=lambda step: (known[step][self.ranked_by], step))
+        return {best} | (present - known.keys())
 
     def _present(self) -> set[int]:
         return {int(file.stem) for file in self.folder.glob("*.safetensors")}

@@ -87,7 +87,9 @@ def test_keep_best_last_or_every_k_steps(
     assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
 
 
-@pytest.mark.parametrize(("keep", "gone", "stay"), [("best", [20], [60]), (20, [], [20, 40, 60])])
+@pytest.mark.parametrize(
+    ("keep", "gone", "stay"), [("best", [], [20, 60]), ("last", [40], [60]), (20, [], [20, 40, 60])]
+)
 def test_scores_of_another_protocol_are_ignored(
     tmp_path: Path, state: TrainState, keep: str | int, gone: list[int], stay: list[int]
 ) -> None:
@@ -96,6 +98,8 @@ def test_scores_of_another_protocol_are_ignored(
     assert other.scores() == {}
     assert add(other, 60, 9.0, state) == gone
     assert kept(tmp_path) == stay
+    if keep == "best":
+        assert (add(other, 70, 8.0, state), kept(tmp_path)) == ([60], [20, 70])
 
 
 def test_best_checkpoint_stays_if_a_better_one_is_not_saved(
