@@ -55,8 +55,8 @@ class EvaluateConfig(Section):
     lists further feature spaces, each a name or a mapping. Only the first space ranks cells.
     `reference_images` limits the real images of each split, for quick tests; None: all. `batch_size` is the
     number of images at a time; None: one that suits the device. `confidence_intervals` adds intervals to
-    scores. At most `prc_images` images of each set are compared pairwise for precision, recall and
-    memorisation; `prc_samples` is another limit for the samples.
+    scores. Precision, recall, density and coverage compare at most `prc_images` images of each set, and
+    memorisation as many samples with all real images; `prc_samples` is another limit for the samples.
     `feature_likelihood` adds the divergence that detects copies, in each space; it needs both splits.
     `kid_subset_size` is the largest number of images in a subset of the kernel distance.
     `protocol` names a paper's protocol. It changes no score; `diffctl check` and the report list the
