@@ -114,17 +114,31 @@ def test_keep_resumes_from_the_states_of_other_code(tmp_path):
     with open_by(tmp_path, "b", NEW) as run:
         assert run.keep() == tmp_path / "a"
         assert equal(newest_state(run.folder), state_at(600))
+        save_state(run.folder, state_at(700))
+        assert run.keep() is None, "this training is further"
     (tmp_path / "a/state-000000600.sealed").write_bytes(b"")  # the copy does not depend on it
     assert newest_state(tmp_path / "b") is not None
 
 
+def test_keep_replaces_the_earlier_states_of_the_new_code(tmp_path):
+    with open_by(tmp_path, "a", OLD) as run:
+        save_state(run.folder, state_at(600))
+    with open_by(tmp_path, "b", NEW) as run:
+        save_state(run.folder, state_at(20))  # it started from scratch, and was stopped
+    with open_by(tmp_path, "b", NEW) as run:
+        assert run.keep() == tmp_path / "a"
+        assert equal(newest_state(run.folder), state_at(600))
+
+
 def test_keep_needs_a_state_of_a_training_that_does_not_run(tmp_path):
-    with open_by(tmp_path, "a", OLD), open_by(tmp_path, "b", NEW) as run:
-        with pytest.raises(UsageError, match="--keep"):
+    with open_by(tmp_path, "a", OLD):
+        with pytest.raises(UsageError, match="--keep"), open_by(tmp_path, "b", NEW) as run:
             run.keep()
         save_state(tmp_path / "a", state_at(5))
-        with pytest.raises(LockBusy):
-            run.keep()
+        with open_by(tmp_path, "b", NEW) as run:
+            assert run.is_new, "the refusal leaves no configuration"
+            with pytest.raises(LockBusy):
+                run.keep()
 
 
 PARTS = [[0, 0.002], [10, 0.0005]]

@@ -59,10 +59,11 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     for plan, root in itertools.product(plans, TRAININGS):
         folder, settings, code = run_dir_of(plan, root)
         needed.add(folder.name)
-        if not newest_step(folder):
-            point = find_resume_point(folder, settings, code)
-            resumed = find_kept_run(folder, settings), point.folder if point else None
-            needed |= {other.name for other in resumed if other}
+        own, other = newest_step(folder), find_kept_run(folder, settings)
+        if other and newest_step(other) > own:
+            needed.add(other.name)
+        if not own and (point := find_resume_point(folder, settings, code)):
+            needed.add(point.folder.name)
     cells = grid(config.sample, config.sweep) if MODEL.is_file() else []
     scored = list(_scored_cells(config, cells))
     is_complete = len(scored) == len(cells)

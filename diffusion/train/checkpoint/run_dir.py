@@ -95,15 +95,24 @@ class RunDir:
             return None
         return why_from_scratch(self.folder, read_note(self.folder / CONFIG), read_note(self.folder / CODE))
 
-    def keep(self) -> Path:
-        """Copy states of the newest sibling by other code; return its directory. UsageError without one."""
-        if other := find_kept_run(self.folder, read_note(self.folder / CONFIG)):
-            with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
-                copy_snapshots(other, self.folder, newest_step(other))
-                for path in state_files(other):
-                    copy_file(path, self.folder / path.name)
-            return other
-        raise UsageError(f"--keep: {self.folder.parent} has no training with these settings: leave it out")
+    def keep(self) -> Path | None:
+        """Copy the states of the newest sibling by other code, if it is further, and return its directory.
+
+        UsageError if there is no state, neither of a sibling nor here.
+        """
+        own, other = newest_step(self.folder), find_kept_run(self.folder, read_note(self.folder / CONFIG))
+        if not own and other is None:
+            if self.is_new:  # so that a start without --keep may resume from another training
+                (self.folder / CONFIG).unlink()
+            missing = f"{self.folder.parent} has no training with these settings"
+            raise UsageError(f"--keep: {missing}: leave it out")
+        if other is None or newest_step(other) <= own:
+            return None
+        with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
+            copy_snapshots(other, self.folder, newest_step(other))
+            for path in state_files(other):
+                copy_file(path, self.folder / path.name)
+        return other
 
 
 def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> None:
@@ -184,11 +193,11 @@ def open_training(
     """Open the run directory of the plan's training, as `open_run`.
 
     A new directory is initialised from the furthest fitting state of another training, unless `fresh` or
-    `keep` is set. `keep` copies the states of a training by other code, unless this code has saved one.
+    `keep` is set. `keep` copies the states of a training by other code that is further.
     """
     folder, settings, code = run_dir_of(plan, root)
     with open_run(root, folder.name, fresh=fresh, config=settings, code=code, resume=not keep) as run:
-        if keep and not newest_step(run.folder):
+        if keep:
             run.keep()
         yield run
 
