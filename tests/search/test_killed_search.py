@@ -10,11 +10,14 @@ import psutil
 import pytest
 
 from cli.actions.trials import trial_search
+from cli.actions.trials.trial_search import Trials
 from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import (
     ABOUT,
+    Trial,
     TrialResult,
     open_search,
     read_result,
@@ -142,6 +145,15 @@ def test_invalid_points_are_refused_before_the_first_trial(project: Path, invoke
         write_params(project, search={"fields": {name: values}, "trials": 2})
         assert_refused(invoke("search"), name, words)
         assert not (project / "runs/search").exists()
+
+
+def test_point_of_a_range_that_cannot_be_planned_is_a_failed_trial(project: Path) -> None:
+    copy_data(project)
+    write_params(project, model={"name": "dit", "width": 32, "depth": 1, "heads": 2, "patch_size": 2})
+    meta = open_store(PREPARED / "train", PreparedMeta).meta
+    found = Trials(Path("runs/search/it"), read_params(), meta, 2).begin(Trial(0, {"model.patch_size": 3}))
+    assert found is not None
+    assert (found.state, "patch_size 3 must divide" in found.reason) == ("failed", True)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.planning import changed_loss, plan_training
+from diffusion.train.pretrained import PretrainedRefused
 from flows.dvc_stage import fetch_pretrained
 from tracking.experiments import log_search
 from tracking.project import title_of
@@ -39,10 +40,11 @@ MAX_FAILURES = 3  # in a row, which the settings alone do not explain
 
 
 class Trials:
-    """The `total` trials of the search in `folder`, with the `values` of params.yaml."""
+    """The `total` trials of the search in `folder`, by the `values` of params.yaml and the data's `meta`."""
 
-    def __init__(self, folder: Path, values: dict[str, Any], total: int) -> None:
-        self._folder, self._values, self._total, self._failures = folder, values, total, 0
+    def __init__(self, folder: Path, values: dict[str, Any], meta: dict[str, Any], total: int) -> None:
+        self._folder, self._values, self._meta, self._total = folder, values, meta, total
+        self._failures = 0
 
     def begin(self, trial: Trial) -> TrialResult | None:
         """Write the params.yaml of the trial; return its result if it has one already or is invalid."""
@@ -52,7 +54,10 @@ class Trials:
             return result
         path = search_dir.write_trial_params(folder, self._values, trial.point)
         try:
-            load(path)  # a point within ranges may be an invalid configuration
+            # A point within ranges may be an invalid configuration.
+            plan_training(load(path), self._meta, torch.device("cpu"))
+        except PretrainedRefused:
+            raise  # its file has changed since the search began
         except UsageError as error:
             result = TrialResult("failed", reason=str(error))
             search_dir.write_result(folder, result)
@@ -87,7 +92,8 @@ def search_settings(options: Search) -> None:
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
         bases = partial(fix_bases, [config.sample.base])
         about = search_dir.open_search(folder, section, settings, digests, bases)
-        trials = Trials(folder, values, search_config.count_trials(section))
+        meta = open_store(PREPARED / "train", PreparedMeta).meta
+        trials = Trials(folder, values, meta, search_config.count_trials(section))
         with trial_runner(options, config, folder, trials.run, options.address) as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)
         _report(options, folder, about, title_of(config.data.name), done)
