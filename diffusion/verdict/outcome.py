@@ -13,7 +13,6 @@ from diffusion.choice.confidence import errors_of, gap, share_noise, student
 from diffusion.choice.paired_test import Decision, Kind, PairedTest
 from diffusion.protocol.card import GROUPS
 from diffusion.protocol.scores_document import ImageScores
-from diffusion.system.errors import UsageError
 
 POWER = 0.8  # of the gap that a verdict without evidence would have found
 QUANTILE = 0.8416212  # of the normal distribution at POWER
@@ -187,13 +186,13 @@ class SamplingOutcome(Outcome):
     scores: tuple[ImageScores, ImageScores] = ()  # type: ignore[assignment]
 
     def finding(self, metric: str) -> Finding:
-        """Return what a score shows; UsageError if scores have no intervals."""
+        """Return what a score shows."""
         from scipy.special import stdtrit
 
         control, change = self.scores
         found, errors = gap(change, control, metric), errors_of(change, metric)
-        if found is None or errors is None:
-            raise UsageError("evaluate.confidence_intervals: images are judged by them: set it to true")
+        assert found is not None, "evaluate.confidence_intervals is set"
+        assert errors is not None, "evaluate.confidence_intervals is set"
         freedom = max(1, min(int(np.count_nonzero(errors)), GROUPS) - 1)
         deviation = found.half / student(freedom)
         half = float(stdtrit(freedom, 1 - self.error / 2)) * deviation

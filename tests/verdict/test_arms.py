@@ -23,8 +23,8 @@ from diffusion.system.errors import DiffctlError
 from diffusion.verdict.arms import Arm, find_subject
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
-from tests.helpers.networks import small_model
-from tests.helpers.prepared import copy_data, reverse_held_out_images
+from tests.helpers.networks import small_model, with_model
+from tests.helpers.prepared import copy_data, copy_reference, reverse_held_out_images
 
 REFUSED = {
     "train.stepz=1": "unknown key",
@@ -56,6 +56,9 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
         invoke("verdict", "sample.spacing=trailing", "train.batch_size=4"), "one of them at a time"
     )
     assert_refused(invoke("verdict", "sample.spacing=trailing"), "models/model.safetensors", "missing")
+    write_params(project, evaluate={"confidence_intervals": False})
+    assert_refused(invoke("verdict", "sample.spacing=trailing"), "evaluate.confidence_intervals")
+    write_params(project)
     both = ("verdict", "sample.spacing=trailing", "train.batch_size=4", "--each")
     assert_refused(invoke(*both), "sample.spacing=trailing", "separately")
     assert_refused(
@@ -83,6 +86,13 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
     by_loss = invoke("verdict", "train.batch_size=4", "--metric", "loss")
     assert_refused(by_loss, "changes the loss itself (train.batch_size")
     assert not (project / "runs/verdict").exists()
+
+
+def test_missing_file_of_a_change_is_refused_before_any_sampling(project: Path, invoke: Invoke) -> None:
+    copy_reference(project)
+    with_model(project)
+    assert_refused(invoke("verdict", "sample.guidance=1", "sample.guide=models/weak.safetensors"), "weak")
+    assert not any(project.glob("runs/verdict/*/arm*"))
 
 
 def test_missing_data_and_reference_are_one_refusal(project: Path, invoke: Invoke) -> None:

@@ -71,7 +71,8 @@ def judge_changes(options: Verdict) -> None:
         bases = {} if options.metric == "loss" else fix_bases(arm.config.sample.base for arm in arms)
         folder, about = identify(arms, options, subject, bases)
         if options.metric != "loss":
-            check_scoring(arms[0].config)
+            for arm in arms:
+                check_scoring(arm.config)
         busy = f"this verdict is running ({folder}): wait for it or stop it"
         with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
             about = search_dir.open_about(folder, about, lambda: bases)

@@ -89,6 +89,8 @@ def check_options(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
     given = [flag for flag, is_given in of_trainings.items() if is_given]
     if subject == "sampling" and given:
         raise UsageError(f"{given[0]} is of trainings, and the change is of the sampling alone: leave it out")
+    if subject == "sampling" and not arms[0].config.evaluate.confidence_intervals:
+        raise UsageError("evaluate.confidence_intervals: samples are judged by them: set it to true")
     if options.ray and len({arm.config.train.devices for arm in arms}) > 1:
         raise UsageError("train.devices: with --ray it is equal in all arms: leave it out of the change")
     if options.metric == "loss":
