@@ -53,6 +53,8 @@ async def as_json(request: Request) -> Request:
     klass = request.query_params.get("class")
     if klass is not None and not isinstance(values["class"], str):
         values["class"] = klass  # a text, so that a class may be named 3, true or null
+    if isinstance(values.get("operator"), str):  # the query's form has a blank for the + of a product
+        values["operator"] = values["operator"].replace(" ", "+")
     values["image"] = base64.b64encode(await request.body()).decode()
     pending: list[Message] = [
         {"type": "http.request", "body": json.dumps(values).encode(), "more_body": False}

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -92,10 +93,17 @@ def test_larger_pictures_keep_nothing_of_what_a_mask_hides(client):
 
 
 def test_a_body_may_be_the_picture_with_the_other_keys_in_the_query(client):
-    keys = {"operator": "mask:5,0,8,8", "class": 3, "num": 2, "steps": 3, "method_options": '{"eta": 0.5}'}
+    keys = {
+        "operator": "downsample:2+mask:2,0,4,4",
+        "class": 3,
+        "num": 2,
+        "steps": 3,
+        "method_options": '{"eta": 0.5}',
+    }
     headers = {"Content-Type": "image/png"}
     for path in ("/v1/edits", "/v1/edits/events"):
-        answer = client.post(path, params=keys, content=png_bytes(PICTURE), headers=headers)
+        query = urlencode(keys, safe="+")  # as in a URL written by hand
+        answer = client.post(f"{path}?{query}", content=png_bytes(PICTURE), headers=headers)
         values = answer.json() if path == "/v1/edits" else events_of(answer.text)[-1][1]
         assert values == edited(client, **{**keys, "method_options": {"eta": 0.5}})
     pixels = np.random.default_rng(0).integers(0, 256, (1550, 1550, 3), dtype=np.uint8)
@@ -134,6 +142,16 @@ def test_model_of_process_edm_is_edited_with_spacing_karras(tmp_path):
         for options, spacing in (({}, "karras"), ({"spacing": "uniform"}, "uniform")):
             values = edited(client, operator="downsample:2", num=1, **options)
             assert values["settings"]["spacing"] == spacing
+
+
+def test_spacing_learned_has_the_times_of_the_sweep(model):
+    served = published(model)
+    for cell in served.scores.cells.values():
+        levels = np.geomspace(9.0, 0.1, cell.steps).tolist()
+        cell.card.update(spacing="learned", spacing_options=json.dumps({"levels": levels}))
+    with TestClient(create_app(service_of(served)), HERE) as client:
+        values = edited(client, operator="downsample:2", num=1, steps=4, spacing="learned")
+        assert len(values["settings"]["spacing_options"]["levels"]) == 4
 
 
 def test_events_end_with_the_response(client):

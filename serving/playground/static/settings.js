@@ -40,7 +40,7 @@ function offerOwn(option) {
   const controls = ownControls(option), values = usualOwn(option);
   if (!controls.length) return;
   const legend = element("legend", { textContent: `Options of ${fields[option].value}` });
-  const group = element("fieldset", {}, legend, ...controls.map((control) => labelled(control, values[keyOf(control)] ?? control.default)));
+  const group = element("fieldset", {}, legend, ...controls.map((control) => labelled(control, keyOf(control) in values ? values[keyOf(control)] : control.default)));
   group.dataset.own = option;
   $(`[data-option=${option}]`, form).after(group);
   describe(group.elements);
