@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cli.actions import model_choice
+from cli.actions.images import sampled_images
 from cli.actions.scores.model_sweep import _axes
 from cli.actions.scores.score_tables import show_sweep_scores
 from cli.shared.options import ModelSourceOptions
@@ -69,6 +70,15 @@ def test_unaffordable_or_contradicting_budgets_and_foreign_scores_are_refused(sa
     assert_refused(sample("--budget", "20"), "sampling_version")
     SCORES.unlink()
     assert_refused(sample("--budget", "20"), str(SCORES))
+
+
+def test_steps_without_learned_times_are_refused(sample, monkeypatch):
+    scores = document({(2, 0.0): 0.2})
+    for cell in scores.cells.values():
+        cell.card.update(spacing="learned", spacing_options=json.dumps({"levels": [9.0, 0.4]}))
+    monkeypatch.setattr(sampled_images, "selected_scores", lambda options: scores)
+    monkeypatch.setattr(sampled_images, "selected_model", lambda options: MODEL)
+    assert_refused(sample("--champion", "--steps", "20"), "learned times for 2 steps, not 20")
 
 
 def test_options_of_a_sampler_and_a_spacing(sample, project, invoke, monkeypatch):

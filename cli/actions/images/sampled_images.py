@@ -41,8 +41,10 @@ def sample_images(options: Sample) -> None:
     path, device = selected_model(options), default_device()
     usual: dict[str, Any] = {}
     if options.budget is None and (options.champion or options.run_id is not None):
+        scores = None
         with suppress(UsageError):  # it was not evaluated
-            usual = usual_settings(selected_scores(options), given_options(options.sampling))
+            scores = selected_scores(options)
+        usual = usual_settings(scores, given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
     if options.budget is not None:
         scores, digest = selected_scores(options), read_artefact(path).model_sha256
