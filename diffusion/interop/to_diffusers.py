@@ -15,6 +15,7 @@ from diffusion.images.image_size import format_size
 from diffusion.model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.model.unet import UNet
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import DiscreteConfig
 from diffusion.system.errors import DiffctlError, UsageError
@@ -125,6 +126,8 @@ def unet_config(network: UNet) -> dict[str, Any]:
 def scheduler_config(artefact: Artefact) -> dict[str, Any]:
     """Return DDIMScheduler's arguments for the model's process; UsageError if it cannot express it."""
     process, grid = artefact.process, build_process(artefact.process).probe_grid()
+    if OBJECTIVES[process.loss].is_consistency:  # x̂_0 is no mean then, as DDIM reads it
+        raise _without_counterpart(f"process.loss {process.loss}")
     power = grid.alpha.square() + grid.sigma.square()
     if not isinstance(process, DiscreteConfig) or not torch.allclose(power, torch.ones_like(power)):
         raise _without_counterpart(f"process.schedule {process.schedule}")

@@ -159,6 +159,7 @@ def test_unsupported_processes_are_refused():
     for process, field in (
         (plain, "prediction flow"),
         *((ProcessConfig(schedule=name), f"schedule {name}") for name in ("edm", "flow")),
+        (ProcessConfig(variance="small", loss="consistency", prediction="velocity"), "loss consistency"),
     ):
         artefact = artefact_of(spec_of(out_channels=1), process=process)
         with pytest.raises(UsageError, match=rf"have no process\.{field}: this model cannot be exported"):
