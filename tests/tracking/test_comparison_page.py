@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from diffusion.choice.selection import select
 from diffusion.images.store import write_store
-from diffusion.protocol.scores_document import write_scores_document
+from diffusion.protocol.scores_document import CellScores, document_values, write_scores_document
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
 from tracking.comparison.comparison_page import (
@@ -154,6 +155,16 @@ def test_gate_judges_runs_of_two_settings_in_both_directions(two):
     one_way = {(a, b) for a in ("a0", "a1") for b in ("b0", "b1")}
     assert pairs == one_way | {(b, a) for a, b in one_way}
     assert differing_params(groups) == [("of", ["a", "b"]), ("train.seed", ["0, 1", "0, 1"])]
+
+
+def test_gate_judges_an_ema_profile_by_its_own_cells(two):
+    scored = certain(document(BETTER, model_sha256="b" * 64, ema=0.1), half=0.05)
+    cells = [CellScores(**{**document_values(cell), "ema": 0.1}) for cell in scored.cells.values()]
+    named = {cell.name: cell for cell in cells}
+    profile = select(named, extractor=scored.extractor, reference=scored.reference)
+    found = gate_verdicts([two[:1], [ScoredRun("profile", profile, run())]])
+    assert found[0]["better"]
+    assert "not comparable" not in found[1]["reason"]
 
 
 def test_page_of_one_group_shows_its_band_and_seeds():

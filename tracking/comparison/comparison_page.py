@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from diffusion.choice.confidence import card_diff, describe_comparison
 from diffusion.choice.ranking import decide
+from diffusion.choice.selection import best_model_scores
 from diffusion.images.pictures import MONTAGE, montage, png_bytes
 from diffusion.images.store import Images, open_store
 from diffusion.images.store_meta import CellMeta, PreparedMeta
@@ -165,11 +166,13 @@ def score_curves(comparison: Comparison) -> list[dict[str, Any]]:
 def gate_verdicts(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Return the gate's verdict on each run as candidate, with each run of another column as champion."""
     pairs = [pair for sides in permutations(groups, 2) for pair in product(*sides)]
+    # As they are registered: of the best cell's model alone, without the name of its EMA profile.
+    cells = {one.label: best_model_scores(one.document).cells for group in groups for one in group}
     return [
         {
             "champion": champion.label,
             "candidate": candidate.label,
-            **decide(candidate.document.cells, champion.document.cells, champion.label)._asdict(),
+            **decide(cells[candidate.label], cells[champion.label], champion.label)._asdict(),
         }
         for champion, candidate in pairs
     ]
