@@ -82,6 +82,7 @@ def test_newest_points_are_of_the_scores_that_were_logged_last():
         run_id = log_scores(scores)
     log_sweep(run_id, other)  # the curves stay of one protocol
     log_sweep(run_id, document({(30, 0.0): 0.7}, guidance=1.5))
+    log_sweep(run_id, document({(35, 0.0): 0.7}, model_sha256="b" * 64))
     log_sweep(run_id, document({(40, 0.0): 0.8}))  # the run's own evaluation stays
     newest = {
         (metric, point.step): point.value

@@ -80,7 +80,7 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
 
 
 def _extends_evaluation(run: "Run", document: ScoresDocument) -> bool:
-    """Return whether the run has an evaluation of the same protocol, from the same noise.
+    """Return whether the run has an evaluation of the same models and protocol, from the same noise.
 
     Only settings on the axes of a sweep may differ, which are in the names of its curves.
     """
@@ -88,6 +88,11 @@ def _extends_evaluation(run: "Run", document: ScoresDocument) -> bool:
         own = fetch_scores(run)
     except UsageError:  # it was not evaluated
         return False
+    models, swept = (
+        {cell.ema: cell.card.get("model_sha256") for cell in one.cells.values()} for one in (own, document)
+    )
+    if any(models[ema] != swept[ema] for ema in models.keys() & swept.keys()):
+        return False  # such as an EMA profile that is swept as the model
     ours, other = (next(iter(one.cells.values())) for one in (own, document))
     varied = {*ours.axes, *other.axes}
     options = OPTION_FIELDS if varied & REGISTRIES_WITH_OPTIONS.keys() else ()
