@@ -56,8 +56,9 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
         invoke("verdict", "sample.spacing=trailing", "train.batch_size=4"), "one of them at a time"
     )
     assert_refused(invoke("verdict", "sample.spacing=trailing"), "models/model.safetensors", "missing")
-    write_params(project, evaluate={"confidence_intervals": False})
-    assert_refused(invoke("verdict", "sample.spacing=trailing"), "evaluate.confidence_intervals")
+    for section, field, value in (("evaluate", "confidence_intervals", False), ("sample", "num_images", 2)):
+        write_params(project, **{section: {field: value}})
+        assert_refused(invoke("verdict", "sample.spacing=trailing"), f"{section}.{field}", "intervals")
     write_params(project)
     both = ("verdict", "sample.spacing=trailing", "train.batch_size=4", "--each")
     assert_refused(invoke(*both), "sample.spacing=trailing", "separately")

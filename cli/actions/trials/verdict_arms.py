@@ -24,6 +24,7 @@ from diffusion.code_digest import (
 from diffusion.evaluate import sweep_scores
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import extraction
+from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import HELD_OUT, MODEL, PARAMS, VERDICT_RUNS
@@ -91,6 +92,9 @@ def check_options(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
         raise UsageError(f"{given[0]} is of trainings, and the change is of the sampling alone: leave it out")
     if subject == "sampling" and not arms[0].config.evaluate.confidence_intervals:
         raise UsageError("evaluate.confidence_intervals: samples are judged by them: set it to true")
+    if subject == "sampling" and arms[0].config.sample.num_images < MIN_FOR_INTERVAL:
+        few = f"intervals of scores need {MIN_FOR_INTERVAL} images or more"
+        raise UsageError(f"sample.num_images: {few}, and samples are judged by them")
     if options.ray and len({arm.config.train.devices for arm in arms}) > 1:
         raise UsageError("train.devices: with --ray it is equal in all arms: leave it out of the change")
     if options.metric == "loss":
