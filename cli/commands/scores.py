@@ -33,7 +33,8 @@ class Evaluate(JsonOptions, ModelSourceOptions):
     """
 
     path: Path | None = argument(
-        "Image folder, npz (arr_0) or store. [default with --paper: the sweep; --edit: data/prepared/test]"
+        "Image folder, npz (arr_0) or store; with --edit a store. "
+        "[default with --paper: the sweep; --edit: data/prepared/test]"
     )
     against: Path | None = option("Real images: likewise, prepared data, or statistics.")
     paper: str | None = option("Compare with a paper: adm, ddim, edm, or a YAML of its scores.", paths=True)

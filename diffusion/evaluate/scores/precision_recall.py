@@ -20,10 +20,10 @@ class Overlap(NamedTuple):
 
     `precision` is the fraction of samples within the radius of a real image, `recall` the fraction of real
     images within that of a sample (Kynkäänniemi et al. 2019, 1904.06991, eq. 1 and 2). `density` counts the
-    real images with a sample in their wide radius, divided by the number of neighbours: about 1 for real
-    images, more where samples concentrate. `coverage` is the fraction of real images with a sample in their
-    wide radius (Naeem et al. 2020, 2002.09797, eq. 4 and 5). An outlier among the samples has a large radius;
-    it affects these two less.
+    real images with a given sample in their wide radius, on average over the samples, divided by the number
+    of neighbours: about 1 for real images, more where samples concentrate. `coverage` is the fraction of real
+    images with a sample in their wide radius (Naeem et al. 2020, 2002.09797, eq. 4 and 5). An outlier among
+    the samples has a large radius; it affects these two less.
     """
 
     precision: float
