@@ -23,6 +23,7 @@ NOT_RUN = {  # lines of the README's section Use, by how they begin
     "diffctl set": "the tutorial does",
     "dvc exp": "tests/cli/test_project_folder.py",
     "diffctl sample --run-id": "a run of one's own",
+    "diffctl edit": "pictures of one's own: tests/cli/test_edit.py",
     "diffctl search": "tests/search/",
     "diffctl verdict": "an hour: tests/verdict/",
     "diffctl publish": "the hub: tests/cli/test_publish.py",
