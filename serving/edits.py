@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.choice.selection import learned_options
+from diffusion.choice.selection import learned_times
 from diffusion.edit.edits import count_edit_nfe, edit_trajectory
 from diffusion.edit.measurement import build_operator
 from diffusion.edit.operator import LinearOperator, Shape
@@ -15,7 +15,6 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import chosen_edit
 from diffusion.protocol.settings import SampleSettings, default_spacing
-from diffusion.protocol.spacing import LEARNED
 from diffusion.sample.sampler import CustomTrajectory
 from diffusion.system.section import validate
 from serving.encoded_pictures import decode_base64
@@ -55,10 +54,7 @@ def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     """Return the job of a request; raise UsageError if it does not fit the model or the limits."""
     spacing = default_spacing(model.artefact.process.schedule)
     given = {"spacing": spacing, **request.options, "seed": request.seed}
-    if given["spacing"] == LEARNED and not given.get("spacing_options") and model.scores is not None:
-        steps = given.get("steps", SampleSettings().steps)
-        given["spacing_options"] = learned_options(model.scores, steps)
-    settings = validate(SampleSettings, given, "the request")
+    settings = validate(SampleSettings, given | learned_times(model.scores, given), "the request")
     model.check(request, settings)
     text = request.operator or (None if request.mask is None else "mask")
     own = request.method_options

@@ -209,11 +209,20 @@ def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> 
     clips. Learned times are those of the sweep for these steps.
     """
     usual = {} if scores is None else _fitting_settings(best_settings(scores), chosen)
-    wanted = {"steps": SAMPLING_OPTIONS["steps"].default, **usual, **chosen}
-    is_learned = wanted.get("spacing") == LEARNED and wanted.get("timesteps") is None
-    if scores is not None and is_learned and not chosen.get("spacing_options"):
-        return usual | {"spacing_options": learned_options(scores, wanted["steps"])}
-    return usual
+    own = chosen.get("spacing_options")
+    return usual | learned_times(scores, {**usual, **chosen, "spacing_options": own})
+
+
+def learned_times(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of spacing learned, from the sweep, if chosen settings lack them; else no options.
+
+    UsageError if the sweep has no cell with learned times and these steps.
+    """
+    is_learned = chosen.get("spacing") == LEARNED and chosen.get("timesteps") is None
+    if scores is None or not is_learned or chosen.get("spacing_options"):
+        return {}
+    steps = chosen.get("steps", SAMPLING_OPTIONS["steps"].default)
+    return {"spacing_options": learned_options(scores, steps)}
 
 
 def learned_options(scores: ScoresDocument, steps: int) -> dict[str, Any]:

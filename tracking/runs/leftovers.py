@@ -59,10 +59,9 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     for plan, root in itertools.product(plans, TRAININGS):
         folder, settings, code = run_dir_of(plan, root)
         needed.add(folder.name)
-        own, other = newest_step(folder), find_kept_run(folder, settings)
-        if other and newest_step(other) > own:
+        if other := find_kept_run(folder, settings):
             needed.add(other.name)
-        if not own and (point := find_resume_point(folder, settings, code)):
+        if not newest_step(folder) and (point := find_resume_point(folder, settings, code)):
             needed.add(point.folder.name)
     cells = grid(config.sample, config.sweep) if MODEL.is_file() else []
     scored = list(_scored_cells(config, cells))

@@ -74,13 +74,18 @@ def check_scoring(config: Config) -> None:
 
     These are guides, classifiers, extractors' weights, published statistics and data/reference.
     """
-    for cell in grid(config.sample, config.sweep):
-        check_future_model(cell_settings(config.sample, cell), None)
+    check_networks(config)
     section = config.evaluate
     for space in section.spaces:
         configured_statistics(space)
     extractors = [space_extractor(space) for space in section.spaces]
     open_references(REFERENCE, extractors, section.reference, PREPARED, section.reference_images)
+
+
+def check_networks(config: Config) -> None:
+    """Raise before any work if a guide or classifier of a grid is missing or does not fit."""
+    for cell in grid(config.sample, config.sweep):
+        check_future_model(cell_settings(config.sample, cell), None)
 
 
 def _show(document: ScoresDocument, run_id: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.scores.model_sweep import check_scoring, score_grid
+from cli.actions.scores.model_sweep import check_networks, check_scoring, score_grid
 from cli.actions.trials.trial_processes import run_in_process, trial_runner
 from cli.actions.trials.verdict_arms import (
     check_options,
@@ -71,8 +71,9 @@ def judge_changes(options: Verdict) -> None:
         bases = {} if options.metric == "loss" else fix_bases(arm.config.sample.base for arm in arms)
         folder, about = identify(arms, options, subject, bases)
         if options.metric != "loss":
-            for arm in arms:
-                check_scoring(arm.config)
+            check_scoring(arms[0].config)
+            for arm in arms[1:]:  # their reference and extractors are equal
+                check_networks(arm.config)
         busy = f"this verdict is running ({folder}): wait for it or stop it"
         with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
             about = search_dir.open_about(folder, about, lambda: bases)

@@ -103,9 +103,10 @@ def why_from_scratch(folder: Path, settings: JsonObject, code: ModuleDigests) ->
 
 
 def find_kept_run(folder: Path, settings: JsonObject) -> Path | None:
-    """Return the newest sibling with these settings that has a state: the source of `--keep`."""
+    """Return the newest sibling with these settings and a state, if it is further: the source of `--keep`."""
     same = (other for other in reversed(sibling_runs(folder)) if read_note(other / CONFIG) == settings)
-    return next((other for other in same if newest_step(other)), None)
+    newest = next((other for other in same if newest_step(other)), None)
+    return newest if newest and newest_step(newest) > newest_step(folder) else None
 
 
 def sibling_runs(folder: Path) -> list[Path]:

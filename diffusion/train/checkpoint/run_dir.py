@@ -100,14 +100,14 @@ class RunDir:
 
         UsageError if there is no state, neither of a sibling nor here.
         """
-        own, other = newest_step(self.folder), find_kept_run(self.folder, read_note(self.folder / CONFIG))
-        if not own and other is None:
+        other = find_kept_run(self.folder, read_note(self.folder / CONFIG))
+        if other is None and newest_step(self.folder):
+            return None
+        if other is None:
             if self.is_new:  # so that a start without --keep may resume from another training
                 (self.folder / CONFIG).unlink()
             missing = f"{self.folder.parent} has no training with these settings"
             raise UsageError(f"--keep: {missing}: leave it out")
-        if other is None or newest_step(other) <= own:
-            return None
         with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
             copy_snapshots(other, self.folder, newest_step(other))
             for path in state_files(other):
