@@ -3,19 +3,21 @@
 UNet2DModel has the shape of the project's U-Net. It is trained as the speedrun's `diffusers-groups`, with
 mirrored images. Ctrl-C loses at most SAVE_EVERY steps, and the same command resumes. Run it in a project for
 CIFAR-10, after `diffctl stage data`. Each tenth of the steps leaves the averages of the weights and prints
-their loss on test images. `--sample AT` makes images with those of a step, for `diffctl evaluate --against`.
+their loss on test images. `--sample AT` makes images with those of a step, for `diffctl evaluate --against`;
+`--guide` adds autoguidance by the average of an earlier step.
 Another number of steps, rate or batch has a folder of its own in runs/diffusers.
 """
 
 import argparse
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.contenders import CPU, unet2d
 from benchmarks.diffusers_entry import Run, denoising_loss, update
@@ -114,6 +116,13 @@ class Training:
         """Return the file with the averages of a step."""
         return self.folder / f"averages-{step}.pt"
 
+    def average(self, step: int, decay: float) -> nn.Module:
+        """Return a network with the average of a step."""
+        ema, network = self.emas[decay], copy.deepcopy(self.network)
+        ema.load_state_dict(torch.load(self.averages(step), weights_only=False)[decay])
+        ema.copy_to(network.parameters())
+        return network
+
     def resume(self) -> None:
         """Continue with the saved state, if there is one."""
         path = self.folder / "state.pt"
@@ -137,15 +146,54 @@ def mirrored(store: ImageStore, size: int) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(store.labels[rows])
 
 
-def sample(training: Training, step: int, decay: float, count: int, calls: int, seed: int) -> Path:
+class Sampling(NamedTuple):
+    """What to sample: the average of a step, and how many images in how many steps of DDIM.
+
+    `guide` is the step of the worse average of autoguidance, None without it.
+    """
+
+    at: int
+    decay: float
+    images: int
+    steps: int
+    seed: int
+    guide: int | None
+    guidance: float
+
+
+class Prediction(NamedTuple):
+    """The output of a network, named as diffusers names it."""
+
+    sample: Tensor
+
+
+class Autoguidance(nn.Module):
+    """A network guided by a worse one: v + w (v - v'), which is the same for the velocity as for x_0.
+
+    Both see the labels (2406.02507).
+    """
+
+    def __init__(self, network: nn.Module, guide: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.network, self.guide, self.weight = network, guide, weight
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> Prediction:
+        """Return the guided prediction in float32."""
+        better = self.network(x, t, class_labels).sample.float()
+        worse = self.guide(x, t, class_labels).sample.float()
+        return Prediction(better + self.weight * (better - worse))
+
+
+def sample(training: Training, wanted: Sampling) -> Path:
     """Make images with the average of a step; return the NPZ file."""
-    averages = torch.load(training.averages(step), weights_only=False)
-    training.emas[decay].load_state_dict(averages[decay])
-    training.emas[decay].copy_to(training.network.parameters())
-    run = Run(training.plan, training.store, Size(None, count, calls), CPU)
-    images = run.images(training.recipe, training.network, count, seed)
-    path = training.folder / f"{step}-{decay:g}-{calls}-{seed}-{count}.npz"
-    np.savez(path, images)
+    network: nn.Module = training.average(wanted.at, wanted.decay)
+    name = f"{wanted.at}-{wanted.decay:g}-{wanted.steps}-{wanted.seed}-{wanted.images}"
+    if wanted.guide is not None:
+        network = Autoguidance(network, training.average(wanted.guide, wanted.decay), wanted.guidance)
+        name += f"-{wanted.guidance:g}-{wanted.guide}"
+    run = Run(training.plan, training.store, Size(None, wanted.images, wanted.steps), CPU)
+    path = training.folder / f"{name}.npz"
+    np.savez(path, run.images(training.recipe, network, wanted.images, wanted.seed))
     return path
 
 
@@ -158,8 +206,10 @@ def main() -> None:
     parser.add_argument("--sample", type=int, metavar="AT", help="make images with the averages of this step")
     parser.add_argument("--decay", type=float, default=DECAYS[-1], choices=DECAYS, help="of the average")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--calls", type=int, default=50, help="of the network for an image")
+    parser.add_argument("--sampling-steps", type=int, default=50, help="of DDIM")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--guide", type=int, metavar="AT", help="autoguidance by the average of this step")
+    parser.add_argument("--guidance", type=float, default=1.0, help="the weight of the guide")
     arguments = parser.parse_args()
     store = open_store(PREPARED / "train")
     plan = plan_training(load(PARAMS), store.meta, CPU)
@@ -171,8 +221,11 @@ def main() -> None:
         print(f"step {training.step} of {arguments.steps}", flush=True)
         training.run()
     else:
-        sampling = arguments.decay, arguments.images, arguments.calls, arguments.seed
-        print(sample(training, arguments.sample, *sampling))
+        wanted = Sampling(
+            *(arguments.sample, arguments.decay, arguments.images, arguments.sampling_steps),
+            *(arguments.seed, arguments.guide, arguments.guidance),
+        )
+        print(sample(training, wanted))
 
 
 if __name__ == "__main__":
