@@ -18,24 +18,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusion.layout import RUNS, dvc_stages
+from diffusion.layout import dvc_stages
 from diffusion.system import signals
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted, UsageError
-from diffusion.system.locks import file_lock
 from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.signals import StopRequest, stop_request
-from diffusion.train.train_config import PretrainedConfig
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
-from flows.stage_code import STAGES
+from flows.stage_order import pipeline_stages
 from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 
 Write = Callable[[str], object]
 """Takes output: full lines, and progress that overwrites itself."""
 
 DVC = (*PYTHON_MODULE, "dvc")
-PRETRAINED_LOCK = RUNS / "start.lock"  # all processes of a training need it, and DVC does not wait
 POLL_SECONDS = 0.1
 # Seconds that a group gets after each signal. A training saves its state on the first. Prefect's worker kills
 # a cancelled run after 30 s, and would leave the group running.
@@ -70,7 +67,7 @@ async def refresh_code() -> None:
 
 def is_unchanged() -> bool:
     """Return whether DVC finds every stage up to date, with its outputs present; False if it fails."""
-    return _changes(*STAGES) == {}
+    return _changes(*pipeline_stages()) == {}
 
 
 def needs_pull(stage: str) -> bool:
@@ -199,30 +196,3 @@ def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> Diff
         busy = f"another DVC command is running in this folder ({text}): wait for it to end"
         return StageFailed(stage, busy, TEMPORARY, retry=True)
     return StageFailed(stage, text or "DVC failed: see its output above")
-
-
-def fetch_pretrained(config: PretrainedConfig | None) -> None:
-    """Pull the pinned weights from DVC's cache or remote unless they exist or DVC does not track them.
-
-    They are no dependency of the stage `train`: `dvc repro` would pull them for a training that does not run.
-    A stage may call DVC, which holds no lock of the folder while a command runs. Raise DiffctlError if DVC
-    fails; the training itself reports untracked weights that are missing.
-    """
-    from diffusion.train.pretrained import dvc_file, pretrained_path
-
-    if config is None:
-        return
-    path = pretrained_path(config.sha256)
-    tracked = dvc_file(path)
-    if path.exists() or not tracked.exists():
-        return
-    RUNS.mkdir(exist_ok=True)
-    with file_lock(PRETRAINED_LOCK):
-        if path.exists():
-            return
-        command = [*DVC, "pull", str(tracked)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode or not path.exists():
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        why = " ".join(errors).removeprefix("ERROR: ") or "no reason given"
-        raise DiffctlError(f"train.init_from: {path} is missing, and `dvc pull {tracked}` failed ({why})")

@@ -21,7 +21,8 @@ from flows.prefect_server.client import run_flow
 from flows.prefect_server.local_servers import prefect_url
 from flows.prefect_server.temporary_server import prefect_server
 from flows.run_lock import hold_run_lock
-from flows.stage_code import STAGES, write_stage_code
+from flows.stage_code import write_stage_code
+from flows.stage_order import pipeline_stages
 
 
 def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False) -> str:
@@ -52,8 +53,8 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
         # One call of DVC instead of one per stage, and no temporary server.
         needs_server = any(options.values()) or FORCED.exists() or prefect_url() is not None
         if not needs_server and is_unchanged() and not raw_files_changed() and not model_mismatch():
-            done |= dict.fromkeys(STAGES)
-            echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
+            done |= dict.fromkeys(stages := pipeline_stages())
+            echo("".join(f"==> {stage}: up to date\n" for stage in stages))
         else:
             with prefect_server() as url:
                 run_flow(start_flow, url)

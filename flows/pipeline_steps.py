@@ -12,9 +12,11 @@ from diffusion.system.errors import UsageError
 from diffusion.system.files import write_text
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
-from flows.dvc_stage import DVC, fetch_pretrained, has_remote, refresh_code, reproduce, supervise
+from flows.dvc_pull import fetch_pretrained
+from flows.dvc_stage import DVC, has_remote, refresh_code, reproduce, supervise
 from flows.output_relay import echo
-from flows.stage_code import STAGES, source_state
+from flows.stage_code import source_state
+from flows.stage_order import pipeline_stages
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
 
@@ -107,7 +109,7 @@ async def run_steps(
     outputs. `keep` lets the training resume from a state that other code saved.
     """
     digested: int | None = None
-    for name in [*STAGES, "register", *["push"] * push]:
+    for name in [*pipeline_stages(), "register", *["push"] * push]:
         if name in done:
             continue
         check_signals()

@@ -18,7 +18,7 @@ from diffusion.train.distributed.launch import is_follower
 from diffusion.train.planning import plan_training
 from diffusion.train.train_config import TrainSections
 from diffusion.train.trainer import Trainer
-from flows.dvc_stage import fetch_pretrained
+from flows.dvc_pull import fetch_networks, fetch_pretrained
 from tracking.runs.base_models import update_base
 
 
@@ -28,7 +28,8 @@ def run_stage(options: TrainingOptions) -> None:
     fetch_pretrained(sections.train.init_from)
     config = None
     if not is_follower():
-        update_base(load().sample.base)  # its faults are no surprise after the training
+        fetch_networks(config := load())
+        update_base(config.sample.base)  # its faults are no surprise after the training
         config = preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())

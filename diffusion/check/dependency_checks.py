@@ -13,13 +13,17 @@ from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, GRAPH, MODEL, SAMPLES, dvc_stages
 from diffusion.model.model_file import Artefact, read_artefact, warn_of_edited_plugins
 from diffusion.protocol.grid import grid
-from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import LEARNED
 from diffusion.sample import guides
 from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.ema_files import matching_snapshots
-from diffusion.sample.network_files import check_base_settings, check_future_model, check_networks
+from diffusion.sample.network_files import (
+    check_base_settings,
+    check_future_model,
+    check_networks,
+    named_files,
+)
 from diffusion.sample.sampling_steps import check_learned_times
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.fields import changed_fields
@@ -59,7 +63,7 @@ def check_dependencies(project: Project) -> Iterator[Finding]:
     if stage is None:
         return
     deps = set(map(str, stage.get("deps") or ()))
-    files = {file for settings in project.cells.values() for file in _files(settings)}
+    files = {file for settings in project.cells.values() for file in named_files(settings)}
     is_learned = LEARNED in (config.sweep.spacing or (config.sample.spacing,))
     if is_learned and (learned := config.sample.spacing_options.get("file")):
         files.add(learned)
@@ -98,7 +102,7 @@ def check_guides(project: Project) -> Iterator[Finding]:
         if project.is_trained and project.config.sweep.sigma_rels:
             matching_snapshots(MODEL)
         for settings in by_networks.values():
-            if not any(map(is_awaited, _files(settings))):
+            if not any(map(is_awaited, named_files(settings))):
                 _check_networks(project, settings)
     except DiffctlError as error:
         yield Finding("error", "sampling", str(error))
@@ -162,13 +166,3 @@ def check_samples(project: Project) -> Iterator[Finding]:
 def _is_within(file: str, paths: set[str]) -> bool:
     """Return whether the file, or a folder that contains it, is one of the paths."""
     return not paths.isdisjoint(map(str, (Path(file), *Path(file).parents)))
-
-
-def _files(settings: SampleSettings) -> Iterator[str]:
-    """Yield the files that the settings name; an EMA profile is made from a dependency."""
-    if settings.needs_guide and settings.guide and ema_guide(settings.guide) is None:
-        yield settings.guide
-    if settings.has_classifier and settings.classifier:
-        yield settings.classifier
-    if settings.base is not None and settings.base.file is not None:
-        yield settings.base.file

@@ -149,6 +149,14 @@ def held_out_images(model: Path, folder: Path = HELD_OUT) -> Path | None:
     return folder if read_artefact(model).network.low_res is not None and folder.is_dir() else None
 
 
+def named_files(settings: SampleSettings) -> list[str]:
+    """Return the files that the settings name, without EMA profiles and models in MLflow."""
+    guide, classifier, _ = _named_networks(settings)
+    base = None if settings.base is None else settings.base.file
+    names = (None if _guide_profile(settings) else guide, classifier, base)
+    return [name for name in names if name is not None]
+
+
 def existing_files(settings: SampleSettings, model: Path) -> NetworkFiles:
     """Return the files for these settings: None for a missing one. No EMA profile is made."""
     paths = [None if name is None else Path(name) for name in _named_networks(settings)[:2]]

@@ -159,7 +159,7 @@ def test_a_second_signal_ends_the_supervisor_while_the_stage_still_saves(toy: Pa
 
 FETCHING = """
 from diffusion.train.train_config import PretrainedConfig
-from flows.dvc_stage import fetch_pretrained
+from flows.dvc_pull import fetch_pretrained
 def work(obj): fetch_pretrained(PretrainedConfig(sha256="5eed" * 16))
 import cli.main
 cli.main.app = work

@@ -42,6 +42,31 @@ def test_stages_are_in_an_order_that_dvc_yaml_allows() -> None:
         }
 
 
+def test_stages_that_the_user_added_run_in_their_place(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = yaml.safe_load((toy_project(tmp_path) / "dvc.yaml").read_text())["stages"]
+    graph["sample"]["deps"].append("classifier/weights")
+    graph["export"] = {"foreach": ["a", "b"], "do": {"cmd": "true", "deps": ["page"], "outs": ["${item}"]}}
+    graph["classifier"] = {"cmd": "true", "deps": ["prepared", "labels"], "outs": ["classifier"]}
+    graph["labels"] = {"cmd": "true", "outs": ["labels"]}
+    write_text(tmp_path / "dvc.yaml", yaml.safe_dump({"stages": graph}))
+    ran = []
+
+    async def do(name: str) -> None:
+        ran.append(name)
+
+    asyncio.run(run_steps(do, {}, push=True))
+    before, (*middle, last) = ran[:3], ran[3:6]
+    assert (before, sorted(middle), last) == (
+        ["data", "reference", "train"],
+        ["classifier", "labels"],
+        "sample",
+    )
+    assert middle.index("labels") < middle.index("classifier")
+    assert ran[6:] == ["evaluate", "report", "export@a", "export@b", "register", "push"]
+    assert not is_unchanged()
+
+
 @pytest.mark.slow
 def test_each_step_runs_once_in_order() -> None:
     tried: list[str] = []

@@ -49,7 +49,7 @@ from diffusion.train.planning import plan_training
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
-from flows.dvc_stage import fetch_pretrained
+from flows.dvc_pull import fetch_networks
 from flows.ray.trial_runner import STARTED, STARTER
 from tracking.keys import (
     BEST,
@@ -102,7 +102,7 @@ def _run_trial(options: SearchTrial, starter: str | None) -> None:
         raise UsageError(f"{folder} is no trial: `diffctl search` and `diffctl verdict` make them")
     if starter is not None:  # a leftover training would block the next search
         die_with_parent(int(starter), "the search of this trial")
-    fetch_pretrained(config.train.init_from)
+    fetch_networks(config)
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
     command = [sys.executable, *MODULE, str(folder)]

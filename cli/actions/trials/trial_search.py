@@ -31,7 +31,7 @@ from diffusion.system.params import read_params
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.planning import changed_loss, plan_training
 from diffusion.train.pretrained import PretrainedRefused
-from flows.dvc_stage import fetch_pretrained
+from flows.dvc_pull import fetch_networks
 from tracking.experiments import log_search
 from tracking.project import title_of
 from tracking.runs.base_models import fix_bases
@@ -106,7 +106,7 @@ def _check_search(
     search_config.refuse_invalid(values, section, parse)
     for cell in grid(config.sample, config.sweep):
         refuse_learned_times(cell_settings(config.sample, cell).spacing_options, "a search")
-    fetch_pretrained(config.train.init_from)
+    fetch_networks(config)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta
     _plan_points(values, section, meta)

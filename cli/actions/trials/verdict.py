@@ -46,7 +46,7 @@ from diffusion.system.section import fingerprint
 from diffusion.verdict.arms import Arm, common_subject
 from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
-from flows.dvc_stage import fetch_pretrained
+from flows.dvc_pull import fetch_networks
 from flows.sweep_cells import hold_samples
 from tracking.project import title_of
 from tracking.runs.base_models import fix_bases, fixed_base
@@ -63,7 +63,7 @@ def judge_changes(options: Verdict) -> None:
     if options.metric != "loss" and not PREPARED.exists():
         raise UsageError(f"{PREPARED} and {REFERENCE} are missing: `dvc repro reference` makes both")
     for arm in arms:
-        fetch_pretrained(arm.config.train.init_from)
+        fetch_networks(arm.config)
     subject = common_subject(arms[0], arms[1:], options.cell)
     check_options(options, arms, subject)
     arms, ratios = count_equal_work(options, arms)
