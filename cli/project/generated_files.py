@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field
 
 from diffusion.layout import MARK, PACKAGE_DATA, PARAMS, PROFILES
+from diffusion.system.files import write_text
 from diffusion.system.params import edit_yaml, parse_yaml, read_mapping, read_params
 from diffusion.system.section import Section, validate
 from diffusion.version import VERSION
@@ -48,7 +49,7 @@ class ProjectChoices(Section):
     """What decides the generated files, as .diffctl/project.yaml records it.
 
     `values` are set in the profile's text, by dotted keys of params.yaml. Without a profile params.yaml is
-    the user's own, and `values` are those of its data.
+    the user's own, and `values` are those of its data. `kept` are files that the user had before.
     """
 
     version: str = VERSION
@@ -57,6 +58,7 @@ class ProjectChoices(Section):
     values: dict[str, Any] = Field(default_factory=dict)
     github_actions: bool = False
     sky: bool = False
+    kept: list[str] = Field(default_factory=list)
 
 
 def generated_files(choices: ProjectChoices) -> dict[str, str]:
@@ -85,10 +87,29 @@ def generated_files(choices: ProjectChoices) -> dict[str, str]:
     files["plugins/__init__.py"] = ENTRIES
     for name, what in PLUGINS.items():
         files[f"plugins/{name}/__init__.py"] = f'"""{what} of this project."""\n'
-    record = choices.model_copy(update={"version": VERSION}).model_dump(mode="json")
-    files[str(MARK)] = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    files[str(MARK)] = mark_text(choices.model_copy(update={"version": VERSION}))
     files[".diffctl/.dvcignore"] = "*\n"
     return files
+
+
+def mark_text(choices: ProjectChoices) -> str:
+    """Return the text of .diffctl/project.yaml."""
+    return yaml.safe_dump(choices.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def record_profile(profile: str) -> None:
+    """Record, in a project, that params.yaml is now that profile, or the user's own for a file."""
+    if not Path(BASE).is_dir():
+        return  # a clone of diffctl
+    choices, own = read_choices(Path()), Path(BASE) / PARAMS
+    file = PROFILES / f"{profile}.yaml"
+    if file.is_file():
+        choices = choices.model_copy(update={"profile": profile, "values": {}})
+        write_text(own, file.read_text(encoding="utf-8"))
+    else:
+        choices = with_own_params(choices, PARAMS)
+        own.unlink(missing_ok=True)
+    write_text(MARK, mark_text(choices))
 
 
 def base_files(files: dict[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ version generates.
 """
 
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
@@ -28,10 +29,11 @@ class FileChange(NamedTuple):
     text: str | None = None
 
 
-def plan_upgrade(root: Path, generated: dict[str, str]) -> list[FileChange]:
+def plan_upgrade(root: Path, generated: dict[str, str], kept: Collection[str] = ()) -> list[FileChange]:
     """Return the changes to the project in `root`, given the generated files by path; nothing is written.
 
-    Keys of params.yaml that were renamed get their new names, in the original too. DiffctlError for a file
+    Files in `kept` are the user's own: no version of diffctl has written them. Keys of params.yaml that were
+    renamed get their new names, in the original too. DiffctlError for a file
     that is not text in UTF-8.
     """
     originals = (file for file in (root / BASE).rglob("*") if file.is_file())
@@ -42,12 +44,20 @@ def plan_upgrade(root: Path, generated: dict[str, str]) -> list[FileChange]:
         mine, base = before, bases.get(path)
         if path == str(PARAMS):
             mine, base = mine and rename_keys(mine), base and rename_keys(base)
-        change = _change(path, mine, base, generated.get(path))
-        if change is None and mine != before:
+        new = generated.get(path)
+        is_own = path in kept and mine != base
+        change = _own_change(path, base, new) if is_own else _change(path, mine, base, new)
+        if mine != before and (change is None or is_own):
             change = FileChange(path, "merged", "keys were renamed", mine)
         if change is not None:
             changes.append(change)
     return changes
+
+
+def _own_change(path: str, base: str | None, new: str | None) -> FileChange | None:
+    """Return that a file of the user stays although diffctl's file of this name has changed; else None."""
+    why = f"it is your own: {BASE} has this version's"
+    return None if new in (None, base) else FileChange(path, "kept", why)
 
 
 def _change(path: str, mine: str | None, base: str | None, new: str | None) -> FileChange | None:

@@ -113,7 +113,7 @@ def test_new_project_is_a_repository_and_keeps_existing_files(tmp_path: Path, ca
     assert "kept, since they exist: README.md" in capsys.readouterr().out
     assert (tmp_path / "README.md").read_text() == "mine"
     assert "# " in (tmp_path / ".diffctl/base/README.md").read_text()
-    assert read_choices(tmp_path) == ProjectChoices(name=tmp_path.name)
+    assert read_choices(tmp_path) == ProjectChoices(name=tmp_path.name, kept=["README.md"])
     assert git(tmp_path, "ls-files", "--others", "--exclude-standard").split() == ["README.md"]
     listed = ["dvc", "stage", "list", "--all", "--name-only"]  # those of .diffctl/base are ignored
     stages = subprocess.run([sys.executable, "-m", *listed], cwd=tmp_path, capture_output=True, text=True)

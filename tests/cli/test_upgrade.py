@@ -45,6 +45,17 @@ def test_each_file_is_merged_with_its_original(tmp_path: Path, mine, base, new, 
         assert (change.text or "").endswith(wanted[1] or "")
 
 
+def test_a_file_that_the_user_had_before_is_not_merged(tmp_path: Path) -> None:
+    (tmp_path / BASE).mkdir(parents=True)
+    for path, text in (("file", "mine\n"), (f"{BASE}/file", OLD)):
+        (tmp_path / path).write_text(text)
+    assert plan_upgrade(tmp_path, {"file": OLD}, ["file"]) == []
+    (change,) = plan_upgrade(tmp_path, {"file": NEW}, ["file"])
+    assert (change.action, change.text) == ("kept", None)
+    (tmp_path / "file").write_text(OLD)  # the user has taken diffctl's
+    assert [one.action for one in plan_upgrade(tmp_path, {"file": NEW}, ["file"])] == ["replaced"]
+
+
 def test_renamed_keys_are_written_where_nothing_else_changed(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("train: {start: null}  # mine\n")
     (change,) = plan_upgrade(tmp_path, {})

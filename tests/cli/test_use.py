@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from cli.commands.pipeline import Use
+from cli.project.generated_files import BASE, ProjectChoices, mark_text, read_choices
 from diffusion.check.params_changes import adopt_protocol
 from diffusion.config import Config, load, parse
-from diffusion.layout import PARAMS
+from diffusion.layout import MARK, PARAMS
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
@@ -50,6 +51,18 @@ def edit(folder: Path) -> str:
     text = (folder / "params.yaml").read_text() + "\n# mine\n"
     (folder / "params.yaml").write_text(text)
     return text
+
+
+def test_the_new_profile_is_recorded_for_upgrades(folder: Path) -> None:
+    (base := folder / BASE / PARAMS).parent.mkdir(parents=True)
+    base.write_text((folder / PARAMS).read_text())
+    (folder / MARK).write_text(mark_text(ProjectChoices(version="0.1.0", values={"train.steps": 7})))
+    Use(profile="fashion-mnist").run()
+    assert read_choices(folder) == ProjectChoices(version="0.1.0", profile="fashion-mnist")
+    assert base.read_text() == (folder / PARAMS).read_text()
+    write_params(folder / "profiles")
+    Use(profile="profiles/params.yaml", force=True).run()
+    assert (read_choices(folder).profile, base.exists()) == (None, False)
 
 
 def test_params_become_the_profile_but_edits_are_kept_unless_forced(folder: Path, invoke: Invoke) -> None:

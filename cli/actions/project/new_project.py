@@ -147,6 +147,7 @@ def _write(root: Path, choices: ProjectChoices, repository: Path | None) -> tupl
         _run(["git", "init", "--quiet"], root)
     files = generated_files(choices)
     kept = [path for path in files if (root / path).exists() or (root / path).is_symlink()]
+    files = generated_files(choices.model_copy(update={"kept": kept}))
     if not (root / ".dvc").is_dir():
         subdir = ["--subdir"] * (repository not in (None, root))
         _run([*PYTHON_MODULE, "dvc", "init", "--quiet", *subdir], root)

@@ -11,6 +11,7 @@ import typer
 
 from cli.actions.project import params_edits
 from cli.commands.pipeline import Set, Use
+from cli.project.generated_files import record_profile
 from cli.shared.command import begin
 from cli.shared.options import profile_names
 from diffusion.config import load, parse
@@ -36,6 +37,8 @@ def use(options: Use) -> None:
         text, further = params_edits.with_pretrained(text, options.init_from)
         lines += further
     write_text(PARAMS, text)  # nothing was refused
+    if options.profile is not None:
+        record_profile(options.profile)
     typer.echo("\n".join(lines))
 
 

@@ -28,7 +28,8 @@ def upgrade(options: Upgrade) -> None:
     choices = _choices()
     files = generated_files(choices)
     originals = base_files(files)
-    changes = plan_upgrade(Path(), {path: files[path] for path in files if f"{BASE}/{path}" in originals})
+    generated = {path: files[path] for path in files if f"{BASE}/{path}" in originals}
+    changes = plan_upgrade(Path(), generated, choices.kept)
     is_current = choices.version == VERSION and not changes
     if is_current and not OLD_MODEL.exists():
         return typer.echo(f"the project is up to date with diffctl {VERSION}")
