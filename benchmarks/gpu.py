@@ -35,7 +35,6 @@ from diffusion.system.devices import default_device, is_out_of_memory
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from diffusion.train.initial_state import new_state
-from diffusion.train.loop import allow_tf32
 from diffusion.train.plan import TrainPlan
 from diffusion.train.step_memory import OutOfMemory
 
@@ -115,7 +114,6 @@ def sampling(profile: str, eta: float, by: str, size: Size, device: torch.device
 
     def rate() -> float:
         if by == "ours":
-            allow_tf32(True, device)
             model = LoadedModel(freeze(UNet(plan.network).to(device)), plan)
             sample = contenders.our_sample(model, settings, plan.train.batch_size, device, fast=fast)
         else:

@@ -57,7 +57,7 @@ def float64_device(device: torch.device) -> torch.device:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor on the device, copied from the CPU to a GPU asynchronously by pinned memory."""
     if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()
+        tensor = tensor.contiguous().pin_memory()  # an expanded tensor cannot be pinned
     return tensor.to(device, non_blocking=device.type != "mps")  # MPS may read memory that was freed
 
 

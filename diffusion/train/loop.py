@@ -1,7 +1,7 @@
 """The training loop: steps, log entries, observers, saves, and stops."""
 
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -41,7 +41,6 @@ def train(
     non-finite steps in a row, with the last finite weights saved. At the end a sharded EMA is gathered.
     """
     config, saved_at, shards = state.plan.train, state.step, state.shards
-    allow_tf32(config.tf32, group.device)
     computing = shards.computing if shards else state.network
     passes = ForwardPasses(state.plan, computing, state.objective, group, shards)
     metrics = AsyncMetrics()
@@ -51,6 +50,7 @@ def train(
     threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (
         translate_oom(config.PREFIX),
+        tf32(config.tf32, group.device),
         closing(passes),
         closing(batches(state.plan, state.time_sampler, data, steps, passes.share)) as remaining,
     ):
@@ -82,11 +82,23 @@ def train(
     state.ema = state.full(state.ema)
 
 
-def allow_tf32(allowed: bool, device: torch.device) -> None:
-    """Let a GPU from Ampere on round the factors of float32 products to TF32 (10 bits), or forbid it."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-        torch.backends.cudnn.allow_tf32 = allowed
+@contextmanager
+def tf32(allowed: bool, device: torch.device) -> Iterator[None]:
+    """Let a GPU from Ampere on round the factors of float32 products to TF32 (10 bits) in a block, or not.
+
+    The process samples in torch's own way after its training, as other processes do.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, group: ProcessGroup) -> None:

@@ -1,12 +1,12 @@
 """Devices of the GPU tests: the CPU shows that a test itself is correct."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
 
-from diffusion.train.loop import allow_tf32
+from diffusion.train.loop import tf32
 
 GPU = pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu, id="cuda")
 CPU = torch.device("cpu")
@@ -15,14 +15,9 @@ LONG_ON_CPU = [pytest.param(CPU, marks=pytest.mark.long, id="cpu"), GPU]
 SLOW_ON_CPU = [pytest.param(CPU, marks=pytest.mark.slow, id="cpu"), GPU]
 
 
-@contextmanager
-def exactly(device: torch.device) -> Iterator[None]:
-    """Compute float32 products without TF32."""
-    allow_tf32(False, device)
-    try:
-        yield
-    finally:
-        allow_tf32(True, device)
+def exactly(device: torch.device) -> AbstractContextManager[None]:
+    """Compute float32 products without TF32 in a block."""
+    return tf32(False, device)
 
 
 @contextmanager

@@ -39,6 +39,11 @@ from tests.helpers.trainings import plan_of
 NEAR, SPARE = 8, 0.05  # grey levels; tolerance of the share of such pixels
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_expanded_tensor_is_copied_to_the_device(device):
+    assert to_device(torch.arange(3.0).expand(4, -1), device).tolist() == [[0, 1, 2]] * 4
+
+
 def a_model(device: torch.device) -> LoadedModel:
     return LoadedModel(freeze(network_of(spec_of()).to(device)), artefact_of(spec_of()))
 

@@ -24,7 +24,7 @@ from diffusion.train.checkpoint.state_files import SavedState, newest_state, sav
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.initial_state import new_state
-from diffusion.train.loop import allow_tf32, train
+from diffusion.train.loop import train
 from diffusion.train.observers import Observer
 from diffusion.train.trainer import share_state
 from tests.conftest import environment
@@ -75,7 +75,6 @@ def device_of(kind: str, rank: int) -> torch.device:
         return CPU
     device = torch.device(kind, rank)
     torch.cuda.set_device(device)
-    allow_tf32(False, device)
     return device
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from contextlib import suppress
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.initial_state import new_state
-from diffusion.train.loop import Diverged
+from diffusion.train.loop import Diverged, tf32
 from diffusion.train.observers import ThreadMonitor
 from diffusion.train.plan import plan_artefact, training_fingerprint
 from flows.dvc_stage import StageFailed, failure
@@ -234,3 +235,15 @@ def test_ema_is_its_closed_form(store):
 def weights_of(network: torch.nn.Module) -> torch.Tensor:
     """Return all weights in one row, float64."""
     return torch.cat([value.detach().double().flatten() for value in network.parameters()])
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_tf32_of_a_training_ends_with_it(is_allowed):
+    def flags():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    with suppress(Diverged), tf32(is_allowed, torch.device("cuda")):
+        assert flags() == ("high" if is_allowed else "highest", is_allowed)
+        raise Diverged
+    assert flags() == before
