@@ -62,7 +62,7 @@ def version_problem(root: Path) -> tuple[str, str] | None:
     version = read_mapping(root / MARK).get("version")
     if version == VERSION:
         return None
-    how = f"`diffctl upgrade`, or `pip install diffctl=={version}`"
+    how = f"`diffctl upgrade`, or install diffctl {version}"
     return f"the project is of diffctl {version}, and {VERSION} is installed", how
 
 

@@ -17,14 +17,14 @@ from diffusion.version import VERSION
 
 BASE = ".diffctl/base"  # the generated files as they were written, by their paths
 TEMPLATES = PACKAGE_DATA / "project"
-WORKFLOW, SKY = ".github/workflows/check.yaml", "sky.yaml"
+WORKFLOW, SKY, PYPROJECT = ".github/workflows/check.yaml", "sky.yaml", "pyproject.toml"
 FILES = {  # by their names among the templates
     "gitignore": ".gitignore",
     "dvcignore": ".dvcignore",
     "pipeline.yaml": "dvc.yaml",  # DVC would read a dvc.yaml also in an installation
     "scores.json": ".dvc/plots/scores.json",
     "prefect.yaml": "prefect.yaml",
-    "pyproject": "pyproject.toml",
+    "pyproject": PYPROJECT,
     "README.md": "README.md",
 }
 PLUGINS = {
@@ -132,12 +132,24 @@ def read_choices(root: Path) -> ProjectChoices:
     return validate(ProjectChoices, read_mapping(root / MARK), str(MARK))
 
 
+def is_from_file() -> bool:
+    """Return whether diffctl was installed from a folder or a wheel, so that no other machine may have it."""
+    recorded = _direct_url()
+    return bool(recorded) and "vcs_info" not in recorded
+
+
 def _source() -> str:
-    """Return the end of a requirement of diffctl: its version, or the installed Git commit (PEP 610)."""
-    recorded = json.loads(distribution("diffctl").read_text("direct_url.json") or "{}")
+    """Return the end of a requirement of diffctl: its version, or the installed Git commit."""
+    recorded = _direct_url()
     if vcs := recorded.get("vcs_info"):
         return f" @ {vcs['vcs']}+{recorded['url']}@{vcs['commit_id']}"
     return f"=={VERSION}"
+
+
+def _direct_url() -> dict[str, Any]:
+    """Return where diffctl was installed from (PEP 610); empty for a package index."""
+    recorded: dict[str, Any] = json.loads(distribution("diffctl").read_text("direct_url.json") or "{}")
+    return recorded
 
 
 def _filled(template: str, words: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 from cli.commands.project import Init
 from cli.project import pictures
 from cli.project.clones import UNFINISHED, edited_library_files, take_over
-from cli.project.generated_files import ProjectChoices, generated_files, read_choices
+from cli.project.generated_files import ProjectChoices, generated_files, is_from_file, read_choices
 from cli.shared.options import profile_names
 from diffusion.check.timing import TimeRange
 from diffusion.config import parse
@@ -148,8 +148,11 @@ def test_project_requires_the_commit_that_diffctl_was_installed_from(tmp_path: P
     installed = {"url": "https://git.example/team/diffctl", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}}
     (folder := tmp_path / "diffctl-9.dist-info").mkdir()
     (folder / "METADATA").write_text("Name: diffctl\nVersion: 9\n")
-    (folder / "direct_url.json").write_text(json.dumps(installed))
+    (folder / "direct_url.json").write_text(json.dumps({"url": "file:///wheels", "archive_info": {}}))
     monkeypatch.syspath_prepend(tmp_path)
+    assert is_from_file()
+    (folder / "direct_url.json").write_text(json.dumps(installed))
+    assert not is_from_file()
     files = generated_files(ProjectChoices(sky=True, github_actions=True))
     wanted = f" @ git+https://git.example/team/diffctl@{'0' * 40}"
     project = tomllib.loads(files["pyproject.toml"])["project"]

@@ -9,7 +9,16 @@ import typer
 
 from cli.commands.project import Init
 from cli.project import clones
-from cli.project.generated_files import ProjectChoices, base_files, generated_files, with_own_params
+from cli.project.generated_files import (
+    PYPROJECT,
+    SKY,
+    WORKFLOW,
+    ProjectChoices,
+    base_files,
+    generated_files,
+    is_from_file,
+    with_own_params,
+)
 from cli.shared.options import profile_names
 from diffusion.config import load
 from diffusion.data.sources import fashion_mnist
@@ -17,6 +26,7 @@ from diffusion.layout import MARK, PARAMS, PROFILES
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.section import brief
+from diffusion.version import VERSION
 
 DVC_CONFIG = """\
 [core]
@@ -47,6 +57,11 @@ def init(options: Init) -> None:
         (root / clones.UNFINISHED).unlink(missing_ok=True)
     elif kept:
         typer.echo(f"kept, since they exist: {', '.join(kept)}; .diffctl/base has what diffctl would write")
+    if is_from_file() and (named := [path for path in (PYPROJECT, WORKFLOW, SKY) if path in made]):
+        typer.echo(
+            f"{', '.join(named)} requires diffctl {VERSION}, which was installed from a file: name its Git "
+            "commit there, for other machines (`diffctl docs operations`)"
+        )
     if is_checked:
         typer.echo("\n`diffctl check`:")
         subprocess.run([*PYTHON_MODULE, "cli.entry", "check"], cwd=root, check=False)
