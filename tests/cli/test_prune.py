@@ -15,7 +15,7 @@ from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.images.store import open_store
 from diffusion.layout import AVERAGES, CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
-from diffusion.model.model_file import save_artefact
+from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample import cell_images
@@ -29,6 +29,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock, group_lock
+from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import plan_artefact, training_fingerprint, training_settings
@@ -197,6 +198,18 @@ def test_images_stay_while_a_network_of_their_cell_is_missing(plan) -> None:
     assert gone(plan) == {other}, "the names of the cells' folders contain the guide"
     shutil.rmtree(average.parent)
     assert gone(plan) == set(), "the other model may be the average"
+
+
+def test_images_stay_while_the_next_run_makes_their_model_again(plan) -> None:
+    save_guided_model(plan, ema=["decay"])
+    guide = ema_model_file(matching_snapshots(MODEL).until(4), 0.07).parent
+    images = make_units(cells_folder(read_artefact(MODEL).model_sha256) / "0123456789abcdef").parent
+    MODEL.unlink()  # as a training of other settings does, before it is stopped
+    training, *_ = run_dir_of(plan, TRAIN_RUNS)
+    save(training, plan, plan.train.steps)
+    assert gone(plan) == set()
+    shutil.rmtree(training)
+    assert gone(plan) == {guide, images}
 
 
 def test_files_of_the_champion_stay(plan) -> None:

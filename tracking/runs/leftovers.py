@@ -56,17 +56,22 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     """
     searches = known_searches()
     needed = _needed_by_mlflow(names).union(*({one.key, *one.bases.values()} for one in searches))
+    is_trained = False
     for plan, root in itertools.product(plans, TRAININGS):
         folder, settings, code = run_dir_of(plan, root)
         needed.add(folder.name)
+        is_trained |= root == TRAIN_RUNS and newest_step(folder) > 0
         if other := find_kept_run(folder, settings):
             needed.add(other.name)
         if not newest_step(folder) and (point := find_resume_point(folder, settings, code)):
             needed.add(point.folder.name)
+    found = list(_trainings(needed))
+    if is_trained and not MODEL.is_file():  # the next run makes the model again, for the images that are here
+        return sorted(found, key=lambda leftover: leftover.size, reverse=True)
     cells = grid(config.sample, config.sweep) if MODEL.is_file() else []
     scored = list(_scored_cells(config, cells))
     is_complete = len(scored) == len(cells)
-    found = [*_trainings(needed), *_cells(needed, scored, is_complete=is_complete), *_ema_models(scored)]
+    found += [*_cells(needed, scored, is_complete=is_complete), *_ema_models(scored)]
     what = "model fetched from MLflow"
     needed |= {files.base.parent.name for _, files in scored if files.base is not None}
     models = [folder for folder in _folders(MODEL_RUNS) if folder.name not in needed]
