@@ -100,6 +100,8 @@ def sample(
     for name in ("classifier", "base", "cond_noise"):
         if getattr(settings, name):
             raise UsageError(f"sample: {name} is an option of model files: use `generate`, or leave it out")
+    if guide is not None and not settings.needs_guide:
+        raise UsageError("sample: the guide has no effect: name it, and give guidance, in SampleSettings")
     device = next(network.parameters()).device
     grid = sampling_grid(settings, process)
     noise = ImageNoise(settings.seed, range(count), shape, grid.initial_noise_scale)

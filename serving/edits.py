@@ -43,9 +43,12 @@ class PreparedEdit(NamedTuple):
 
 async def start_edit(service: Service, request: EditRequest, every: int = 0) -> Work:
     """Decode the pictures in a thread and queue the images; raise HTTPException if that fails."""
-    with http_errors(service) as model:
+    while True:
         async with service.preparing:
-            prepared = await asyncio.to_thread(prepare_edit, model, request)
+            with http_errors(service) as model:
+                prepared = await asyncio.to_thread(prepare_edit, model, request)
+        if model.loop.is_running or model is service.current:
+            break  # else a new champion has replaced the model meanwhile
     with http_errors(service, model):
         return Work(service, model, prepared.submit(model, list(request.image_indices), every))
 

@@ -45,6 +45,12 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
             sample(model, PROCESS, 1, (2, 1, 1), SampleSettings(**further))
 
 
+@pytest.mark.parametrize("given", [{"guidance": 1.0}, {"guide": "early"}])
+def test_a_guide_without_effect_is_refused(given) -> None:
+    with pytest.raises(UsageError, match="sample: the guide has no effect"):
+        sample(PointNetwork(), PROCESS, 1, (2, 1, 1), SampleSettings(**given), guide=PointNetwork())
+
+
 def test_dropout_is_off_in_samples_and_each_module_keeps_its_mode() -> None:
     network = PointNetwork(width=8)
     network.layers.insert(1, torch.nn.Dropout(0.5))
@@ -292,6 +298,7 @@ def test_model_of_a_script_is_saved_for_the_commands(tmp_path, monkeypatch, invo
     settings = SampleSettings(steps=3, guidance=1.0)
     made = sample(model, PROCESS, 1, (1, 8, 8), settings, torch.tensor([1]), null_label=2)
     wanted = (127.5 * (made[0, 0] + 1)).clamp(0, 255)
+    assert api.load_model("m.safetensors").artefact.data.classes == ("a", "b")
     assert (torch.tensor(np.load("x.npz")["arr_0"][0, ..., 0]) - wanted).abs().max() <= 1
     with pytest.raises(UsageError, match="save_model: PointNetwork has no spec"):
         api.save_model("n.safetensors", PointNetwork(), PROCESS)

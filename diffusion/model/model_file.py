@@ -222,8 +222,9 @@ def read_description(path: Path, kind: type[Description]) -> Description:
         raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
+    path = Path(path)
     return load_network(path, read_artefact(path), build_network, device)
 
 

@@ -14,6 +14,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import UsageError
 from serving.app import create_app
+from serving.edits import prepare_edit
 from serving.service import Service
 from tests.helpers.raw_data import random_images
 from tests.helpers.served_images import HERE, assert_offline, events_of, pixels
@@ -163,6 +164,22 @@ def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tm
     assert answers[0].headers.get_list("x-model-version") == ["1"]
     assert_offline(pixels(answers[0].json()), model, SampleSettings(steps=8, eta=1.0), [0, 1])
     assert reports == ["digits version 2 serves now"]
+
+
+def test_an_edit_that_is_prepared_while_the_champion_changes_is_by_the_new_one(model, tmp_path, monkeypatch):
+    other = small_model(tmp_path / "other.safetensors", seed=1)
+    source = Moving(published(model, 1), published(other, 2))
+    service = service_of(source, poll=0.1)
+
+    def prepare(*arguments):
+        source.now = source.second
+        wait_until(lambda: service.current.ref.version == 2 and service._old is None)
+        return prepare_edit(*arguments)
+
+    monkeypatch.setattr("serving.edits.prepare_edit", prepare)
+    with TestClient(create_app(service), HERE) as client:
+        answer = client.post("/v1/edits", json=EDIT)
+        assert (answer.status_code, answer.headers["x-model-version"]) == (200, "2")
 
 
 def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_path):
