@@ -100,24 +100,26 @@ class ChampionHistory:
         """The stack of champions, in which a version may occur again, and the pinned versions."""
         held: list[int] = []
         pins: dict[int, Move] = {}
-        for number, move in enumerate(self.events):
+        moved = (version for move in self.events for version in (move.before, move.after))
+        equal = {version: {version} for version in moved if version}  # those of the same weights
+        for move in self.events:
             if move.before and held[-1:] != [move.before]:  # an alias before the log, or an unreadable move
                 held.append(move.before)
             if move.how == "rollback":
                 kept = list(held)
                 while kept and kept[-1] != move.after:
                     kept.pop()
-                replaced = set(held[len(kept) :] if kept else held[-1:])
-                for other in reversed(self.events[:number]):
-                    if other.how == RESCORED and other.after in replaced and other.before is not None:
-                        replaced.add(other.before)
-                pins |= dict.fromkeys(replaced, move)
+                for version in held[len(kept) :] if kept else held[-1:]:
+                    pins |= dict.fromkeys(equal[version], move)
                 held = kept or [*held, move.after]
             elif move.how == RESCORED:
                 held = [move.after if version == move.before else version for version in held]
+                joined = equal[move.before or move.after] | equal[move.after]
+                equal |= dict.fromkeys(joined, joined)
             else:
                 held.append(move.after)
-            pins.pop(move.after, None)
+            chosen = {move.after} if move.how == "rollback" else equal[move.after]
+            pins = {version: pin for version, pin in pins.items() if version not in chosen}
         return held, pins
 
     @property
@@ -129,8 +131,8 @@ class ChampionHistory:
     def pinned(self) -> dict[int, Move]:
         """The versions that a rollback replaced, each with the rollback, until a user promotes one again.
 
-        A version is pinned together with the versions of the same weights that it was before it was scored
-        again. The gate does not promote them: it preferred them once, and a user overruled it.
+        The versions of the same weights, scored again, are pinned and promoted together. The gate does not
+        promote pinned ones: it preferred them once, and a user overruled it.
         """
         return self._replay[1]
 
