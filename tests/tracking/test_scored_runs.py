@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from diffusion.layout import RUN, SCORES
+from diffusion.protocol.card import NETWORK_DIGESTS
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
@@ -18,6 +19,7 @@ from tests.helpers.scores_document import document, with_space
 from tests.helpers.spools import write_training
 from tracking import keys
 from tracking.experiments import ensure_experiment, search_runs
+from tracking.runs import scored_runs
 from tracking.runs.run_lookup import find_run
 from tracking.runs.score_logging import (
     log_edit_scores,
@@ -82,7 +84,8 @@ def test_newest_points_are_of_the_scores_that_were_logged_last():
         run_id = log_scores(scores)
     log_sweep(run_id, other)  # the curves stay of one protocol
     log_sweep(run_id, document({(30, 0.0): 0.7}, guidance=1.5))
-    log_sweep(run_id, document({(35, 0.0): 0.7}, model_sha256="b" * 64))
+    for steps, network in enumerate(NETWORK_DIGESTS, 35):
+        log_sweep(run_id, document({(steps, 0.0): 0.7}, **{network: "b" * 64}))
     log_sweep(run_id, document({(40, 0.0): 0.8}))  # the run's own evaluation stays
     newest = {
         (metric, point.step): point.value
@@ -103,6 +106,20 @@ def test_newest_points_are_of_the_scores_that_were_logged_last():
         "500": 0.1,
         "1000": 0.9,
     }
+
+
+@pytest.mark.parametrize("network", ["guide", "classifier", "base"])
+def test_curves_are_of_the_same_networks_though_the_first_cells_are_unguided(monkeypatch, network):
+    def guided(steps: int, digest: str, eta: float = 1.0, **card: str):
+        one = document({(steps, 0.0): 0.3, (steps, eta): 0.2})
+        one.cells[f"steps{steps}-eta{eta:g}"].card.update({f"{network}_sha256": digest, **card})
+        return one
+
+    monkeypatch.setattr(scored_runs, "fetch_scores", lambda _: guided(5, "a", **{network: "file"}))
+    assert scored_runs.extends_evaluation(None, guided(10, "a"))
+    assert not scored_runs.extends_evaluation(None, guided(10, "b"))
+    assert scored_runs.extends_evaluation(None, guided(10, "a", 0.5, **{network: "file"}))
+    assert not scored_runs.extends_evaluation(None, guided(10, "b", 0.5, **{network: "file"}))
 
 
 def test_scores_of_edits_become_metrics_by_nfe_once_a_protocol():

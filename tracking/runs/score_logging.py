@@ -8,17 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffusion.choice.confidence import card_diff, share_noise
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.images.pictures import to_pil
 from diffusion.images.store import Images
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.card import EXTRACTOR_FIELDS
-from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
-from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, read_scores
-from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from tracking import keys, mlflow_pages
@@ -30,7 +26,7 @@ from tracking.runs.scored_runs import (
     card_fingerprint,
     child_runs,
     data_name,
-    fetch_scores,
+    extends_evaluation,
 )
 from tracking.spool.event_log import flatten
 from tracking.store import mlflow_client
@@ -74,29 +70,9 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
     with mlflow_client() as client:
         parent = client.get_run(run_id)
         children = _log_cells(client, parent, document)
-        if _extends_evaluation(parent, document):
+        if extends_evaluation(parent, document):
             _log_points(client, parent, _curves(document, children), replace=False)
         client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{name}.json")
-
-
-def _extends_evaluation(run: "Run", document: ScoresDocument) -> bool:
-    """Return whether the run has an evaluation of the same models and protocol, from the same noise.
-
-    Only settings on the axes of a sweep may differ, which are in the names of its curves.
-    """
-    try:
-        own = fetch_scores(run)
-    except UsageError:  # it was not evaluated
-        return False
-    models, swept = (
-        {cell.ema: cell.card.get("model_sha256") for cell in one.cells.values()} for one in (own, document)
-    )
-    if any(models[ema] != swept[ema] for ema in models.keys() & swept.keys()):
-        return False  # such as an EMA profile that is swept as the model
-    ours, other = (next(iter(one.cells.values())) for one in (own, document))
-    varied = {*ours.axes, *other.axes}
-    options = OPTION_FIELDS if varied & REGISTRIES_WITH_OPTIONS.keys() else ()
-    return share_noise(ours, other) and not card_diff(ours, other, (*varied, *DERIVED_FIELDS, *options))
 
 
 def log_edit_scores(run_id: str, document: Mapping[str, Any]) -> None:

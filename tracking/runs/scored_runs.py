@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.choice.confidence import card_diff, share_noise
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images
 from diffusion.layout import SCORES
+from diffusion.protocol.card import NETWORKS, network_digests
+from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
+from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
-from tracking import keys
+from tracking import keys, mlflow_pages
 from tracking.experiments import search_runs
 from tracking.registry.model_versions import (
     cached_model,
@@ -75,6 +79,37 @@ def fetch_scores(run: "Run") -> ScoresDocument:
         if SCORES_PATH not in [file.path for file in client.list_artifacts(run_id, keys.EVALUATION_FOLDER)]:
             raise UsageError(f"{name} has no scores: it was not evaluated")
         return read_fetched_scores(Path(client.download_artifacts(run_id, SCORES_PATH, scratch)), name)
+
+
+def extends_evaluation(run: "Run", document: ScoresDocument) -> bool:
+    """Return whether the run has an evaluation of the same networks and protocol, from the same noise.
+
+    Only settings on the axes of a sweep may differ, which are in the names of its curves.
+    """
+    try:
+        own = fetch_scores(run)
+    except UsageError:  # it was not evaluated
+        return False
+    known, swept = _networks(own), _networks(document)
+    if any(known[key] != swept[key] for key in known.keys() & swept.keys()):
+        return (
+            False  # such as an EMA profile that is swept as the model, or a classifier that was trained again
+        )
+    ours, other = (next(iter(one.cells.values())) for one in (own, document))
+    varied = {*ours.axes, *other.axes}
+    options = OPTION_FIELDS if varied & REGISTRIES_WITH_OPTIONS.keys() else ()
+    return share_noise(ours, other) and not card_diff(ours, other, (*varied, *DERIVED_FIELDS, *options))
+
+
+def _networks(document: ScoresDocument) -> dict[object, object]:
+    """Return the digests of all networks by curve, and of each network by its name in the cards."""
+    found: dict[object, object] = {}
+    for cell in document.cells.values():
+        digests = found[mlflow_pages.series_name(cell)] = network_digests(cell.card)
+        names = (cell.ema, *map(cell.card.get, NETWORKS[1:]))
+        named = zip(NETWORKS, names, digests, strict=True)
+        found |= {(kind, name): digest for kind, name, digest in named if digest}
+    return found
 
 
 def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
