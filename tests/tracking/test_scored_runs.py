@@ -1,6 +1,7 @@
 """What scores and the report of a training become in MLflow: child runs, curves, metrics and pictures."""
 
 import hashlib
+import math
 import re
 from pathlib import Path
 
@@ -223,6 +224,18 @@ def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     log_scores(other)
     assert len(children(run_id)) == 2
     assert fetch_scores(connect().get_run(run_id)) == other
+
+
+def test_best_scores_that_are_no_longer_computed_become_nan():
+    write_training()
+    both, one = with_space(document({(10, 0.0): 0.2})), document({(10, 0.0): 0.2})
+    for scores in (both, one, one, both):
+        run_id = log_scores(scores)
+    values = [value for _, value in history(run_id, "best/fd_effnet_lite0_96")]
+    assert list(map(str, values)) == ["400.0", "nan", "400.0"]
+    assert len(history(run_id, "best/fd_effnet_lite0_64")) == 1
+    log_scores(one)
+    assert math.isnan(connect().get_run(run_id).data.metrics["best/fd_effnet_lite0_96"])
 
 
 def test_damaged_scores_are_reported_with_their_run():

@@ -180,7 +180,10 @@ def _log_points(
 
 
 def _log_best(client: "MlflowClient", run: "Run", document: ScoresDocument, time: int) -> None:
-    """Log the best cell's scores and axes as metrics, first at `time`, and its setting as a tag."""
+    """Log the best cell's scores and axes as metrics, first at `time`, and its setting as a tag.
+
+    Those that only earlier scores have become NaN.
+    """
     from mlflow.entities import Metric
 
     run_id = run.info.run_id
@@ -188,6 +191,8 @@ def _log_best(client: "MlflowClient", run: "Run", document: ScoresDocument, time
     values = mlflow_pages.best_scores(document)
     values |= {"best/steps": best.steps, "best/eta": best.eta, "best/nfe": best.nfe}
     values |= {} if best.ema is None else {"best/ema": best.ema}
+    known = {name for name in run.data.metrics if name.startswith("best/")}
+    values |= dict.fromkeys(known - values.keys(), math.nan)
     _log_points(client, run, [Metric(name, float(value), time, 0) for name, value in values.items()])
     client.set_tag(run_id, keys.BEST, describe_selection(document.best))
     if document.training is not None:
