@@ -122,11 +122,15 @@ class TrackedTraining(ConsoleTraining):
         self._model_sha256: str | None = None
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
-        """As the base class; a score that a stop interrupted is repeated now."""
+        """As the base class, with a change of protocol; a score that a stop interrupted is repeated now."""
         super().announce(state, ema)
         if self._validation is not None:  # kept checkpoints name the code that trained them
             artefact = plan_artefact(self._plan, state.code)
             self._validation = self._validation._replace(artefact=artefact)
+            with observer_guard("comparison with earlier scores"):
+                if state.step and (fields := self._validation.checkpoints.changed_fields()):
+                    text = f"validation/… are of another protocol from step {state.step:,} on: fields "
+                    print_line(self.name, text + ", ".join(fields))
         self._began, self._first_step = time.monotonic(), state.step
         if self.repeats_validation and state.step == self._plan.train.steps and state.shards is None:
             losses = super().validate(state, state.network.eval(), ema)

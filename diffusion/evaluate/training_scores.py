@@ -130,13 +130,19 @@ class ScoredCheckpoints:
 
     def scores(self) -> dict[int, Scores]:
         """Return the stored scores by step."""
+        if self.changed_fields():
+            return {}
+        return {step: scores for step, scores in self._stored().steps.items() if self.ranked_by in scores}
+
+    def changed_fields(self) -> list[str]:
+        """Return the fields in which the protocol of the stored scores differs, none without scores."""
+        return list(differing_fields([self._stored().card, self.card]))
+
+    def _stored(self) -> _KnownScores:
         try:
-            known = read_json(self.folder / "scores.json", _KnownScores)
+            return read_json(self.folder / "scores.json", _KnownScores)
         except FileNotFoundError:
-            return {}
-        if differing_fields([known.card, self.card]):
-            return {}
-        return {step: scores for step, scores in known.steps.items() if self.ranked_by in scores}
+            return _KnownScores(card=self.card, steps={})
 
     def _kept(self, known: dict[int, Scores], present: set[int]) -> set[int]:
         """Return the steps to keep, of the steps with files, `present`."""

@@ -15,8 +15,10 @@ from PIL import Image
 
 from cli.stages.observers import TrackedTraining, Validation
 from cli.stages.preview import write_preview
+from diffusion.evaluate.training_scores import ScoredCheckpoints
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
+from diffusion.system.files import write_json
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
 from diffusion.train.initial_state import new_state
@@ -155,6 +157,20 @@ def test_failing_score_on_resume_does_not_stop_training(store, tmp_path: Path) -
     watch = TrackedTraining(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
     with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
         watch.catch_up(4, state.ema)
+
+
+def test_resume_under_another_protocol_of_scores_is_printed_with_its_fields(store, tmp_path, capsys) -> None:
+    write_json(tmp_path / "scores.json", {"card": {"num_images": 20, "seed": 0}, "steps": {}})
+    state = new_state(plan_of(store, train={"eval_every": 2}), CPU)
+    folder: Any = SimpleNamespace(folder=tmp_path, fetched=None, start=None, changes=lambda: "")
+    for step, count in ((0, 40), (3, 20), (3, 40)):
+        checkpoints = ScoredCheckpoints(tmp_path, "best", "kd", {"num_images": count, "seed": 0})
+        validation = Validation(None, None, checkpoints, None)
+        state.step = step
+        TrackedTraining(folder, state.plan, None, lambda *_: None, validation).announce(state, state.ema)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "validation/" in line]
+    assert len(lines) == 1, "not at the start, nor under the same protocol"
+    assert lines[0].endswith("validation/… are of another protocol from step 3 on: fields num_images")
 
 
 def test_image_rate_excludes_previews_saves_and_scores(store, tmp_path, monkeypatch) -> None:

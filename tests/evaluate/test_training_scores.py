@@ -95,9 +95,9 @@ def test_scores_of_another_protocol_are_ignored(
 ) -> None:
     add_all(tmp_path, keep, state)
     other = ScoredCheckpoints(tmp_path, keep, "kd", {"num_images": 40})
-    assert other.scores() == {}
+    assert (other.scores(), other.changed_fields()) == ({}, ["num_images"])
     assert add(other, 60, 9.0, state) == gone
-    assert kept(tmp_path) == stay
+    assert (kept(tmp_path), other.changed_fields()) == (stay, [])
     if keep == "best":
         assert (add(other, 70, 8.0, state), kept(tmp_path)) == ([60], [20, 70])
 
