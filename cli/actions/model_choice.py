@@ -100,6 +100,19 @@ def selected_files(
     return files if settings.base is None else files._replace(real=None)
 
 
+def registered_files(options: ModelSourceOptions, model: Path) -> dict[str, Path]:
+    """Return the guide, classifier and base of the selected model's version by their names in the settings.
+
+    These are the networks of its best cell; none for a model that is not registered. `model` is the selected
+    one.
+    """
+    if not options.champion and options.run_id is None:
+        return {}
+    best = _best_cell(options, model)
+    files = {} if best.files is None else best.files.networks()
+    return {str(getattr(best.settings, kind)): file for kind, file in files.items() if kind != "model"}
+
+
 def _best_cell(options: ModelSourceOptions, model: Path) -> _BestCell:
     """Return the best cell of the selected model's scores, an empty one if it was not evaluated."""
     digest = read_artefact(model).model_sha256

@@ -1,5 +1,6 @@
 """The stage `sample`: the images of every cell."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cli.shared.console import progress
@@ -23,14 +24,19 @@ def run_stage(_: object) -> None:
 
 
 def sample_cells(
-    model: Path, section: SampleConfig, sweep: SweepConfig, samples: Path, base: Path | None
+    model: Path,
+    section: SampleConfig,
+    sweep: SweepConfig,
+    samples: Path,
+    base: Path | None,
+    known: Mapping[str, Path] = {},
 ) -> None:
-    """Sample every cell of the grid into `samples`, in a cascade with the file of its base.
+    """Sample every cell of the grid into `samples`, with the files of `CellFiles`.
 
     Complete cells are reused, others removed.
     """
     warn_of_edited_plugins(model, read_artefact(model))  # also if every cell is complete
     cells = grid(section, sweep)
-    files = CellFiles(model, section, cells, base)
+    files = CellFiles(model, section, cells, base, known)
     drop_other_cells(samples, cells)
     run_sweep(section, cells, files, samples, progress)

@@ -121,19 +121,22 @@ LOADERS: tuple[Callable[..., Any], ...] = (
 """Functions (file, device) → what is sampled with, in the order of NetworkFiles."""
 
 
-def network_files(settings: SampleSettings, model: Path, base: Path | None = None) -> NetworkFiles:
+def network_files(
+    settings: SampleSettings, model: Path, base: Path | None = None, known: Mapping[str, Path] = {}
+) -> NetworkFiles:
     """Return the files for these settings; UsageError if one is missing.
 
     A guide is a file, or an EMA profile of the training of `model`, which is made if it is missing. `base` is
-    the file of the settings' base, by default the one that was fetched last.
+    the file of the settings' base, by default the one that was fetched last. `known` has the files of guides
+    and classifiers by their names in the settings; others are files of the project.
     """
     guide, classifier, _ = _named_networks(settings)
-    profile = _guide_profile(settings)
+    profile = None if guide in known else _guide_profile(settings)
     made = None if profile is None else ema_model_file(guide_snapshots(profile, model), profile.sigma_rel)
     return NetworkFiles(
         model,
-        made or _existing(guide, "guide"),
-        _existing(classifier, "classifier"),
+        made or known.get(guide or "") or _existing(guide, "guide"),
+        known.get(classifier or "") or _existing(classifier, "classifier"),
         None if settings.base is None else base or base_file(settings.base),
         real_images(settings, model),
     )
@@ -217,13 +220,18 @@ def not_of_the_scores(kind: str, path: Path) -> UsageError:
 class CellFiles:
     """The files of every cell of a grid; the cell's `ema` selects an average of the training of `model`.
 
-    `base` is the file of the cells' base model. UsageError if a guide or a classifier is missing or does not
+    `base` and `known` are as in `network_files`. UsageError if a guide or a classifier is missing or does not
     fit, if learned times are of another model, or if a cell or a guide is an EMA profile and there are no
     snapshots of the training of `model`.
     """
 
     def __init__(
-        self, model: Path, sample: CommonSettings, cells: Iterable[Cell], base: Path | None = None
+        self,
+        model: Path,
+        sample: CommonSettings,
+        cells: Iterable[Cell],
+        base: Path | None = None,
+        known: Mapping[str, Path] = {},
     ) -> None:
         self.model, self._sample = model, sample
         cells = list(cells)
@@ -235,7 +243,7 @@ class CellFiles:
             check_learned_times(settings, own)
             key = _named_networks(settings)
             if key not in self._files:
-                self._files[key] = network_files(settings, model, base)
+                self._files[key] = network_files(settings, model, base, known)
                 self._files[key].read().check(settings)
 
     def of(self, cell: Cell) -> NetworkFiles:

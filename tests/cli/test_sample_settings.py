@@ -17,10 +17,10 @@ from diffusion.layout import MODEL, RUN, SCORES, SWEEP_RUN
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.protocol.sample_sections import SweepConfig
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.network_files import NetworkFiles
+from diffusion.sample.network_files import CellFiles, NetworkFiles
 from diffusion.sample.sampling_card import sampling_card
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import sha256_file, write_json
@@ -177,6 +177,12 @@ def test_each_guide_is_the_registered_one_only_if_it_is_that_of_the_best_cell(
     settings = SampleSettings(**{**BEST, **changes})
     files = model_choice.selected_files(ModelSourceOptions(champion=True), settings, model, {})
     assert files == NetworkFiles(model, guide and Path(guide), classifier and Path(classifier))
+    known = model_choice.registered_files(ModelSourceOptions(champion=True), model)
+    assert known == {BEST[kind]: file for kind, file in carried.items()}
+    sample = SampleConfig(num_images=2, **{**BEST, **changes})
+    cell = grid(sample, SweepConfig(steps=[2], eta=[0.0]))[0]
+    assert CellFiles(model, sample, [cell], known=known).of(cell) == files
+    assert model_choice.registered_files(ModelSourceOptions(), model) == {}
 
 
 @pytest.mark.parametrize("axis", [{}, {"guidance_interval": [None, [0.2, 5], [1e-05, 1e9]]}])

@@ -84,6 +84,10 @@ def test_missing_or_foreign_snapshots_are_rejected_before_building(trained: Path
     with pytest.raises(UsageError, match=r"models/ema has snapshots of another training than models/model"):
         CellFiles(MODEL, SAMPLE, [PLAIN, WIDE])
     assert existing_ema_models(MODEL, [0.2]) == {}
+    guided, known = cell_of(2, guidance=1.0, guide="ema:0.1@4"), snapshot_path(AVERAGES, 0.1, 4)
+    assert CellFiles(MODEL, SAMPLE, [guided], known={"ema:0.1@4": known}).of(guided).guide == known
+    with pytest.raises(UsageError, match="snapshots of another training"):
+        CellFiles(MODEL, SAMPLE, [guided], known={"ema:0.2": known})
     files = CellFiles(MODEL, SAMPLE, [PLAIN]).of(PLAIN)
     assert files == NetworkFiles(MODEL), "cells without an EMA profile need no snapshots"
     for path in AVERAGES.iterdir():

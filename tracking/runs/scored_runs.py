@@ -92,9 +92,7 @@ def extends_evaluation(run: "Run", document: ScoresDocument) -> bool:
         return False
     known, swept = _networks(own), _networks(document)
     if any(known[key] != swept[key] for key in known.keys() & swept.keys()):
-        return (
-            False  # such as an EMA profile that is swept as the model, or a classifier that was trained again
-        )
+        return False  # such as an EMA profile swept as the model, or a classifier that was trained again
     ours, other = (next(iter(one.cells.values())) for one in (own, document))
     varied = {*ours.axes, *other.axes}
     options = OPTION_FIELDS if varied & REGISTRIES_WITH_OPTIONS.keys() else ()

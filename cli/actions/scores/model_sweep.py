@@ -1,12 +1,13 @@
 """A grid of sampling settings of a trained model, sampled and scored."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from cli.actions.model_choice import given_options, selected_model_and_run
+from cli.actions.model_choice import given_options, registered_files, selected_model_and_run
 from cli.actions.scores.score_tables import show_sweep_scores
 from cli.commands.scores import Sweep
 from cli.shared.options import OWN_OPTIONS, flag_of
@@ -48,23 +49,27 @@ def sweep_model(options: Sweep) -> None:
         raise UsageError(str(error)) from None
     busy = f"another sweep uses {SWEEP_RUN}: wait for it or stop it"
     with join_run(), hold_samples():  # before the fetch: `diffctl prune` removes fetched models
-        base = None if sample.base is None else fetch_base(sample.base)
         model, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
+        is_guided = any(cell_settings(sample, cell).is_guided for cell in grid(sample, sweep))
+        known = registered_files(options, model) if is_guided or sample.base else {}
+        base = None if sample.base is None else known.get(str(sample.base)) or fetch_base(sample.base)
         with file_lock(SWEEP_RUN / "lock", timeout=0, busy=busy):
-            document = score_grid(config, model, SWEEP_RUN, base)
+            document = score_grid(config, model, SWEEP_RUN, base, known)
     if run_id is not None:
         log_sweep(run_id, document)
     options.answer(document_values(document), partial(_show, document, run_id))
 
 
-def score_grid(config: Config, model: Path, folder: Path, base: Path | None) -> ScoresDocument:
+def score_grid(
+    config: Config, model: Path, folder: Path, base: Path | None, known: Mapping[str, Path] = {}
+) -> ScoresDocument:
     """Sample every cell of the grid of a model and score it against data/reference.
 
     Writes `samples/`, `scores.json` and `scores.csv` in `folder`. Complete cells are reused, others removed.
-    `base` is the file of the base of a cascade.
+    `base` is the file of the base of a cascade, `known` has those of guides and classifiers by their names.
     """
     samples = folder / "samples"
-    sample_cells(model, config.sample, config.sweep, samples, base)
+    sample_cells(model, config.sample, config.sweep, samples, base, known)
     cells = open_cells(config.sample, config.sweep, samples)
     return score_cells(cells, config.evaluate, folder / SCORES.name, folder / SCORE_CURVES.name)
 
