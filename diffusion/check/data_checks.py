@@ -23,6 +23,9 @@ UNEVEN = 2  # times the images of the smallest class: scores of samples with equ
 def check_raw(project: Project) -> Iterator[Finding]:
     """Check whether the data can be prepared: raw files, downloads, problems in a listing."""
     data, info = project.config.data, project.info
+    if info.is_unreadable:
+        yield Finding("error", "raw data", f"{data.name} cannot be read", info.blocked)
+        return
     if info.blocked and project.is_ready:
         yield Finding("ok", "raw data", f"{data.name} is not here, and not needed: it is prepared")
         return
@@ -57,7 +60,7 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         message = f"{PREPARED} was made with other options ({', '.join(changes[:3])})"
         yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it again")
         return
-    if project.raw_files_changed:
+    if project.raw_files_changed and not project.info.is_unreadable:
         message = f"the files in {project.config.data.path} have changed since they were prepared"
         remedy = "`diffctl run` prepares them again, as does `dvc repro --force data`"
         yield Finding("warning", "prepared data", message, remedy)

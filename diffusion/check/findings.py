@@ -76,8 +76,11 @@ class Project:
 
     @cached_property
     def raw_files_changed(self) -> bool:
-        """Whether raw files differ in name or size from those that were prepared."""
-        return self.is_ready and not self.info.sources.items() <= self.stores["train"].meta["sources"].items()
+        """Whether raw files differ in name or size from those that were prepared, or cannot be read."""
+        if not self.is_ready:
+            return False
+        before = self.stores["train"].meta["sources"]
+        return self.info.is_unreadable or not self.info.sources.items() <= before.items()
 
     @cached_property
     def is_trained(self) -> bool:

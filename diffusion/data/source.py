@@ -127,8 +127,9 @@ class DatasetInfo:
     """Estimate of a preparation, made without network access and without reading an image.
 
     `images`, `shape` and the number of `classes` are those to expect (shape None: many). `download` has the
-    bytes still to download. `blocked` is one sentence if the set cannot be prepared here. `problems` and
-    `sources` are as in RawData, where they are known this early.
+    bytes still to download. `blocked` is one sentence if the set cannot be prepared here, `is_unreadable`
+    whether the reason is in raw files that are here. `problems` and `sources` are as in RawData, where they
+    are known this early.
     """
 
     images: int
@@ -138,6 +139,7 @@ class DatasetInfo:
     blocked: str = ""
     problems: Sequence[ImageProblem] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    is_unreadable: bool = False
 
 
 class Source(Protocol):

@@ -96,6 +96,13 @@ def test_corrected_label_is_a_change(tmp_path):
     assert not Project(config).raw_files_changed
     assert rows == (raw / "labels.csv").write_text("file,label\n0.png,b\n1.png,b\n2.png,a\n3.png,b\n")
     assert Project(config).raw_files_changed
+    assert not with_level(check(config, DATA), "error")
+    for broken in ("file;label\n0.png;a\n", "file,label,split\n0.png,a,trian\n"):
+        (raw / "labels.csv").write_text(broken)
+        assert Project(config).raw_files_changed
+        errors = with_level(check(config, DATA), "error")
+        assert "data.labels: " in errors["raw data"].remedy
+        assert list(errors) == ["raw data"]
 
 
 CIFAR100 = {"name": "cifar100", "image_size": 8, "labels": "fine"}
@@ -150,7 +157,11 @@ def test_changed_raw_data_are_reported_and_missing_ones_are_an_error_until_prepa
     write_folder(raw, {"a/more": pool[0]})
     assert "have changed" in with_level(check(config, DATA), "warning")["prepared data"].message
     shutil.rmtree(raw)
-    assert not with_level(check(config, DATA), "error")
+    for make in (Path, Path.mkdir):  # missing, then empty as a disk that is not mounted
+        make(raw)
+        assert not Project(config).raw_files_changed
+        assert not with_level(check(config, DATA), "error")
+    raw.rmdir()
     assert "not a folder" in with_level(check(folder_of(tmp_path / "rwa"), DATA), "error")["raw data"].remedy
     write_params(tmp_path, data={"name": "image-folder", "path": "rwa", "image_size": 8})
     for stage in ("reference", "train", "sample", "evaluate", "report"):

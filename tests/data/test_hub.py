@@ -156,7 +156,11 @@ def test_unavailable_datasets_are_refused(tmp_path):
             source.open()
         assert "\n" not in str(refused.value)
     assert "from the hub" in build_source(DataConfig(name="hf", path="a/b", image_size=8)).info().blocked
-    assert build_source(DataConfig(name="hf", path=str(tmp_path), image_size=8)).info().blocked
+    source = build_source(DataConfig(name="hf", path=str(tmp_path), image_size=8))
+    assert source.info().blocked
+    assert not source.info().is_unreadable, "without files"
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    assert source.info().is_unreadable
 
 
 def test_revision_is_requested_and_recorded(tmp_path, monkeypatch):

@@ -85,7 +85,8 @@ class Hub:
         try:
             tables, classes = self._tables()
         except DiffctlError as error:
-            return DatasetInfo(0, None, 0, blocked=str(error))
+            is_unreadable = bool(_sources(self.folder)) and str(error) != INSTALL
+            return DatasetInfo(0, None, 0, blocked=str(error), is_unreadable=is_unreadable)
         images, problems = sum(len(one.rows) for one in tables), _problems(tables)
         return DatasetInfo(images, None, len(classes), problems=problems, sources=_sources(self.folder))
 

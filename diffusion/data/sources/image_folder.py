@@ -41,6 +41,10 @@ class Items:
     in_test: NDArray[np.bool_] | None = None
 
 
+class NoImages(DiffctlError):
+    """The folder is missing, or has no images: prepared data stay usable without them."""
+
+
 class ImageFolderConfig(PhotographsConfig):
     """`path` has the images.
 
@@ -72,7 +76,8 @@ class ImageFolder:
         try:
             items, problems, listing = self._items()
         except DiffctlError as error:
-            return DatasetInfo(0, None, 0, blocked=str(error))
+            is_unreadable = not isinstance(error, NoImages)
+            return DatasetInfo(0, None, 0, blocked=str(error), is_unreadable=is_unreadable)
         count, classes = len(items.rows), len(items.classes)
         return DatasetInfo(count, None, classes, problems=problems, sources=self._sources(listing))
 
@@ -92,10 +97,10 @@ class ImageFolder:
     def _items(self) -> tuple[Items, list[ImageProblem], Listing]:
         root, labels = self.root, self.config.labels
         if not root.is_dir():
-            raise DiffctlError(f"data.path: {root} is not a folder")
+            raise NoImages(f"data.path: {root} is not a folder")
         listing = list_images(root)
         if not len(listing.paths):
-            raise DiffctlError(f"data.path: {root} has no png, jpeg, webp or gif images")
+            raise NoImages(f"data.path: {root} has no png, jpeg, webp or gif images")
         if labels is not None and labels.endswith(".csv"):
             if not Path(os.path.normpath(root / labels)).is_relative_to(os.path.normpath(root)):
                 raise UsageError(f"data.labels: {labels} is outside of {root}: move it into that folder")
