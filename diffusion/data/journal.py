@@ -86,7 +86,7 @@ def fill_split(reader: Reader, target: SplitTarget, done: Callable[[int], None])
     """Write all rows of the reader; return the bad rows, which hold zeros, with reasons.
 
     `done` receives the number of further finished images. DiffctlError if the disk is full or a worker dies;
-    finished blocks stay for the next try.
+    finished blocks stay for the next try, except those that are not final.
     """
     finished = _start(target)
     starts = range(0, target.shape[0], target.block)
@@ -99,8 +99,10 @@ def fill_split(reader: Reader, target: SplitTarget, done: Callable[[int], None])
     committed = time.monotonic()
     try:
         with closing(results):
-            for start, bad in results:
-                waiting[start] = finished[start] = bad
+            for start, bad, is_final in results:
+                finished[start] = bad
+                if is_final:
+                    waiting[start] = bad
                 done(len(target.rows(start)))
                 if time.monotonic() - committed > COMMIT_SECONDS:
                     _commit(target, waiting)
@@ -163,8 +165,8 @@ def _digest_of(target: SplitTarget, start: int) -> str:
     return sha256(np.fromfile(target.digests, np.uint8, 64 * rows, offset=64 * start).data).hexdigest()
 
 
-def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str]]:
-    """Read a block and write it at its place; return its first row and its bad rows."""
+def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str], bool]:
+    """Read a block and write it at its place; return its first row, its bad rows and whether it is final."""
     rows = job()
     images = np.ascontiguousarray(conform(rows.images, target.shape[1:3], target.shape[3]))
     digests = np.zeros((len(images), 64), dtype=np.uint8)
@@ -178,4 +180,4 @@ def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str
         with open(target.digests, "r+b") as file:
             file.seek(64 * start)
             file.write(digests.data)
-    return start, {start + row: why for row, why in rows.bad.items()}
+    return start, {start + row: why for row, why in rows.bad.items()}, rows.is_final

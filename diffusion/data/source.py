@@ -63,12 +63,14 @@ class Rows(NamedTuple):
     """Consecutive images (n, H, W, C) uint8.
 
     `bad` maps unreadable rows, which hold zeros, to the reason. `digests` are the SHA-256 (n, 32) of the raw
-    files; None where a split has few raw files, named in RawData.sources.
+    files; None where a split has few raw files, named in RawData.sources. `is_final` is False if a further
+    try may read a bad row.
     """
 
     images: Images
     bad: Mapping[int, str] = {}
     digests: NDArray[np.uint8] | None = None
+    is_final: bool = True
 
 
 Job = Callable[[], Rows]

@@ -33,6 +33,10 @@ class BadImage(Exception):
     """The bytes are no usable image; the message is a short reason."""
 
 
+class UnreadImage(BadImage):
+    """The image was not read for a reason outside of its bytes, such as too little memory."""
+
+
 @contextmanager
 def open_image(content: bytes) -> Iterator[ImageFile.ImageFile]:
     """Open an image, not loaded yet; BadImage for any fault, also in the block, but not a DiffctlError."""
@@ -52,7 +56,7 @@ def open_image(content: bytes) -> Iterator[ImageFile.ImageFile]:
     except Image.DecompressionBombError:
         raise BadImage(f"with more than {MAX_PIXELS >> 20} million pixels") from None
     except MemoryError:
-        raise BadImage("too large for the memory that is free") from None
+        raise UnreadImage("too large for the memory that is free") from None
     except Exception as error:  # decoders raise any type for damaged bytes
         is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
         raise BadImage("truncated" if is_cut else "damaged") from None

@@ -92,6 +92,25 @@ def test_unusable_files_stop_and_a_skip_lists_them_and_decodes_nothing_again(tmp
     assert (tmp_path / "out/skipped.csv").read_text() == listed
 
 
+def test_file_that_could_not_be_read_is_read_again(tmp_path, monkeypatch):
+    """Its name, size and time stay the same, for example when access is given."""
+    raw = write_numbered(tmp_path / "raw", random_images(0, 20, 8))
+    for failure, why in (
+        (PermissionError(13, "Permission denied"), "not readable"),
+        (MemoryError(), "memory"),
+    ):
+
+        def fail(*arguments, failure=failure):
+            raise failure
+
+        name = "read_regular" if isinstance(failure, OSError) else "load_pixels"
+        with monkeypatch.context() as patch:
+            patch.setattr(f"diffusion.data.readers.image_files.{name}", fail)
+            with pytest.raises(DiffctlError, match=f"20 of the raw files .*{why}"):
+                prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+        assert len(prepared(tmp_path, name="image-folder", path=raw, image_size=8)[0]) == 18
+
+
 def test_duplicates_are_counted_within_and_across(tmp_path):
     pool = random_images(0, 16, 8)
     names = [f"train/a/{at}" for at in range(12)] + [f"test/a/{at}" for at in range(4)]

@@ -18,6 +18,7 @@ from diffusion.images.pictures import (
     MAX_BYTES,
     MAX_PIXELS,
     BadImage,
+    UnreadImage,
     flatten,
     load_pixels,
     open_image,
@@ -60,7 +61,7 @@ def images_of(files: Sequence[Callable[[], bytes]], size: Size, channels: int) -
     height, width = size
     # One strip for all: exporting pixels of each small image would cost a twentieth of decoding it.
     strip = Image.new("L" if channels == 1 else "RGB", (width, height * len(files)))
-    digests, bad = [], {}
+    digests, bad, is_final = [], {}, True
     with warnings.catch_warnings(action="ignore"):  # what Pillow warns about is refused or harmless
         for index, read in enumerate(files):
             digest = bytes(32)
@@ -70,17 +71,18 @@ def images_of(files: Sequence[Callable[[], bytes]], size: Size, channels: int) -
                 strip.paste(decode(content, size, channels), (0, height * index))
             except BadImage as error:
                 bad[index] = str(error)
+                is_final = is_final and not isinstance(error, UnreadImage)
             digests.append(digest)
     images = np.asarray(strip).reshape(len(files), height, width, channels)
-    return Rows(images, bad, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32))
+    return Rows(images, bad, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32), is_final)
 
 
 def read_content(path: AnyPath) -> bytes:
-    """Return the content of an image file; BadImage if it cannot be read or is too large."""
+    """Return the content of an image file; UnreadImage if it cannot be read or is too large."""
     try:
         return read_regular(path, MAX_BYTES)
     except OSError as error:
-        raise BadImage(f"not readable ({error.strerror})") from None
+        raise UnreadImage(f"not readable ({error.strerror})") from None
 
 
 def decode(content: bytes, size: Size, channels: int) -> Image.Image:
