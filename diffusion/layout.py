@@ -69,6 +69,15 @@ def home(folder: Path) -> Path:
     return folder
 
 
+def check_raw_folder(folder: Path, project: Path, option: str) -> None:
+    """Raise UsageError if the prepared images of a project are inside a folder of raw images."""
+    for output in (PREPARED, REFERENCE):
+        places = (project.resolve() / output, (project / output).resolve())  # a link, and what it leads to
+        if any(place.is_relative_to(folder.resolve()) for place in places):
+            found = f"{option} {printable(folder)} contains {output}, which diffctl writes"
+            raise UsageError(f"{found}: move the pictures into a folder of their own, such as data/images")
+
+
 def check_output_file(path: Path, flag: str, kind: str = "") -> None:
     """Raise as `check_output`, and UsageError for an existing file of the project that commands read."""
     places = (path.resolve(), path.parent.resolve() / path.name)  # a link, and what it leads to

@@ -77,7 +77,8 @@ def look_at(folder: Path) -> Pictures:
     """Count the pictures of a folder and decode some; DiffctlError without any."""
     listed = LABELS if (folder / LABELS).is_file() else None
     config = ImageFolderConfig(name="image-folder", path=folder, image_size=SIDES[0], labels=listed)
-    raw = ImageFolder(config).open()
+    with TemporaryDirectory() as empty, chdir(empty):  # this folder may be the working directory
+        raw = ImageFolder(config).open()
     labels = [split.labels for split in raw.splits.values() if split.labels is not None]
     classes: dict[str, int] = {}
     if labels and len(raw.classes) > 1:

@@ -92,6 +92,7 @@ def test_settings_for_captions_unequal_classes_and_a_list_of_labels(tmp_path, mo
     monkeypatch.setattr(pictures, "default_device", lambda: pictures.torch.device("cuda"))
     monkeypatch.setattr(pictures, "MIN_STEPS", 10)
     folder = folder_of_pictures(tmp_path / "cats", 80, 16, is_grey=True)
+    monkeypatch.chdir(folder)  # for `--data .`
     rows = [f"{number}.png,{'rare' if number < 21 else 'frequent'}" for number in range(80)]
     (folder / "labels.csv").write_text("\n".join(["file,label", *rows, "100.png,rare"]))
     (folder / "captions").mkdir()
@@ -177,18 +178,20 @@ def test_pytest_of_a_project_finds_its_plugins(tmp_path: Path) -> None:
 def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> None:
     idx = tmp_path / "idx"
     idx.mkdir()
+    (tmp_path / "new/data").mkdir(parents=True)
     (idx / "t10k-labels-idx1-ubyte.gz").touch()
     for options, message in (
         ({}, "give --data FOLDER, --profile NAME, or --defaults"),
         ({"profile": "nope"}, "the profiles are cifar10"),
         ({"data": Path("nope")}, "is no folder and no data set with a profile"),
         ({"subdir": True}, "leave it out"),
-        ({"data": tmp_path}, "contains the project"),
+        ({"data": tmp_path}, "contains data/prepared, .* such as data/images"),
+        ({"data": tmp_path / "new/data"}, "contains data/prepared"),
         ({"data": idx}, "has IDX files and no pictures: .* --data fashion-mnist"),
     ):
         with pytest.raises(UsageError, match=message):
             Init(folder=tmp_path / "new", **options).run()
-    assert not (tmp_path / "new").exists()
+    assert [*(tmp_path / "new").iterdir()] == [tmp_path / "new/data"]
 
 
 @pytest.mark.parametrize("remote", ["origin", "theirs"])

@@ -205,6 +205,19 @@ def test_folder_without_images_is_refused(tmp_path):
             build_source(folder_config(tmp_path / "raw")).open()
 
 
+@pytest.mark.parametrize("name", ["image-folder", "hf"])
+@pytest.mark.parametrize("path", ["data", "..", "link"])
+def test_folder_that_contains_the_prepared_images_is_refused(tmp_path, monkeypatch, path, name):
+    """They would be raw images of the next preparation."""
+    raw = write_numbered(tmp_path / "data", random_images(0, 4, 8))
+    (tmp_path / "link").symlink_to(raw)
+    monkeypatch.chdir(tmp_path)
+    source = build_source(DataConfig(name=name, path=path, image_size=8))
+    with pytest.raises(UsageError, match=r"data\.path: .* contains data/prepared"):
+        source.open()
+    assert source.info().is_unreadable
+
+
 # Held-out splits: deterministic, exact and stratified.
 
 LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=80).map(np.array)

@@ -22,7 +22,7 @@ from cli.project.generated_files import (
 from cli.shared.options import profile_names
 from diffusion.config import load
 from diffusion.data.sources import fashion_mnist
-from diffusion.layout import MARK, PARAMS, PROFILES
+from diffusion.layout import MARK, PARAMS, PROFILES, check_raw_folder
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.section import brief
@@ -75,9 +75,7 @@ def _choose(options: Init, root: Path, choices: ProjectChoices) -> tuple[Project
     profile, data = _source(options)
     if profile is not None:
         return choices.model_copy(update={"profile": profile}), False
-    if root.is_relative_to(data.resolve()):
-        message = f"--data {printable(data)} contains the project: its pictures would become data"
-        raise UsageError(f"{message}: name a folder for the project outside it")
+    check_raw_folder(data, root, "--data")
     if any((data / remote.name).is_file() for remote in fashion_mnist.FILES):
         message = f"--data {printable(data)} has IDX files and no pictures: for those of Fashion-MNIST"
         raise UsageError(f"{message} give --data {fashion_mnist.NAME}, and set data.path to their folder")

@@ -23,6 +23,7 @@ from diffusion.downloads.fetch import OnProgress, cache_root
 from diffusion.images.image_size import Size
 from diffusion.images.pictures import MAX_BYTES, BadImage
 from diffusion.images.store import Labels
+from diffusion.layout import check_raw_folder
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, printable, reason
 from diffusion.system.section import NotBool, ShortText, brief
 
@@ -111,6 +112,7 @@ class Hub:
     def _tables(self) -> tuple[list[Table], tuple[str, ...]]:
         """Return the training split, with the test split if there is one, and the classes."""
         config = self.config
+        check_raw_folder(self.folder, Path.cwd(), "data.path:")
         with _explained(config):
             splits = self._load()
             names = list(splits)
