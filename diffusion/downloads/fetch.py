@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError
 
+from diffusion.layout import home
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import disk_errors, sync_path
 from diffusion.system.locks import file_lock
@@ -54,8 +55,11 @@ def cache_root() -> Path:
 
 
 def raw_folder(name: str, path: Path | None) -> Path:
-    """Return the folder of a data set's raw files: the configured path, else the one in the cache."""
-    return cache_root() / name if path is None else path.expanduser().absolute()
+    """Return the folder of a data set's raw files: the configured path, else the one in the cache.
+
+    A relative path is one of the checkout, also in the copy of a DVC experiment, which has no raw files.
+    """
+    return cache_root() / name if path is None else home(Path.cwd()) / path.expanduser()
 
 
 def find_file(folder: Path, name: str) -> Path | None:

@@ -218,6 +218,18 @@ def test_folder_that_contains_the_prepared_images_is_refused(tmp_path, monkeypat
     assert source.info().is_unreadable
 
 
+def test_relative_folder_of_an_experiment_is_one_of_the_checkout(tmp_path, monkeypatch):
+    """`dvc exp run --temp` works in a copy of the project without ignored files."""
+    raw = write_numbered(tmp_path / "data/images", random_images(0, 4, 8))
+    experiment = tmp_path / ".dvc/tmp/exps/one"
+    experiment.mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    assert build_source(folder_config("data/images")).info().images == 4
+    assert build_source(DataConfig(name="hf", path="data/images", image_size=8)).folder == raw
+    with pytest.raises(UsageError, match=r"contains data/prepared"):
+        build_source(folder_config("data")).open()
+
+
 # Held-out splits: deterministic, exact and stratified.
 
 LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=80).map(np.array)

@@ -19,11 +19,11 @@ from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.readers.image_files import images_of
 from diffusion.data.source import DatasetInfo, ImageProblem, Job, RawData, Rows, Split, class_names
 from diffusion.data.sources.image_folder import class_order, held_out_rows
-from diffusion.downloads.fetch import OnProgress, cache_root
+from diffusion.downloads.fetch import OnProgress, cache_root, raw_folder
 from diffusion.images.image_size import Size
 from diffusion.images.pictures import MAX_BYTES, BadImage
 from diffusion.images.store import Labels
-from diffusion.layout import check_raw_folder
+from diffusion.layout import check_raw_folder, home
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, printable, reason
 from diffusion.system.section import NotBool, ShortText, brief
 
@@ -76,7 +76,7 @@ class Hub:
     """Images are read from the dataset's files, a few at a time."""
 
     def __init__(self, config: HubConfig) -> None:
-        self.config, self.folder = config, Path(str(config.path)).expanduser()
+        self.config, self.folder = config, raw_folder(config.name, config.path)
 
     def info(self) -> DatasetInfo:
         """Return the contents of a folder; a name on the hub is resolved when the data stage runs."""
@@ -112,7 +112,7 @@ class Hub:
     def _tables(self) -> tuple[list[Table], tuple[str, ...]]:
         """Return the training split, with the test split if there is one, and the classes."""
         config = self.config
-        check_raw_folder(self.folder, Path.cwd(), "data.path:")
+        check_raw_folder(self.folder, home(Path.cwd()), "data.path:")
         with _explained(config):
             splits = self._load()
             names = list(splits)
@@ -137,7 +137,7 @@ class Hub:
         for library in ("datasets", "huggingface_hub"):  # they log every attempt to reach the hub
             logging.getLogger(library).setLevel(logging.ERROR)
         config, folder = self.config, self.folder
-        name = str(folder.absolute() if folder.is_dir() else config.path)
+        name = str(folder if folder.is_dir() else config.path)
         if config.revision is not None and folder.is_dir():
             raise UsageError(f"data.revision: {config.path} is a folder and has no revision: leave it out")
         if not folder.is_dir() and not NAME.fullmatch(name):

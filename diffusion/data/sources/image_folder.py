@@ -18,7 +18,7 @@ from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images
 from diffusion.data.source import SHOWN, DatasetInfo, ImageProblem, RawData, Split, class_names
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
-from diffusion.layout import check_raw_folder
+from diffusion.layout import check_raw_folder, home
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
 from diffusion.system.files import sha256_file
 from diffusion.system.section import NotBool, ShortText
@@ -99,7 +99,7 @@ class ImageFolder:
         root, labels = self.root, self.config.labels
         if not root.is_dir():
             raise NoImages(f"data.path: {root} is not a folder")
-        check_raw_folder(root, Path.cwd(), "data.path:")
+        check_raw_folder(root, home(Path.cwd()), "data.path:")
         listing = list_images(root)
         if not len(listing.paths):
             raise NoImages(f"data.path: {root} has no png, jpeg, webp or gif images")
