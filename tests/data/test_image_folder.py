@@ -162,17 +162,21 @@ def test_unusable_files_are_listed(tmp_path):
     (raw / "empty").mkdir()
     (raw / "a/notes.txt").write_text("no image")
     (raw / "README.txt").write_text("next to the classes")
+    for name in ("IMG_1.HEIC", "x.arw"):
+        (raw / name).write_bytes(b"of a camera")
     (raw / ".hidden").mkdir()
     (raw / ".hidden/x.png").write_bytes(b"")
     (raw / "a/Thumbs.db").write_bytes(b"")
     info = build_source(folder_config(raw)).info()
     assert info.images == 6
     assert sorted(info.problems) == [
+        ("IMG_1.HEIC", "not png, jpeg, webp or gif"),
         ("a/0.webp", "with the name of another"),
         ("a/Thumbs.db", "not an image"),
         ("a/notes.txt", "not an image"),
         ("empty", "empty class"),
         ("loose.webp", "outside a class folder"),
+        ("x.arw", "not png, jpeg, webp or gif"),
     ]
 
 

@@ -139,6 +139,9 @@ def test_files_that_cannot_be_used_are_named(tmp_path, root):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
     with pytest.raises(DiffctlError, match=r"b\.png"):
         open_images(tmp_path)
+    (tmp_path / "b.png").rename(tmp_path / "b.tiff")
+    with pytest.raises(DiffctlError, match=r"1 not png, jpeg, webp or gif \(b\.tiff\)"):
+        open_images(tmp_path)
 
 
 TWO = ["--extractor", "effnet-lite0-64", "--extractor", "effnet-lite0-96"]

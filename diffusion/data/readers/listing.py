@@ -21,6 +21,7 @@ SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "val
 MAX_LIST = 1 << 28  # bytes of a list of classes; a million images take less than half of it
 FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "class")
 SPLIT_COLUMNS = ("split",)
+OTHER_PICTURES = tuple(b".heic .heif .avif .tif .tiff .bmp .jfif .jpe .jp2 .jxl .dng .cr2 .nef .arw".split())
 
 Paths = NDArray[np.bytes_]
 """Relative paths of files."""
@@ -28,7 +29,7 @@ Paths = NDArray[np.bytes_]
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files below a folder, other files among them, and files that cannot be used.
+    """Image files below a folder, other files among them, and pictures that cannot be used.
 
     `paths` (N,) are ordered by folder; `folders` has the prefix ("" or "a/b/") of each folder and its number
     of images. `content` changes with the name or size of any file; `identity` also with its time.
@@ -64,7 +65,9 @@ def list_images(root: Path) -> Listing:
             content.update(b"%b%b\0%d\n" % (folder, name, size))
             identity.update(time.to_bytes(8, "little", signed=True))
             stem, path = _stem(name), folder + name
-            if stem is None:
+            if stem is None and name.lower().endswith(OTHER_PICTURES):
+                problems.append(ImageProblem(os.fsdecode(path), "not png, jpeg, webp or gif"))
+            elif stem is None:
                 others.append(os.fsdecode(path))
             elif stem in stems:
                 problems.append(ImageProblem(os.fsdecode(path), "with the name of another"))
