@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,16 @@ def tile(store: ImageStore) -> Images:
 
 
 def real_images(store: ImageStore, labels: Sequence[int] | None, count: int) -> Images:
-    """Return up to `count` different images of a store, with these labels in their order if both have any."""
+    """Return up to `count` images of a store, with these labels in their order if both have any.
+
+    The images of a class repeat if they are too few. A class without any has white images.
+    """
     if store.labels is None or labels is None:
         return store.images[:count]
-    rows = {label: iter(np.flatnonzero(store.labels == label)) for label in set(labels)}
-    chosen = [row for label in labels[:count] if (row := next(rows[label], None)) is not None]
-    return store.images[chosen or slice(count)]
+    rows = {label: cycle(np.flatnonzero(store.labels == label)) for label in set(labels)}
+    chosen = [next(rows[label], None) for label in labels[:count]]
+    white = np.full(store.images.shape[1:], 255, np.uint8)
+    return np.stack([white if row is None else store.images[row] for row in chosen])
 
 
 def class_rows(store: ImageStore, real: ImageStore, classes: list[str]) -> list[dict[str, Any]]:

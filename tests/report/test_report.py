@@ -20,7 +20,7 @@ from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, RUN, SAMPLES, SCOR
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import read_scores
-from diffusion.report.sample_pictures import class_rows
+from diffusion.report.sample_pictures import class_rows, real_images
 from diffusion.report.score_tables import score_table
 from diffusion.report.write import page_with_seeds
 from diffusion.system.checksums import add_checksum
@@ -118,6 +118,14 @@ def test_real_images_next_to_samples_have_their_classes(page, sweep):
     assert len(rows) == len(set(best.labels.tolist()))
     last = test.images[np.flatnonzero(test.labels == max(best.labels))[0], :, :, 0]
     np.testing.assert_array_equal(_embedded(rows[-1])[:64:8, :64:8], last)
+
+
+def test_real_images_of_a_small_class_repeat_and_of_an_empty_one_are_white(tmp_path):
+    images = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    store = write_store(tmp_path / "x", images, np.array([0, 0, 1]), {"classes": ["a", "b", "c"]})
+    found = real_images(store, [0, 1, 2, 0, 1, 2, 0, 1], 7)
+    assert found[:, 0, 0, 0].tolist() == [0, 2, 255, 1, 2, 255, 0]
+    assert found.shape == (7, 8, 8, 1)
 
 
 def test_every_class_has_a_row_and_the_first_hundred_have_pictures(tmp_path):
