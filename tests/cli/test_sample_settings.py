@@ -9,6 +9,7 @@ from PIL import Image
 
 from cli.actions import model_choice
 from cli.actions.images import sampled_images
+from cli.actions.scores import model_sweep
 from cli.actions.scores.model_sweep import _axes
 from cli.actions.scores.score_tables import show_sweep_scores
 from cli.shared.options import ModelSourceOptions
@@ -116,6 +117,17 @@ def test_second_sweep_in_a_folder_is_refused(sample, project, invoke, monkeypatc
     with file_lock(SWEEP_RUN / "lock"):
         assert_refused(invoke("sweep"), "another sweep uses runs/sweep", code=1)
     assert invoke("sweep").code == 0
+
+
+def test_guided_sweep_uses_the_networks_of_the_registered_version(sample, project, invoke, monkeypatch):
+    write_params(project)
+    known, used = {"early": Path("own-guide")}, []
+    monkeypatch.setattr(model_sweep, "registered_files", lambda *_: known)
+    monkeypatch.setattr(model_sweep, "score_grid", lambda *given: used.append(given[-1]) or document(SWEEP))
+    for guidance in ("0,1", "0"):
+        done = invoke("sweep", "--guidance", guidance, *(("--guide", "early") if guidance != "0" else ()))
+        assert done.code == 0, done.err
+    assert used == [known, {}]
 
 
 def test_scale_repeats_pixels(sample):
