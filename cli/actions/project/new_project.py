@@ -59,8 +59,8 @@ def init(options: Init) -> None:
         typer.echo(f"kept, since they exist: {', '.join(kept)}; .diffctl/base has what diffctl would write")
     if is_from_file() and (named := [path for path in (PYPROJECT, WORKFLOW, SKY) if path in made]):
         typer.echo(
-            f"{', '.join(named)} requires diffctl {VERSION}, which was installed from a file: name its Git "
-            "commit there, for other machines (`diffctl docs operations`)"
+            f"diffctl was installed from a file: before you push, name its Git commit in {', '.join(named)} "
+            f"in place of =={VERSION} (`diffctl docs operations`)"
         )
     if is_checked:
         typer.echo("\n`diffctl check`:")
