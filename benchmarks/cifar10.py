@@ -146,21 +146,6 @@ def mirrored(store: ImageStore, size: int) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(store.labels[rows])
 
 
-class Sampling(NamedTuple):
-    """What to sample: the average of a step, and how many images in how many steps of DDIM.
-
-    `guide` is the step of the worse average of autoguidance, None without it.
-    """
-
-    at: int
-    decay: float
-    images: int
-    steps: int
-    seed: int
-    guide: int | None
-    guidance: float
-
-
 class Prediction(NamedTuple):
     """The output of a network, named as diffusers names it."""
 
@@ -168,10 +153,7 @@ class Prediction(NamedTuple):
 
 
 class Autoguidance(nn.Module):
-    """A network guided by a worse one: v + w (v - v'), which is the same for the velocity as for x_0.
-
-    Both see the labels (2406.02507).
-    """
+    """A network guided by a worse one (2406.02507): v + w (v - v'). For x_0 this is the same."""
 
     def __init__(self, network: nn.Module, guide: nn.Module, weight: float) -> None:
         super().__init__()
@@ -184,16 +166,16 @@ class Autoguidance(nn.Module):
         return Prediction(better + self.weight * (better - worse))
 
 
-def sample(training: Training, wanted: Sampling) -> Path:
+def sample(training: Training, given: argparse.Namespace) -> Path:
     """Make images with the average of a step; return the NPZ file."""
-    network: nn.Module = training.average(wanted.at, wanted.decay)
-    name = f"{wanted.at}-{wanted.decay:g}-{wanted.steps}-{wanted.seed}-{wanted.images}"
-    if wanted.guide is not None:
-        network = Autoguidance(network, training.average(wanted.guide, wanted.decay), wanted.guidance)
-        name += f"-{wanted.guidance:g}-{wanted.guide}"
-    run = Run(training.plan, training.store, Size(None, wanted.images, wanted.steps), CPU)
+    network: nn.Module = training.average(given.sample, given.decay)
+    name = f"{given.sample}-{given.decay:g}-{given.sampling_steps}-{given.seed}-{given.images}"
+    if given.guide is not None:
+        network = Autoguidance(network, training.average(given.guide, given.decay), given.guidance)
+        name += f"-{given.guidance:g}-{given.guide}"
+    run = Run(training.plan, training.store, Size(None, given.images, given.sampling_steps), CPU)
     path = training.folder / f"{name}.npz"
-    np.savez(path, run.images(training.recipe, network, wanted.images, wanted.seed))
+    np.savez(path, run.images(training.recipe, network, given.images, given.seed))
     return path
 
 
@@ -221,11 +203,7 @@ def main() -> None:
         print(f"step {training.step} of {arguments.steps}", flush=True)
         training.run()
     else:
-        wanted = Sampling(
-            *(arguments.sample, arguments.decay, arguments.images, arguments.sampling_steps),
-            *(arguments.seed, arguments.guide, arguments.guidance),
-        )
-        print(sample(training, wanted))
+        print(sample(training, arguments))
 
 
 if __name__ == "__main__":

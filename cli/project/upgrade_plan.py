@@ -33,8 +33,7 @@ def plan_upgrade(root: Path, generated: dict[str, str], kept: Collection[str] = 
     """Return the changes to the project in `root`, given the generated files by path; nothing is written.
 
     Files in `kept` are the user's own: no version of diffctl has written them. Keys of params.yaml that were
-    renamed get their new names, in the original too. DiffctlError for a file
-    that is not text in UTF-8.
+    renamed get their new names, in the original too. DiffctlError for a file that is not text in UTF-8.
     """
     originals = (file for file in (root / BASE).rglob("*") if file.is_file())
     bases = {str(file.relative_to(root / BASE)): read_text(file) for file in originals}

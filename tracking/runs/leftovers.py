@@ -66,16 +66,8 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
         if not newest_step(folder) and (point := find_resume_point(folder, settings, code)):
             needed.add(point.folder.name)
     found = list(_trainings(needed))
-    if is_trained and not MODEL.is_file():  # the next run makes the model again, for the images that are here
-        return sorted(found, key=lambda leftover: leftover.size, reverse=True)
-    cells = grid(config.sample, config.sweep) if MODEL.is_file() else []
-    scored = list(_scored_cells(config, cells))
-    is_complete = len(scored) == len(cells)
-    found += [*_cells(needed, scored, is_complete=is_complete), *_ema_models(scored)]
-    what = "model fetched from MLflow"
-    needed |= {files.base.parent.name for _, files in scored if files.base is not None}
-    models = [folder for folder in _folders(MODEL_RUNS) if folder.name not in needed]
-    found += [Leftover(folder, disk_usage(folder), what) for folder in models]
+    if MODEL.is_file() or not is_trained:  # else the next run makes the model again, for images that are here
+        found += _samples_and_models(config, needed)
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
 
 
@@ -118,6 +110,18 @@ def _trainings(needed: set[str]) -> Iterator[Leftover]:
         delivered = training is None or DeliveryState.load(folder, uri).complete
         if delivered and not identities & needed and not is_held(folder / "lock"):
             yield Leftover(folder, disk_usage(folder), f"training, {steps}")
+
+
+def _samples_and_models(config: Config, needed: set[str]) -> Iterator[Leftover]:
+    """Yield images, EMA profiles and fetched models that the grid of the present model does not need."""
+    cells = grid(config.sample, config.sweep) if MODEL.is_file() else []
+    scored = list(_scored_cells(config, cells))
+    yield from _cells(needed, scored, is_complete=len(scored) == len(cells))
+    yield from _ema_models(scored)
+    needed = needed | {files.base.parent.name for _, files in scored if files.base is not None}
+    for folder in _folders(MODEL_RUNS):
+        if folder.name not in needed:
+            yield Leftover(folder, disk_usage(folder), "model fetched from MLflow")
 
 
 def _cells(needed: set[str], scored: Sequence[ScoredCell], *, is_complete: bool) -> Iterator[Leftover]:
