@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
 from diffusion.layout import CELL_RUNS
-from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
+from diffusion.system.errors import DiffctlError, Interrupted, reason
 from diffusion.system.files import disk_errors
 from diffusion.system.locks import group_lock
 from diffusion.system.section import brief
@@ -61,16 +61,23 @@ class CellTasks:
         self._errors[name] = None
 
     def raise_failures(self) -> None:
-        """Raise DiffctlError with every failed cell, or UsageError if all failures are usage errors."""
+        """Raise a DiffctlError with every failed cell, of the most specific class that all failures share."""
         failures = {name: error for name, error in self._errors.items() if error is not None}
         if failures:
-            refused = all(isinstance(error, UsageError) for error in failures.values())
             cells_of: dict[str, list[str]] = {}  # by reason: a full disk fails many cells
             for name, error in failures.items():
                 cells_of.setdefault(reason(error), []).append(name)
             reasons = "; ".join(f"{brief(', '.join(names), str)} ({why})" for why, names in cells_of.items())
-            kind = UsageError if refused else DiffctlError
+            kind = _shared_class(list(failures.values()))
             raise kind(f"{len(failures)} of {len(self.makers)} cells failed: {reasons}")
+
+
+def _shared_class(errors: Sequence[BaseException]) -> type[DiffctlError]:
+    """Return the most specific subclass of DiffctlError that all errors share, else DiffctlError."""
+    for kind in type(errors[0]).__mro__:
+        if issubclass(kind, DiffctlError) and all(isinstance(error, kind) for error in errors):
+            return kind
+    return DiffctlError
 
 
 def hold_samples() -> AbstractContextManager[None]:

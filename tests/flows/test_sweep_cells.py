@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows.run_lock import environment
@@ -27,7 +28,11 @@ def appending(made: list[str], names: str) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize(
     ("error", "kind", "named"),
-    [(RuntimeError("out"), DiffctlError, "RuntimeError: out"), (UsageError("eta"), UsageError, "eta")],
+    [
+        (RuntimeError("out"), DiffctlError, "RuntimeError: out"),
+        (UsageError("eta"), UsageError, "eta"),
+        (NonFiniteError("step 3 has NaN"), NonFiniteError, "step 3 has NaN"),
+    ],
 )
 def test_a_failing_cell_leaves_the_others_alone_and_is_named(error, kind, named) -> None:
     def fail() -> None:
