@@ -29,7 +29,7 @@ from tests.helpers.prepared import copy_data, copy_reference, reverse_held_out_i
 REFUSED = {
     "train.stepz=1": "unknown key",
     "model.channels=9": "channels",
-    "train.seed=7": "nothing to judge",  # a pair's seed replaces it
+    "train.seed=7": "the control's seed",
     "train.log_every=1": "nothing to judge",
     "sample.num_images=30": "what is scored",
     "sample.seed=1": "what is scored",

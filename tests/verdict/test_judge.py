@@ -209,14 +209,15 @@ def test_verdicts_with_other_pairs_are_named(
 ) -> None:
     copy_data(project)
     refuse_to_start(monkeypatch)
-    line = ("verdict", "train.batch_size=4", "--metric", "loss", "--pairs")
-    invoke(*line, "3..4")
+    changes = ["train.batch_size=4", "train.log_every=3"]
+    line = ("verdict", *changes, "--metric", "loss", "--pairs")
+    invoke("verdict", *reversed(changes), *line[3:], "3..4")
     (folder,) = VERDICT_RUNS.glob("*")
     assert "judged with" not in invoke(*line, "3..6").err  # none had its first look
     (folder / PROGRESS).touch()
     assert "--pairs 3..4 too: both verdicts together err in more than 5%" in invoke(*line, "3..6").err
     assert "judged with" not in invoke(*line, "3..4").err
-    assert "judged with" not in invoke("verdict", "train.batch_size=5", *line[2:], "3..6").err
+    assert "judged with" not in invoke("verdict", "train.batch_size=5", *line[3:], "3..6").err
 
 
 def test_budget_does_not_refuse_a_verdict_that_has_begun(

@@ -195,13 +195,14 @@ def _announce(arms: Sequence[Arm], how: str) -> None:
 
 def _print_other_pairs(about: About) -> None:
     """Print which other --pairs the same changes were judged with, to the first look or further."""
+    names = dict.fromkeys(("pairs", "control", "changes", "cell"))  # the settings tell arms and cells apart
     for path in VERDICT_RUNS.glob(f"*/{PROGRESS}"):
         try:
             other = read_checksummed_json(path.with_name(search_dir.ABOUT), About)
         except (FileNotFoundError, DiffctlError):
             continue  # a damaged verdict prevents no other
         known, wanted = (
-            fingerprint({**one.search, "pairs": None, "data": [one.data_digest, one.heldout_digest]})
+            fingerprint({**one.search, **names, "data": [one.data_digest, one.heldout_digest]})
             for one in (other, about)
         )
         if other.key != about.key and known == wanted:

@@ -65,6 +65,8 @@ def read_arms(options: Verdict) -> list[Arm]:
     changes = [Arm(str(file), read_params(file)) for file in files]
     for group in groups:
         point = parse_assignments(group, "verdict")
+        if "train.seed" in point:
+            raise UsageError("train.seed: both trainings of a pair have the control's seed: set it there")
         changes.append(Arm(" ".join(group), applied(own, point, "")))
     if options.seeds_apart:
         changes.append(Arm("other seeds", control.values, APART))
