@@ -140,8 +140,8 @@ def _check_process(process: ProcessConfig, theirs: ProcessConfig) -> None:
 def needed_process(process: ProcessConfig, theirs: ProcessConfig) -> dict[str, Any]:
     """Return the fields that a process must share with that of a pretrained model, with its values."""
     fields = ["prediction"]
-    if not (isinstance(process, DiscreteConfig) and isinstance(theirs, DiscreteConfig)):
-        fields.append("schedule")  # the network embeds its times
+    both_discrete = isinstance(process, DiscreteConfig) and isinstance(theirs, DiscreteConfig)
+    fields.append("timesteps" if both_discrete else "schedule")  # the network embeds its times
     if PREDICTIONS[theirs.prediction].uses_sigma_data:
         fields.append("sigma_data")  # else it is measured, and changes with the images
     return {field: getattr(theirs, field) for field in fields}

@@ -147,6 +147,7 @@ def test_resume_of_a_fine_tuning_is_bitwise_equal(store, start, tmp_path):
         ),
         ({}, {"model": {"channels": 16}}, r"model\.channels is 16"),
         ({}, {"process": {"prediction": "eps"}}, r"prediction is eps"),
+        ({}, {"process": {"timesteps": 50}}, r"timesteps is 50"),
         ({"sha256": "0" * 64}, {}, r"start/0000000000000000\.safetensors"),
     ],
 )
