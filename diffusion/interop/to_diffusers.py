@@ -94,7 +94,8 @@ def unet_config(network: UNet) -> dict[str, Any]:
     groups = norm_groups(network)
     if len(groups) > 1:
         found = f"GroupNorm with {', '.join(map(str, groups))} groups"
-        raise _without_counterpart(f"{found} (model.channels must give every layer a multiple of 32)")
+        remedy = "set model.group_channels 1, and channels that give every layer a multiple of 32"
+        raise _without_counterpart(f"{found} ({remedy})")
     attends = [spec.has_attention(size) for size in spec.level_sizes(spec.size)]
     plain_down, plain_up = (
         ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if biggan else ("DownBlock2D", "UpBlock2D")

@@ -135,6 +135,7 @@ def test_exported_readme_describes_model(tmp_path):
         ({"time_scale": 0.25}, "no model.time_scale 0.25"),
         ({"patch_size": 2}, "no model.patch_size 2"),
         ({"channels": 16}, "GroupNorm with 16, 32 groups"),
+        ({"group_channels": 16}, "set model.group_channels 1"),
         ({"head_channels": None, "heads": 2, "attention_resolutions": (8, 4)}, "no model.heads"),
     ],
 )
