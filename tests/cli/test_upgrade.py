@@ -104,6 +104,7 @@ def test_project_of_an_older_version_is_upgraded_with_its_edits(tmp_path: Path) 
     planned = diffctl(tmp_path, "upgrade", "--dry-run")
     assert (planned.returncode, git(tmp_path, "status", "--porcelain")) == (0, "")
     (tmp_path / "dvc.yaml").write_text("mine")
+    assert "dvc.yaml: conflicts" in diffctl(tmp_path, "upgrade", "--dry-run").stdout
     assert "commit dvc.yaml" in diffctl(tmp_path, "upgrade").stderr
     git(tmp_path, "checkout", "dvc.yaml")
     done = diffctl(tmp_path, "upgrade")

@@ -33,7 +33,8 @@ def upgrade(options: Upgrade) -> None:
     is_current = choices.version == VERSION and not changes
     if is_current and not OLD_MODEL.exists():
         return typer.echo(f"the project is up to date with diffctl {VERSION}")
-    _refuse_uncommitted([change.path for change in changes if change.action != "kept"])
+    if not options.dry_run:
+        _refuse_uncommitted([change.path for change in changes if change.action != "kept"])
     for change in changes:
         typer.echo(f"{change.path}: {change.action} ({change.why})")
     if options.dry_run:
