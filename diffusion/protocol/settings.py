@@ -209,7 +209,7 @@ def parse_settings(
 
 
 def default_spacing(schedule: str) -> str:
-    """Return the default spacing of edits and codes: uniform, or karras for a model of process edm.
+    """Return the default spacing of a command: uniform, or karras for a model of process edm.
 
     The time of edm is σ, so that almost all even times are noise.
     """

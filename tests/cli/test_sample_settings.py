@@ -17,6 +17,7 @@ from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES, SWEEP_RUN
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.scores_document import read_scores, write_scores_document
@@ -30,7 +31,7 @@ from flows.champion import _options
 from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.networks import loaded_classifier, small_model
+from tests.helpers.networks import artefact_of, loaded_classifier, network_of, small_model, spec_of
 from tests.helpers.scores_document import document, with_space
 from tracking.keys import FILE_SHA256, MODEL_FOLDER
 from tracking.registry.registered_models import VersionFiles, register
@@ -58,6 +59,22 @@ def test_budget_selects_the_best_affordable_cell(sample):
     np.testing.assert_array_equal(np.load("x.npz")["arr_0"], budgeted)
     printed = sample("--budget", "5", "--seed", "7").out
     assert printed.startswith("5 steps, η = 0, ddim, the best of its sweep for 5 NFE\n")  # no idle options
+
+
+def test_a_replaced_guide_is_not_used_under_the_scores_of_another(sample) -> None:
+    guide = small_model(Path("guides/late.safetensors"), seed=1)
+    digest, guided = read_artefact(MODEL).model_sha256, {"guidance": 1.0, "guide": str(guide)}
+    card = {"model_sha256": digest, **guided, "guidance_rule": "autoguidance", "guide_sha256": "0" * 64}
+    write_scores_document(SCORES, document(SWEEP, **card))
+    assert_refused(sample("--budget", "20"), f"the guide {guide} is not the one of the scores")
+
+
+def test_a_model_of_process_edm_is_sampled_at_karras_times_by_default(sample) -> None:
+    process = ProcessConfig(schedule="edm", sigma_data=0.5)
+    spec = spec_of(out_channels=1)
+    save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec, process=process))
+    assert json.loads(sample("--steps", "4", "--json").out)["spacing"] == "karras"
+    assert json.loads(sample("--steps", "4", "--spacing", "uniform", "--json").out)["spacing"] == "uniform"
 
 
 def test_unaffordable_or_contradicting_budgets_and_foreign_scores_are_refused(sample):

@@ -14,6 +14,7 @@ from cli.shared.options import ProfileOptions
 from diffusion.check.findings import Project
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.process.process_registry import ProcessConfig
+from diffusion.protocol.settings import default_spacing
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.network_files import load_guides
@@ -31,8 +32,9 @@ def show_steps(options: commands.StepsFigure) -> None:
 
 
 def show_reverse(options: commands.ReverseFigure) -> None:
-    settings = chosen_settings(options.sampling)
     path, device = selected_model(options), default_device()
+    usual = {"spacing": default_spacing(read_artefact(path).process.schedule)}
+    settings = chosen_settings(options.sampling, usual)
     loaded, files = load_model(path, device), selected_files(options, settings, path, options.sampling)
     guides = load_guides(files, device)
     condition = image_condition(loaded, settings, [options.index], guides, options.klass)

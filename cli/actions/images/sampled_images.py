@@ -23,7 +23,7 @@ from diffusion.images.store import Images, save_npz
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, default_spacing
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import check_settings, generate, should_compile, with_base_images
 from diffusion.sample.guides import Guides
@@ -39,12 +39,12 @@ GIF_FRAMES = 60  # at most
 
 def sample_images(options: Sample) -> None:
     path, device = selected_model(options), default_device()
-    usual: dict[str, Any] = {}
+    usual: dict[str, Any] = {"spacing": default_spacing(read_artefact(path).process.schedule)}
     if options.budget is None and (options.champion or options.run_id is not None):
         scores = None
         with suppress(UsageError):  # it was not evaluated
             scores = selected_scores(options)
-        usual = usual_settings(scores, given_options(options.sampling))
+        usual |= usual_settings(scores, given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
     if options.budget is not None:
         scores, digest = selected_scores(options), read_artefact(path).model_sha256
