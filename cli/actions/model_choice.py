@@ -77,9 +77,7 @@ def selected_files(
     does not fit, or is not the one of the scores.
     """
     takes_base = settings.base is not None and given.get("base") is None
-    best = _BestCell()
-    if takes_base or (settings.is_guided and (options.champion or options.run_id is not None)):
-        best = _best_cell(options, model)
+    best = _best_cell(options, model) if takes_base or settings.is_guided else _BestCell()
     used = {"guide": settings.needs_guide, "classifier": settings.has_classifier, "base": takes_base}
     same = [
         kind
