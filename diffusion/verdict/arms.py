@@ -15,6 +15,7 @@ from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.learned_grid import refuse_learned_times
+from diffusion.protocol.settings import CommonSettings
 from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -114,7 +115,6 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
     if not differing_fields(cards, OF_CASCADE if trains else ()):
         if not trains:
             raise UsageError(f"{change.name}: the same training and sampling: nothing to judge")
-        _refuse_files_of_the_training(control, cell)
         return "training"
     fields = ", ".join(differing_fields(cards))
     if trains:
@@ -153,15 +153,17 @@ def common_subject(control: Arm, changes: Sequence[Arm], cell: str | None) -> Su
     return subjects[0]
 
 
-def _refuse_files_of_the_training(control: Arm, name: str | None) -> None:
-    """Raise UsageError if the cell needs EMA profiles or learned times: they are of the project's model."""
-    cell = control.cell(name)
-    settings = cell_settings(control.config.sample, cell)
+def refuse_files_of_the_training(sample: CommonSettings, cell: Cell, work: str) -> None:
+    """Raise UsageError if the cell needs EMA profiles or learned times: they are of the project's model.
+
+    `work` is what trains models of its own, such as "a verdict".
+    """
+    settings = cell_settings(sample, cell)
     guide = settings.guide
-    refuse_learned_times(settings.spacing_options, "a verdict")
+    refuse_learned_times(settings.spacing_options, work)
     if cell.ema is not None or (guide is not None and ema_guide(guide) is not None):
-        found = f"cell {cell.name} is sampled from EMA profiles, which the trainings of a verdict do not keep"
-        raise UsageError(f"{found}: give another --cell, or leave sweep.ema and the guide out")
+        found = f"cell {cell.name} is sampled from EMA profiles, which the trainings of {work} do not keep"
+        raise UsageError(f"{found}: use another cell, or leave sweep.ema and the guide out")
 
 
 def _all_fields(config: Config) -> dict[str, Any]:

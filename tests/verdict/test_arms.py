@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cli.actions.trials import verdict_arms
-from cli.actions.trials.verdict_arms import identify, read_arms, refuse_other_code
+from cli.actions.trials.verdict_arms import check_options, identify, read_arms, refuse_other_code
 from cli.actions.trials.verdict_trials import Job, VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.code_digest import module_digests
@@ -167,9 +167,17 @@ def test_arms_of_a_pair_differ_in_the_change_alone() -> None:
 
 def test_cells_of_ema_profiles_are_refused(project: Path, invoke: Invoke) -> None:
     profiles, sweep = {"ema_profiles": {"every": 6}}, {"steps": [3], "eta": [0.0], "ema": [0.1]}
-    write_params(project, train=profiles, sweep=sweep)
+    write_params(
+        project,
+        train=profiles,
+        sweep=sweep,
+        search={"fields": {"train.batch_size": [4, 8]}, "method": "grid"},
+    )
     copy_data(project)
-    assert_refused(invoke("verdict", "train.batch_size=4"), "steps3-eta0-ema0.1", "EMA profiles", "--cell")
+    for command in (("verdict", "train.batch_size=4"), ("search",)):
+        assert_refused(invoke(*command), "steps3-eta0-ema0.1", "EMA profiles", "another cell")
+    by_loss = Verdict(changes=["train.batch_size=4"], metric="loss")
+    check_options(by_loss, read_arms(by_loss), "training")  # it samples no cell
 
 
 def test_learned_times_of_the_project_are_refused_where_other_models_are_trained(

@@ -17,8 +17,7 @@ from diffusion.config import Config, load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import HELD_OUT, PARAMS, PREPARED
-from diffusion.protocol.grid import cell_settings, grid
-from diffusion.protocol.learned_grid import refuse_learned_times
+from diffusion.protocol.grid import grid
 from diffusion.protocol.scores_document import read_scores
 from diffusion.search import search_config, search_dir
 from diffusion.search.search_config import SearchConfig, describe_point
@@ -31,6 +30,7 @@ from diffusion.system.params import read_params
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.planning import changed_loss, plan_training
 from diffusion.train.pretrained import PretrainedRefused
+from diffusion.verdict.arms import refuse_files_of_the_training
 from flows.dvc_pull import fetch_networks
 from tracking.experiments import log_search
 from tracking.project import title_of
@@ -105,7 +105,7 @@ def _check_search(
     """Return the settings and the data's digests that all trials share; UsageError for an invalid point."""
     search_config.refuse_invalid(values, section, parse)
     for cell in grid(config.sample, config.sweep):
-        refuse_learned_times(cell_settings(config.sample, cell).spacing_options, "a search")
+        refuse_files_of_the_training(config.sample, cell, "a search")
     fetch_networks(config)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta

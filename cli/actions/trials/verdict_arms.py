@@ -39,7 +39,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.params import read_params
 from diffusion.system.section import fingerprint
 from diffusion.train import validation_loss
-from diffusion.verdict.arms import APART, Arm, refuse_other_losses
+from diffusion.verdict.arms import APART, Arm, refuse_files_of_the_training, refuse_other_losses
 from diffusion.verdict.equal_work import (
     Ratio,
     flop_ratios,
@@ -99,6 +99,8 @@ def check_options(options: Verdict, arms: Sequence[Arm], subject: str) -> None:
         raise UsageError(f"sample.num_images: {few}, and samples are judged by them")
     if options.ray and len({arm.config.train.devices for arm in arms}) > 1:
         raise UsageError("train.devices: with --ray it is equal in all arms: leave it out of the change")
+    if subject == "training" and options.metric != "loss":
+        refuse_files_of_the_training(arms[0].config.sample, arms[0].cell(options.cell), "a verdict")
     if options.metric == "loss":
         refuse_other_losses(arms[0], arms[1:], equal_steps=options.equal == "steps")
 
