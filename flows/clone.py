@@ -37,7 +37,7 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
         _lock(clone, wait)
         _git(clone, "reset", "--quiet", "--hard")
         if _git(clone, "remote"):
-            _git(clone, "fetch", "--quiet")
+            _git(clone, "fetch", "--quiet", "--prune")  # an upstream that was removed ends the run
             if _git(clone, "rev-list", f"{UPSTREAM}..HEAD"):
                 raise DiffctlError(
                     f"{clone} has commits that its upstream lacks: push them, or remove them with "
