@@ -109,6 +109,9 @@ def edit_condition(
     if loaded.artefact.network.low_res_size is not None:
         raise UsageError(NO_EDITS)
     is_towards_class = settings.guidance > 0 and GUIDANCE_RULES[settings.rule].needs_null
+    if guides.model is not None:
+        guide = guides.model.artefact.network
+        is_towards_class |= bool(guide.num_classes) and not guide.null_class
     if (is_towards_class or settings.has_classifier) and klass is None and None in found:
         unknown = f"the class of {found.count(None)} of {len(found)} picture(s) is unknown"
         raise UsageError(f"guidance is towards a class, and {unknown}: give a class, or leave guidance out")
