@@ -156,5 +156,5 @@ def _check_resolved(process: NoiseProcess, images: Tensor) -> None:
     resolved = process.config.resolve((channels, height, width), 1.0)
     for name, value in resolved:
         if value != getattr(process.config, name):
-            how = f"set {name}, or use process.config.resolve(images.shape[1:], float(images.std()))"
+            how = f"set {name}, or use process.config.resolve(images.shape[1:], STD of pixels in [−1, 1])"
             raise UsageError(f"fit: process.{name} is to follow from the images: {how}")
