@@ -171,7 +171,7 @@ def sections_of(start: ModelDescription) -> Sections:
     network = start.network
     usual = {name for name, field in _fields(network).items() if getattr(network, name) == field.default}
     shape = {name: value for name, value in _shape(network).items() if name not in usual}
-    noise = {"schedule": start.process.schedule}
+    noise: dict[str, Any] = {"schedule": start.process.schedule}
     if getattr(start.process, "zero_terminal_snr", False):
         noise["zero_terminal_snr"] = True
     return {"model": shape, "process": noise | needed_process(start.process, start.process)}
