@@ -153,7 +153,7 @@ def test_imported_openai_checkpoint_samples(run, tmp_path, monkeypatch):
     assert made["parameters"] == sum(weight.numel() for weight in loaded.network.parameters())
     assert made["model"].items() >= {"channels": 32, "channel_mult": [2, 2], "num_res_blocks": 1}.items()
     assert (made["out"], made["preset"]) == ("models/published.safetensors", "ddpm-cifar10")
-    assert made["process"] == {"prediction": "eps"}
+    assert made["process"] == {"schedule": "linear", "timesteps": 1000, "prediction": "eps"}
     run("sample", "--model", made["out"], "--steps", "2", "--num", "1", "-o", "a.npz")
     assert np.load(tmp_path / "a.npz")["arr_0"].shape == (1, 32, 32, 3)
 
