@@ -74,22 +74,15 @@ def model_mismatch() -> str:
 
     `dvc commit` records any model. Precision is left out, since each machine chooses it.
     """
+    from diffusion.check.dependency_checks import changed_settings
     from diffusion.check.findings import Project
     from diffusion.model.model_file import read_artefact
-    from diffusion.system.fields import changed_fields
     from diffusion.train.plan import plan_artefact
 
     project = Project(load())
     if not MODEL.exists() or not project.is_ready or project.plan is None:
         return ""  # no model, or no plan to compare it with
-    made, wanted = (
-        one.model_dump(mode="json", include={"network", "process", "data", "step", "train"})
-        for one in (read_artefact(MODEL), plan_artefact(project.plan))
-    )
-    fields = made["train"].keys() & wanted["train"].keys() - {"precision"}  # an older file has fewer
-    for values in (made, wanted):
-        values["train"] = {name: values["train"][name] for name in fields}
-    return ", ".join(changed_fields(made, wanted)[:3])
+    return ", ".join(changed_settings(read_artefact(MODEL), plan_artefact(project.plan))[:3])
 
 
 def raw_files_changed() -> bool:

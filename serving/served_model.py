@@ -202,7 +202,7 @@ class ServedModel:
         """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""
         scores, options = self.scores, request.options
         if request.budget is None:
-            usual = usual_settings(scores, options)
+            usual = usual_settings(self.artefact.process.schedule, scores, options)
             settings = validate(SampleSettings, usual | options | {"seed": request.seed}, "the request")
         elif options:
             raise UsageError(f"budget takes {min(options)} from the model's sweep: give one of the two")
@@ -266,7 +266,7 @@ class ServedModel:
     def card(self, state: Literal["serving", "draining"]) -> ModelCard:
         """Return the description of the model for /v1/models."""
         scores = self.scores
-        usual = best_settings(scores) if scores else SampleSettings()
+        usual = SampleSettings(**usual_settings(self.artefact.process.schedule, scores, {}))
         chosen = [(one, scores.cells[one.cell]) for one in scores.front] if scores else []
         return ModelCard(
             model=self.ref,

@@ -136,11 +136,19 @@ def check_model(project: Project) -> Iterator[Finding]:
     """Check that the model in models/ is of the configuration, by any code and in any precision."""
     if not MODEL.is_file() or not project.is_ready or project.plan is None:
         return
-    made, wanted = map(_settings, (read_artefact(MODEL), plan_artefact(project.plan)))
-    known = made.keys() & wanted.keys()  # older models have fewer
-    if changed := changed_fields(*({name: one[name] for name in known} for one in (made, wanted))):
+    if changed := changed_settings(read_artefact(MODEL), plan_artefact(project.plan)):
         message = f"{MODEL} was trained with other settings ({', '.join(changed[:3])})"
         yield Finding("error", "model", message, "make it and what follows from it again with `diffctl run`")
+
+
+def changed_settings(made: Artefact, wanted: Artefact) -> list[str]:
+    """Return the settings in which a model differs from a planned one, by their names in params.yaml.
+
+    The precision is left out, since each machine chooses it.
+    """
+    both = [_settings(one) for one in (made, wanted)]
+    known = (both[0].keys() & both[1].keys()) - {"train.precision"}  # older models have fewer
+    return changed_fields(*({name: one[name] for name in known} for one in both))
 
 
 def _settings(artefact: Artefact) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from diffusion.protocol.scores_document import (
     ScoresDocument,
     SelectedCell,
 )
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, default_spacing
 from diffusion.protocol.spacing import LEARNED
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json
@@ -200,15 +200,16 @@ def best_settings(scores: ScoresDocument) -> SampleSettings:
     return settings_of(scores.cells[scores.best.cell], scores.best.cell, 0)
 
 
-def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that options default to: those of the best cell.
+def usual_settings(schedule: str, scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that options default to: those of the best cell, then of the model's process.
 
-    Empty without scores. Those that do not fit chosen ones are left out: steps, times and noise of another
-    sampler, and guidance by a rule that only its own sampler has; the options of another spacing or guidance
-    rule; the number of steps next to timesteps, eta with a single step, and the `clip` of a rule that never
-    clips. Learned times are those of the sweep for these steps.
+    `schedule` names the process. Settings of the best cell that do not fit chosen ones are left out: steps,
+    times and noise of another sampler, and guidance by a rule that only its own sampler has; the options of
+    another spacing or guidance rule; the number of steps next to timesteps, eta with a single step, and the
+    `clip` of a rule that never clips. Learned times are those of the sweep for these steps.
     """
-    usual = {} if scores is None else _fitting_settings(best_settings(scores), chosen)
+    usual = {"spacing": default_spacing(schedule)}
+    usual |= {} if scores is None else _fitting_settings(best_settings(scores), chosen)
     own = chosen.get("spacing_options")
     return usual | learned_times(scores, {**usual, **chosen, "spacing_options": own})
 

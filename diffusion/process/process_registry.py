@@ -40,12 +40,14 @@ Variance = Literal["small", "large", "learned"]
 class ProcessEntry(BuilderEntry):
     """`builder` makes a NoiseProcess of its section; `config` is that section's class, each a "module:name".
 
-    A discrete process has a DiscreteConfig or a subclass, a continuous one a ContinuousConfig.
+    A discrete process has a DiscreteConfig or a subclass, a continuous one a ContinuousConfig. `spacing` is
+    the default spacing of sampling.
     """
 
     builder: str
     config: str = "diffusion.process.process_registry:DiscreteConfig"
     source: str = ""
+    spacing: str = "uniform"
 
 
 PROCESSES: Registry[ProcessEntry] = Registry(
@@ -58,6 +60,7 @@ PROCESSES: Registry[ProcessEntry] = Registry(
             "diffusion.process.continuous:EDM",
             "diffusion.process.process_registry:EDMConfig",
             "EDM, 2206.00364, table 1",
+            spacing="karras",  # its time is σ, so that almost all even times are noise
         ),
         "flow": ProcessEntry(
             "diffusion.process.continuous:Flow",

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.base_model import BaseConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule, rules_without_guide
 from diffusion.protocol.learned_grid import with_learned_levels
@@ -209,8 +210,5 @@ def parse_settings(
 
 
 def default_spacing(schedule: str) -> str:
-    """Return the default spacing of a command: uniform, or karras for a model of process edm.
-
-    The time of edm is σ, so that almost all even times are noise.
-    """
-    return "karras" if schedule == "edm" else "uniform"
+    """Return the default spacing for models of a process, by its name."""
+    return PROCESSES[schedule].spacing

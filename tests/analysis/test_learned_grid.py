@@ -176,8 +176,8 @@ def test_a_served_model_has_the_learned_times_of_its_sweep():
         {"steps": 2, "spacing": "learned"},
         {"steps": 2, "sampler": "ipndm", "spacing": "learned"},
     ):
-        values = usual_settings(scores, chosen) | chosen
+        values = usual_settings("edm", scores, chosen) | chosen
         assert validate(SampleSettings, values, "it").spacing_options["levels"] == [9.0, 0.4]
-    assert "spacing_options" not in usual_settings(scores, {"steps": 50, "spacing": "uniform"})
+    assert "spacing_options" not in usual_settings("edm", scores, {"steps": 50, "spacing": "uniform"})
     with pytest.raises(UsageError, match=r"the sweep has learned times for 2, 3 steps, not 50"):
-        usual_settings(scores, {"steps": 50})
+        usual_settings("edm", scores, {"steps": 50})

@@ -117,5 +117,6 @@ def test_report_of_a_model_of_other_settings_is_refused(project):
     made = plan_artefact(plan).model_copy(update={"precision": other})
     save_artefact(project / MODEL, build_network(plan.network).state_dict(), made)
     assert preflight(config, "report") == []
+    assert preflight(configuration(train={"precision": other}), "report") == []
     with pytest.raises(UsageError, match=r"other settings \(train\.steps 12 → 7\)"):
         preflight(configuration(train={"steps": 7}), "report")

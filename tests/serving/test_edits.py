@@ -136,12 +136,16 @@ def test_an_integer_is_a_label_and_a_text_a_name(tmp_path):
             assert in_query.json() == by_name
 
 
-def test_model_of_process_edm_is_edited_with_spacing_karras(tmp_path):
+def test_model_of_process_edm_is_sampled_and_edited_with_spacing_karras(tmp_path):
     model = edm_model(tmp_path / "m.safetensors")
     with TestClient(create_app(service_of(published(model, scored=False))), HERE) as client:
         for options, spacing in (({}, "karras"), ({"spacing": "uniform"}, "uniform")):
             values = edited(client, operator="downsample:2", num=1, **options)
             assert values["settings"]["spacing"] == spacing
+            sampled = client.post("/v1/images", json={"steps": 2, **options}).json()
+            assert sampled["settings"]["spacing"] == spacing
+        (listed,) = client.get("/v1/models").json()["models"]
+        assert listed["usual"]["spacing"] == "karras"
 
 
 def test_spacing_learned_has_the_times_of_the_sweep(model):

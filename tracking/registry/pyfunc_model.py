@@ -130,7 +130,8 @@ class RegisteredSampler(PythonModel):
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
-        settings = validate(SampleSettings, usual_settings(self.scores, chosen) | chosen, "the request")
+        usual = usual_settings(self.model.artefact.process.schedule, self.scores, chosen)
+        settings = validate(SampleSettings, usual | chosen, "the request")
         refuse_idle(chosen, settings)
         check_served_guide(settings, self.guide, "this model")
         condition = image_condition(self.model, settings, indices, self.guides, request.class_name)

@@ -2,7 +2,6 @@
 
 import math
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,8 @@ from diffusion.images.store import Images, save_npz
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
-from diffusion.protocol.settings import SampleSettings, default_spacing
+from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import check_settings, generate, should_compile, with_base_images
 from diffusion.sample.guides import Guides
@@ -39,16 +39,16 @@ GIF_FRAMES = 60  # at most
 
 def sample_images(options: Sample) -> None:
     path, device = selected_model(options), default_device()
-    usual: dict[str, Any] = {"spacing": default_spacing(read_artefact(path).process.schedule)}
+    scores: ScoresDocument | None = None
     if options.budget is None and (options.champion or options.run_id is not None):
-        scores = None
         with suppress(UsageError):  # it was not evaluated
             scores = selected_scores(options)
-        usual |= usual_settings(scores, given_options(options.sampling))
+    schedule = read_artefact(path).process.schedule
+    usual = usual_settings(schedule, scores, given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
     if options.budget is not None:
-        scores, digest = selected_scores(options), read_artefact(path).model_sha256
-        settings = budget_settings(scores, options.budget, settings.seed, path, digest)
+        swept, digest = selected_scores(options), read_artefact(path).model_sha256
+        settings = budget_settings(swept, options.budget, settings.seed, path, digest)
     if options.low_res is not None:
         settings = settings.model_copy(update={"base": None})
     loaded = load_model(path, device)
@@ -68,7 +68,7 @@ def sample_images(options: Sample) -> None:
     cell = describe_cell(effective_axes(settings))
     if options.budget is not None:
         text = f"{cell}, the best of its sweep for {options.budget} NFE\n{text}"
-    elif usual:
+    elif scores is not None:
         text = f"{cell}: settings without an option are those of the best cell\n{text}"
     labels = None if condition.labels is None else condition.labels.tolist()
     made = {"out": options.out, "indices": list(options.indices), "labels": labels}

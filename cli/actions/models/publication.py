@@ -35,7 +35,7 @@ def publish_to_hub(options: PublishHub) -> None:
     model = selected_model(options)
     loaded = load_model(model, default_device())
     scores = _own_scores(options, loaded.artefact.model_sha256)
-    usual = usual_settings(scores, given_options(options.sampling))
+    usual = usual_settings(loaded.artefact.process.schedule, scores, given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
     check_settings(loaded.artefact, settings)
     files = selected_files(options, settings, model, options.sampling)
