@@ -76,13 +76,8 @@ def model_mismatch() -> str:
     """
     from diffusion.check.dependency_checks import changed_settings
     from diffusion.check.findings import Project
-    from diffusion.model.model_file import read_artefact
-    from diffusion.train.plan import plan_artefact
 
-    project = Project(load())
-    if not MODEL.exists() or not project.is_ready or project.plan is None:
-        return ""  # no model, or no plan to compare it with
-    return ", ".join(changed_settings(read_artefact(MODEL), plan_artefact(project.plan))[:3])
+    return ", ".join(changed_settings(Project(load()))[:3])
 
 
 def raw_files_changed() -> bool:

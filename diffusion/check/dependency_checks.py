@@ -134,19 +134,20 @@ def check_base(project: Project) -> Iterator[Finding]:
 
 def check_model(project: Project) -> Iterator[Finding]:
     """Check that the model in models/ is of the configuration, by any code and in any precision."""
-    if not MODEL.is_file() or not project.is_ready or project.plan is None:
-        return
-    if changed := changed_settings(read_artefact(MODEL), plan_artefact(project.plan)):
+    if changed := changed_settings(project):
         message = f"{MODEL} was trained with other settings ({', '.join(changed[:3])})"
         yield Finding("error", "model", message, "make it and what follows from it again with `diffctl run`")
 
 
-def changed_settings(made: Artefact, wanted: Artefact) -> list[str]:
-    """Return the settings in which a model differs from a planned one, by their names in params.yaml.
+def changed_settings(project: Project) -> list[str]:
+    """Return the settings in which the model in models/ differs from params.yaml, by their names there.
 
-    The precision is left out, since each machine chooses it.
+    Empty without a model, or without a plan to compare it with. The precision is left out, since each machine
+    chooses it.
     """
-    both = [_settings(one) for one in (made, wanted)]
+    if not MODEL.is_file() or not project.is_ready or project.plan is None:
+        return []
+    both = [_settings(one) for one in (read_artefact(MODEL), plan_artefact(project.plan))]
     known = (both[0].keys() & both[1].keys()) - {"train.precision"}  # older models have fewer
     return changed_fields(*({name: one[name] for name in known} for one in both))
 
