@@ -24,7 +24,7 @@ from diffusion.config import load
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.interop.to_diffusers import unet_config
-from diffusion.model.example_inputs import example_pass
+from diffusion.model.layers import example_pass
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import BIN, ROOT, environment, print_goal, run, run_measures, seconds_of, write_params
-from diffusion.model.levels import MAX_BLOCKS, MAX_LEVELS
+from diffusion.model.unet_config import MAX_BLOCKS, MAX_LEVELS
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_STEPS
 
 RUNS = 5

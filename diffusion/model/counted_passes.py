@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from diffusion.model.example_inputs import example_pass
+from diffusion.model.layers import example_pass
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.weights_header import Unfilled
 from diffusion.system.threads import single_thread

@@ -4,8 +4,8 @@ from typing import Self
 
 from pydantic import model_validator
 
-from diffusion.model.levels import ChannelCount, LevelsConfig
 from diffusion.model.network_registry import NetworkSpec
+from diffusion.model.unet_config import ChannelCount, LevelsConfig
 from diffusion.system.section import Probability
 
 

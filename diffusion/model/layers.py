@@ -1,4 +1,7 @@
-"""Layers of any network: the embedding of time and class, blocks in sequence, dropout, exact layers."""
+"""Layers of any network: the embedding of time and class, blocks in sequence, dropout, exact layers.
+
+`example_pass` runs a network once, for shapes, memory and FLOPs.
+"""
 
 import math
 from contextlib import nullcontext
@@ -9,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffusion.model.network_registry import AUGMENTATION_NUMBERS, ConditionedSpec
+from diffusion.model.network_registry import AUGMENTATION_NUMBERS, ConditionedSpec, NetworkSpec
 
 LEVEL_SCALE = 100.0  # of noise levels in an embedding of times
 
@@ -172,3 +175,19 @@ class ExactConv2d(Exact, nn.Conv2d):
 
 class ExactLinear(Exact, nn.Linear):
     """An exact linear layer."""
+
+
+def example_pass(network: nn.Module, spec: NetworkSpec, images: int = 1) -> Tensor:
+    """Return the output for black images at time 0, with all conditions that the spec names.
+
+    The inputs are on torch's default device.
+    """
+    x = torch.zeros(images, *spec.shape)
+    t = torch.zeros(images, dtype=torch.int64)
+    further = {}
+    if spec.low_res_size is not None:
+        further["low_res"] = torch.zeros(images, spec.in_channels, *spec.low_res_size)
+    if spec.cond_noise:
+        further["noise_level"] = torch.zeros(images)
+    output: Tensor = network(x, t, t if spec.num_classes else None, **further)
+    return output

@@ -1,10 +1,11 @@
-"""The inputs and outputs of a denoiser: conditions, times, and the prediction of x_0 and ε."""
+"""The inputs and outputs of a denoiser: conditions, times, low-resolution images, predicted x_0 and ε."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.system.devices import to_device
@@ -146,3 +147,13 @@ def expand_times(t: Tensor | float, x: Tensor) -> Tensor:
         return to_device(t.to(x.dtype) if t.is_floating_point() else t, x.device)
     time = t.item() if isinstance(t, Tensor) else t
     return torch.full((len(x),), time, dtype=x.dtype if isinstance(time, float) else None, device=x.device)
+
+
+def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the means over f×f pixels of images (B, C, H, W) that are f times a size (h, w)."""
+    return F.avg_pool2d(images, images.shape[2] // size[0])
+
+
+def add_noise(low_res: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Return z + s·ε for low-resolution images (B, C, h, w), their levels (B,) and standard-normal ε."""
+    return low_res + expand(level, low_res) * noise

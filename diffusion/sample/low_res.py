@@ -13,8 +13,7 @@ from diffusion.images.image_size import Size, format_pixels, format_size
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.network_registry import NetworkSpec
-from diffusion.process.denoiser import Condition
-from diffusion.process.low_res import add_noise, shrink
+from diffusion.process.denoiser import Condition, add_noise, shrink
 from diffusion.process.noise import ImageNoise, full_state_generator
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings

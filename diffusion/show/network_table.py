@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.model.example_inputs import example_pass
+from diffusion.model.layers import example_pass
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.weights_header import Unfilled
 from diffusion.report.figure_base import figure_style, line_colour, new_figure

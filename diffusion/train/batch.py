@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion.images.pixels import to_model
 from diffusion.model.network_registry import NetworkSpec
-from diffusion.process.low_res import add_noise, shrink
+from diffusion.process.denoiser import add_noise, shrink
 from diffusion.process.noise import counter_generator
 from diffusion.process.objective import Batch
 from diffusion.process.time_samplers import TimeSampler

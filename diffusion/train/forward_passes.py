@@ -15,8 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm as total_norm
 
-from diffusion.model.example_inputs import example_pass
-from diffusion.model.layers import Dropout
+from diffusion.model.layers import Dropout, example_pass
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Network

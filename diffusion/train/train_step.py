@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.power_ema import newest_weight
+from diffusion.model.posthoc_ema import newest_weight
 from diffusion.process.objective import Batch
 from diffusion.train.forward_passes import ForwardPasses, Losses
 from diffusion.train.lr_schedule import learning_rate

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from diffusion.model.network_registry import NetworkSpec, build_network
-from diffusion.process.low_res import shrink
+from diffusion.process.denoiser import shrink
 from tests.helpers.networks import network_of, randomise, spec_of
 from tests.model.test_dit import spec_of as dit_spec
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.model.posthoc_ema import fit_profile
-from diffusion.model.power_ema import gamma_of, newest_weight, sigma_rel_of
+from diffusion.model.posthoc_ema import fit_profile, gamma_of, newest_weight, sigma_rel_of
 from diffusion.system.limits import MAX_SIGMA_REL, MIN_SIGMA_REL
 
 SIGMA_RELS = st.floats(MIN_SIGMA_REL, MAX_SIGMA_REL)
