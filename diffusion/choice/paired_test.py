@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 PATHS, SEED = 200_000, 0  # of the simulated boundary; its error probability is exact to ± 0.0005
 POWER_PATHS = 20_000
+OUTLIER_ERROR = 0.01  # the share of Gaussian samples with an outlier
 
 Values = NDArray[np.float64]
 Kind = Literal["better", "worse", "no evidence"]
@@ -88,6 +89,31 @@ class PairedTest:
         for count, mean, scale in _paths(self.first, pairs, POWER_PATHS):
             np.minimum(least, self.bounds[count] / scale - mean, out=least)
         return float(np.quantile(least, power))
+
+
+def outliers(differences: Sequence[float]) -> list[int]:
+    """Return the places of differences too far from the median for Gaussian ones.
+
+    The distance is a multiple of the median absolute deviation, which a second outlier hardly changes. The
+    bound is simulated: OUTLIER_ERROR of Gaussian samples of this size have a difference beyond it.
+    """
+    if len(differences) < 3:
+        return []
+    distances, deviation = _distances(np.array([differences]))
+    found = np.flatnonzero(distances[0] > _outlier_bound(len(differences)) * deviation[0])
+    return [int(place) for place in found]
+
+
+@lru_cache(maxsize=100)
+def _outlier_bound(count: int) -> float:
+    distances, deviations = _distances(np.random.default_rng(SEED).normal(size=(POWER_PATHS, count)))
+    return float(np.quantile(distances.max(axis=1) / deviations, 1 - OUTLIER_ERROR))
+
+
+def _distances(samples: Values) -> tuple[Values, Values]:
+    """Return the distances of each sample's differences from its median, and the median distance."""
+    distances = np.abs(samples - np.median(samples, axis=1, keepdims=True))
+    return distances, np.median(distances, axis=1)
 
 
 @lru_cache(maxsize=100)

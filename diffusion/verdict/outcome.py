@@ -4,18 +4,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from diffusion.check.cost_estimate import format_duration
 from diffusion.choice.confidence import errors_of, gap, share_noise, student
-from diffusion.choice.paired_test import Decision, Kind, PairedTest
+from diffusion.choice.paired_test import Decision, Kind, PairedTest, outliers
 from diffusion.protocol.card import GROUPS
 from diffusion.protocol.scores_document import ImageScores
 
 POWER = 0.8  # of the gap that a verdict without evidence would have found
 QUANTILE = 0.8416212  # of the normal distribution at POWER
+UNSEEN = 0.05  # the probability that no pair has a failure as frequent as the page states
 ADVICE = {"better": "keep it", "worse": "leave it out"}
 
 
@@ -114,6 +116,10 @@ class Outcome(ABC):
                 found.append(f"{metric} does not confirm it: {other.describe()}")
         return found
 
+    def warnings(self) -> list[str]:
+        """Return a sentence for each pair that differs from the others by more than chance."""
+        return []
+
     def as_json(self) -> dict[str, Any]:
         """Return plain values. Gap and interval are of the change's score minus the control's."""
         found = None if self.failure else self.main
@@ -126,6 +132,7 @@ class Outcome(ABC):
             "detectable_gap": found and found.detectable,
             "sentence": self.sentence(),
             "disagreements": [] if found is None else self.disagreements(),
+            "warnings": self.warnings(),
             "failure": self.failure or None,
             "pairs": self.pairs_json(),
         }
@@ -166,6 +173,20 @@ class TrainingOutcome(Outcome):
     def after(self) -> str:
         """Return the number of pairs."""
         return f"after {len(self.pairs)} pair{'s' * (len(self.pairs) != 1)}"
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each outlier; for a better change without one, how rare a failure may be."""
+        if self.failure or not self.pairs:
+            return []
+        values, found = self.differences_of(self.metrics[0]), []
+        for place in outliers(values):
+            others = median(values[:place] + values[place + 1 :])
+            name = f"the pair of seed {self.pairs[place].seed} is an outlier: {values[place]:+.4g}"
+            found.append(f"{name}, and the median of the others is {others:+.4g}")
+        if self.kind == "better" and not found:
+            share = 1 - UNSEEN ** (1 / len(values))
+            found.append(f"{len(values)} pairs may miss a failure of up to {share:.0%} of trainings (95%)")
+        return found
 
     def pairs_json(self) -> list[dict[str, Any]]:
         """Return seed and scores of each pair."""

@@ -33,7 +33,7 @@ def render_verdict(values: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
                 "kind": one.kind,
                 "sentence": one.sentence(),
                 "differences": one.differences,
-                "disagreements": [] if one.failure else one.disagreements(),
+                "notes": [] if one.failure else [*one.disagreements(), *one.warnings()],
                 "pairs": [_row(pair, values["metric"]) for pair in one.pairs_json()],
             }
             for one in outcomes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.paired_test import PairedTest
+from diffusion.choice.paired_test import PairedTest, outliers
 
 SEQUENCES = 2000
 TEST = PairedTest(3, 12)
@@ -38,6 +38,20 @@ def test_looking_after_every_pair_keeps_the_error(pairs: tuple[int, int]) -> Non
 def test_heavy_tails_do_not_raise_the_error() -> None:
     differences = np.random.default_rng(2).standard_t(5, size=(SEQUENCES, 12))
     assert share_decided(TEST, differences) <= 0.05
+
+
+def test_rare_failures_end_as_better_and_are_outliers_where_they_are_seen() -> None:
+    """Equal means: a training in ten is worse by 10 deviations, the others are better by 10/9."""
+    draw = np.random.default_rng(6)
+    fails = draw.random((SEQUENCES, 12)) < 0.1
+    differences = draw.normal(size=fails.shape) + np.where(fails, 10, -10 / 9)
+    assert statistics.fmean(TEST.decide(row).kind == "better" for row in differences.tolist()) > 0.1
+    single = fails.sum(axis=1) == 1
+    found = [outliers(row) for row in differences[single].tolist()]
+    places = fails[single].argmax(axis=1).tolist()
+    assert statistics.fmean(place in one for one, place in zip(found, places, strict=True)) > 0.9
+    false = statistics.fmean(bool(outliers(row)) for row in gaussian(7).tolist())
+    assert false == pytest.approx(0.01, abs=binomial(0.01))
 
 
 def test_several_changes_share_the_error() -> None:

@@ -55,6 +55,16 @@ def test_disagreement_of_scores_is_reported() -> None:
     assert outcome(unclear, unclear).disagreements() == []
 
 
+def test_rare_failures_are_warned_of() -> None:
+    """A training in ten that is worse by 10 deviations is an outlier, or was not seen."""
+    seen = outcome([-3.0, -2.0, -4.0, 40.0, -3.5])
+    assert seen.warnings() == ["the pair of seed 3 is an outlier: +40, and the median of the others is -3.25"]
+    unseen = outcome([-3.0, -3.1, -3.2])
+    assert unseen.warnings() == ["3 pairs may miss a failure of up to 63% of trainings (95%)"]
+    assert outcome([-12.0, 9.0, -3.0, 2.0]).warnings() == outcome([0.0] * 4).warnings() == []
+    assert seen.as_json()["warnings"] == seen.warnings()
+
+
 @pytest.mark.parametrize(
     ("noise", "deviation", "wanted"),
     [
@@ -88,6 +98,7 @@ def test_page_has_each_sentence_and_one_picture() -> None:
     values |= {"equal": "time", "machine": "a CPU", "commit": None, "command": "diffctl verdict <b>"}
     page = render_verdict({**values, "subject": "training"}, [one, failed])
     assert one.sentence() in page
+    assert one.warnings()[0] in page
     assert "not judged: it is &lt;NaN&gt;" in page
     assert "ended by the budget" in page
     assert page.count("<svg") == 1

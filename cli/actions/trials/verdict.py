@@ -241,5 +241,5 @@ def _trial_seconds(arm: Arm, cell: Cell, trials: VerdictTrials, device: torch.de
 def _show(outcomes: Sequence[Outcome], seconds: float | None) -> None:
     for one in outcomes:
         typer.echo(f"{one.name}: {one.sentence(seconds)}" if len(outcomes) > 1 else one.sentence(seconds))
-        for text in one.disagreements() if not one.failure else ():
+        for text in [] if one.failure else [*one.disagreements(), *one.warnings()]:
             typer.echo(f"  {text}")
