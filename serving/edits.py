@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import torch
 
 from diffusion.choice.selection import learned_times
-from diffusion.edit.edits import count_edit_nfe, edit_trajectory
-from diffusion.edit.measurement import build_operator
-from diffusion.edit.operator import LinearOperator, Shape
-from diffusion.edit.pictures import fit_input, masked_operator, measure, picture_shape
+from diffusion.edit.editor import count_edit_nfe, edit_trajectory
+from diffusion.edit.inputs import fit_input, masked_operator, measure, picture_shape
+from diffusion.edit.operators import LinearOperator, Shape, build_operator
 from diffusion.images.image_size import format_pixels, format_size
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import build_process

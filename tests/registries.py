@@ -51,13 +51,13 @@ def describe(registry: Registry[Any], name: str) -> str:
 
 
 def _docstring(registry: Registry[Any], entry: Any) -> str:
-    """Return the docstring of an entry's code: of a module, with the builder's if it has several."""
+    """Return the docstring of an entry's module, with the builder's if it has two; of more the builder's."""
     if not hasattr(entry, "builder"):
         code = next((value for name in CODE if (value := getattr(entry, name, None))), entry)
         return _first(load_reference(code) if isinstance(code, str) else code)
     built = load_reference(entry.builder)
     builders = {other.builder for other in registry.values() if other.module == entry.module}
-    if len(builders) > 1 and getattr(entry, "source", ""):
+    if len(builders) > 2 or (len(builders) > 1 and getattr(entry, "source", "")):
         return _first(built)
     return " ".join(_first(one) for one in [sys.modules[built.__module__], built][: min(2, len(builders))])
 

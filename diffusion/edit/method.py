@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from diffusion.edit.measurement import Measurement
-from diffusion.edit.operator import LinearOperator
+from diffusion.edit.operators import LinearOperator, Measurement
 from diffusion.process.denoiser import Prediction
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import GridStep, TimeGrid

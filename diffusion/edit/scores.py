@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusion.choice.confidence import student_interval
-from diffusion.edit.measurement import Measurement
+from diffusion.edit.operators import Measurement
 from diffusion.images.pixels import to_model
 
 LEVELS = 127.5  # grey levels in a unit of [−1, 1]

@@ -83,14 +83,14 @@ class BlurOptions(Section):
 
 OPERATORS: Registry[OperatorEntry] = Registry(
     "edit.operator",
-    "(options, shape of an image) → `LinearOperator` (`diffusion/edit/operator.py`)",
+    "(options, shape of an image) → `LinearOperator` (`diffusion/edit/operators.py`)",
     {
-        "mask": OperatorEntry("diffusion.edit.operators.mask:build", "diffusion.protocol.edits:MaskOptions"),
+        "mask": OperatorEntry("diffusion.edit.operators:build_mask", "diffusion.protocol.edits:MaskOptions"),
         "downsample": OperatorEntry(
-            "diffusion.edit.operators.downsample:build", "diffusion.protocol.edits:DownsampleOptions"
+            "diffusion.edit.operators:Downsample", "diffusion.protocol.edits:DownsampleOptions"
         ),
-        "gray": OperatorEntry("diffusion.edit.operators.gray:build"),
-        "blur": OperatorEntry("diffusion.edit.operators.blur:build", "diffusion.protocol.edits:BlurOptions"),
+        "gray": OperatorEntry("diffusion.edit.operators:Gray"),
+        "blur": OperatorEntry("diffusion.edit.operators:Blur", "diffusion.protocol.edits:BlurOptions"),
     },
 )
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.edit.edits import Editor, count_edit_nfe, edit_trajectory
-from diffusion.edit.measurement import Measurement, build_operator
+from diffusion.edit.editor import Editor, count_edit_nfe, edit_trajectory
+from diffusion.edit.inputs import fit_input, masked_operator, measure
 from diffusion.edit.method import build_method
-from diffusion.edit.operators.mask import Mask
-from diffusion.edit.pictures import fit_input, masked_operator, measure
+from diffusion.edit.operators import Mask, Measurement, build_operator
 from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_model, to_uint8
 from diffusion.process.denoiser import Condition, Prediction

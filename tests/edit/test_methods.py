@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.edit.edits import count_edit_nfe
+from diffusion.edit.editor import count_edit_nfe
 from diffusion.edit.method import build_method, travelled_path
 from diffusion.process.time_grid import GridStep
 from diffusion.protocol.edits import TravelOptions

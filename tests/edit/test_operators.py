@@ -9,9 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from diffusion.edit.measurement import build_operator
-from diffusion.edit.operator import LinearOperator
-from diffusion.edit.operators.blur import MIN_SINGULAR_VALUE
+from diffusion.edit.operators import MIN_SINGULAR_VALUE, LinearOperator, build_operator
 from diffusion.images.pixels import to_model, to_uint8
 from diffusion.system.errors import UsageError
 from tests.helpers.trajectories import randn

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from diffusion.edit.measurement import Measurement, build_operator
+from diffusion.edit.operators import Measurement, build_operator
 from diffusion.edit.scores import mean_scores, scores_by_picture
 from diffusion.images.pictures import DISPLAY_SIZE, GAP
 from diffusion.images.pixels import to_model

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.method import build_method, travelled_path
+from diffusion.edit.operators import Measurement, build_operator
 from diffusion.process.denoiser import Condition, Prediction, time_tensor
 from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.process.process_registry import ProcessConfig

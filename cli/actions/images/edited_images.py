@@ -12,18 +12,18 @@ from cli.actions.project.params_file import parse_assignments
 from cli.commands.edits import Edit
 from cli.shared.console import progress
 from diffusion.analysis.image_inputs import edit_condition
-from diffusion.edit.edits import Editor, edit_card
-from diffusion.edit.input_files import InputPicture, read_pictures
-from diffusion.edit.measurement import Measurement, build_operator
-from diffusion.edit.operator import LinearOperator, Shape
-from diffusion.edit.pictures import (
+from diffusion.edit.editor import Editor, edit_card
+from diffusion.edit.inputs import (
+    InputPicture,
     fit_input,
     masked_operator,
     measure,
     middle,
     picture_shape,
+    read_pictures,
     show_edits,
 )
+from diffusion.edit.operators import LinearOperator, Measurement, Shape, build_operator
 from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc

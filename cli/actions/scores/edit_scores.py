@@ -15,9 +15,9 @@ from cli.commands.scores import WEIGHTS, Evaluate
 from cli.shared.console import print_table, progress
 from cli.shared.process import command_line
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
-from diffusion.edit.edits import Editor, edit_card, edit_protocol
-from diffusion.edit.measurement import Measurement, build_operator
-from diffusion.edit.pictures import measure, show_edits
+from diffusion.edit.editor import Editor, edit_card, edit_protocol
+from diffusion.edit.inputs import measure, show_edits
+from diffusion.edit.operators import Measurement, build_operator
 from diffusion.edit.scores import SCORES, interval_scores, mean_and_half, mean_scores, scores_by_picture
 from diffusion.evaluate.adhoc import ScoringInputs, open_inputs, score_images
 from diffusion.evaluate.evaluate_config import EvaluateConfig

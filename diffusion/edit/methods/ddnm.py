@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.edit.measurement import Measurement
 from diffusion.edit.method import operator_of, travelled
+from diffusion.edit.operators import Measurement
 from diffusion.process.denoiser import Prediction
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import GridStep, TimeGrid

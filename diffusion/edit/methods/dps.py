@@ -12,9 +12,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from diffusion.edit.measurement import Measurement
 from diffusion.edit.method import operator_of
-from diffusion.edit.operators.mask import Mask
+from diffusion.edit.operators import Mask, Measurement
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.edits import DPSOptions

@@ -1,7 +1,7 @@
 """DDNM's projection around the denoiser, for every sampler (Wang et al. 2022, 2212.00490, eq. 10)."""
 
-from diffusion.edit.measurement import Measurement
 from diffusion.edit.method import corrected, operator_of
+from diffusion.edit.operators import Measurement
 from diffusion.process.denoiser import Prediction, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES

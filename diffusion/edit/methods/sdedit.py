@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from diffusion.edit.measurement import Measurement
+from diffusion.edit.operators import Measurement
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.edits import SDEditOptions

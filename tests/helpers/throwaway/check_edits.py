@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffusion.edit.measurement import Measurement, build_operator
 from diffusion.edit.method import build_method
+from diffusion.edit.operators import Measurement, build_operator
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig

@@ -1,6 +1,8 @@
-"""Pictures that are edited: fitted to the model's size, masks, measurements, and the picture of a result."""
+"""Pictures to edit: read from files, fitted to the model, masked, measured, and shown with results."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,15 +10,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from diffusion.edit.measurement import Measurement, build_operator
-from diffusion.edit.operator import LinearOperator, Shape
+from diffusion.analysis.image_inputs import known_labels
+from diffusion.data.readers.listing import as_text, list_images
+from diffusion.edit.operators import LinearOperator, Measurement, Shape, build_operator
+from diffusion.evaluate.adhoc import check_usable, open_images
 from diffusion.images.image_size import Size
-from diffusion.images.pictures import fit, flatten, to_pil
+from diffusion.images.pictures import fit, flatten, read_picture, to_pil
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
+from diffusion.model.model_file import ModelDescription
 from diffusion.process.noise import counter_generator
 from diffusion.protocol.edits import PRODUCT
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, printable
 
 HIDDEN = 128  # the level of a mask from which a pixel is to be filled
 MIN_SHARE = 0.1  # of a resized pixel's weights; with less it is that of the whole picture
@@ -146,3 +151,40 @@ def show_edits(
         rows += [shown[number]] * (measurement.operator is not None)
         rows += [*own, *[show_spread(own)] * (count > 1)]
     return np.stack(rows), len(rows) // len(pictures)
+
+
+class InputPicture(NamedTuple):
+    """A picture (H, W, C) uint8 with its name, and its label where it is known in the model's classes."""
+
+    name: str
+    pixels: Images
+    label: int | None = None
+
+
+def read_pictures(
+    source: Path, channels: int, labelled: ModelDescription, first: int | None = None
+) -> list[InputPicture]:
+    """Return the pictures, at most the `first` ones; a folder within a folder may name a class.
+
+    UsageError if there is none, or one cannot be read. Other errors as `check_usable`.
+    """
+    if source.is_file() and source.suffix != ".npz":
+        return [InputPicture(source.name, read_picture(source, None, channels))]
+    if source.is_dir() and not (source / "images.npy").is_file():
+        listing, classes = list_images(source), labelled.data.classes
+        check_usable(source, listing.problems)
+        names = as_text(listing.paths)[:first]
+        if not names:
+            raise UsageError(
+                f"{printable(source)} has no pictures: give a picture, a folder, an npz or a store"
+            )
+        folders = [name.partition("/")[0] for name in names]
+        labels = [classes.index(folder) if folder in classes else None for folder in folders]
+        pixels = [read_picture(source / name, None, channels) for name in names]
+        return [InputPicture(*one) for one in zip(names, pixels, labels, strict=True)]
+    store = open_images(source)
+    rows = range(min(first or len(store), len(store)))
+    return [
+        InputPicture(f"{source.name}[{row}]", in_channels(np.asarray(store.images[row]), channels), label)
+        for row, label in zip(rows, known_labels(store, labelled, rows), strict=True)
+    ]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffusion.code_digest import plugin_card
-from diffusion.edit.measurement import Measurement
 from diffusion.edit.method import build_method
+from diffusion.edit.operators import Measurement
 from diffusion.entry_code import Chosen, code_of
 from diffusion.images.store import array_digest
 from diffusion.model.model_file import LoadedModel

@@ -1,1 +1,0 @@
-"""The linear operators, one file each."""
