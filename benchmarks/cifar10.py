@@ -29,8 +29,7 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.layout import PARAMS, PREPARED
 from diffusion.model.unet_config import UNetSpec
 from diffusion.system.files import write_atomic
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import TrainPlan, plan_training
 
 SAVE_EVERY, PARTS = 200, 10
 TESTED = 1_000  # images of the test split

@@ -34,8 +34,7 @@ from diffusion.sample.generate import generate
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.train_state import TrainState
 
 CPU = torch.device("cpu")

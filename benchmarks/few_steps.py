@@ -31,8 +31,7 @@ from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json, write_text
 from diffusion.system.section import fingerprint
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.pretrained import store_pretrained
 from docs.site.tables import with_part
 

@@ -58,8 +58,7 @@ from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.forward_passes import ForwardPasses
 from diffusion.train.initial_state import new_state
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import plan_training, resolve_precision
+from diffusion.train.plan import TrainPlan, plan_training, resolve_precision
 from diffusion.train.train_config import TrainSections
 from diffusion.train.train_step import train_step
 

@@ -32,10 +32,9 @@ from diffusion.system.limits import MAX_COUNT
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
-from diffusion.train.lr_schedule import LRSchedule, learning_rate
 from diffusion.train.observers import Observer
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.optimizers.lr_schedule import LRSchedule, learning_rate
+from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.train_state import TrainState
 
 PROFILES = Path(__file__).parent.parent / "profiles"

@@ -33,7 +33,7 @@ from diffusion.config import load
 from diffusion.model.model_file import load_model, save_artefact
 from diffusion.model.network_registry import build_network
 from diffusion.protocol.settings import SampleSettings
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import plan_training
 
 CLIENTS = 32
 STEPS = (5, 10, 20, 40)

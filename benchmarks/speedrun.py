@@ -34,8 +34,7 @@ from diffusion.sample.sampling_steps import count_nfe
 from diffusion.show.network_table import model
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json, write_text
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import TrainPlan, plan_training
 from docs.site.leaderboard_page import mean_distances, with_leaderboard
 
 CHOICE_SEED = 1000  # added to the seed of the samples by which options and entries are chosen

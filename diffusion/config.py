@@ -23,8 +23,7 @@ from diffusion.system.limits import MAX_NAME
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Section, validate
-from diffusion.train.classifier_config import ClassifierConfig
-from diffusion.train.train_config import TrainSections
+from diffusion.train.train_config import ClassifierConfig, TrainSections
 
 
 class TrackingConfig(Section):

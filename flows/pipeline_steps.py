@@ -120,7 +120,7 @@ def _prepare_training(*, fresh: bool, keep: bool) -> None:
     from diffusion.images.store_meta import PreparedMeta
     from diffusion.system.devices import default_device
     from diffusion.train.checkpoint.run_dir import open_training
-    from diffusion.train.planning import plan_training
+    from diffusion.train.plan import plan_training
 
     config = load()
     fetch_pretrained(config.train.init_from)

@@ -30,8 +30,8 @@ from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampling_card import sampling_code, shards_folder
 from diffusion.system.registry import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
-from diffusion.train.lr_schedule import LR_SCHEDULES
-from diffusion.train.optimizer_registry import OPTIMIZERS
+from diffusion.train.optimizers.lr_schedule import LR_SCHEDULES
+from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import DenoiserPlan, training_code
 from flows.stage_code import STAGES
 from tests.conftest import start_python
@@ -339,7 +339,9 @@ def test_digests_of_stages_change_where_the_docs_say(tmp_path: Path) -> None:
 def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(folder: Path) -> None:
     first = read_artefact(folder / "models/model.safetensors")
     rate = "rate = rate * (step + 1)"
-    Edit("diffusion/train/lr_schedule.py", rate, rate.replace("= rate", "= 3 * rate")).apply(folder)
+    Edit("diffusion/train/optimizers/lr_schedule.py", rate, rate.replace("= rate", "= 3 * rate")).apply(
+        folder
+    )
     output = finished(run_python(folder, "-m", "cli.entry", "stage", "train", "--keep"))
     assert "resuming after step 12 of 12" in output
     assert "the code has changed since these steps" in output

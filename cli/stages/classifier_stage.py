@@ -10,9 +10,9 @@ from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
 from diffusion.system.devices import default_device
 from diffusion.system.params import load_sections
-from diffusion.train.classifier_config import ClassifierSections
 from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.distributed.launch import is_follower
+from diffusion.train.train_config import ClassifierSections
 from diffusion.train.trainer import Trainer
 
 

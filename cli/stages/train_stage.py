@@ -15,7 +15,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.files import write_json
 from diffusion.system.params import load_sections
 from diffusion.train.distributed.launch import is_follower
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import plan_training
 from diffusion.train.train_config import TrainSections
 from diffusion.train.trainer import Trainer
 from flows.dvc_pull import fetch_networks, fetch_pretrained

@@ -11,8 +11,7 @@ from diffusion.images.store import ImageStore, is_verified, verify
 from diffusion.layout import PREPARED
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import format_bytes
-from diffusion.train.plan import DenoiserPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.pretrained import PretrainedMissing, PretrainedRefused, find_pretrained
 
 HASHED = 2**30  # bytes that are hashed in a second or two

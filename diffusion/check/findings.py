@@ -22,10 +22,9 @@ from diffusion.sample.base_file import base_file
 from diffusion.sample.network_files import check_base_settings
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.train.classifier_config import ClassifierSections
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
-from diffusion.train.plan import DenoiserPlan, plan_artefact
-from diffusion.train.planning import plan_training, resolve_process
+from diffusion.train.plan import DenoiserPlan, plan_artefact, plan_training, resolve_process
+from diffusion.train.train_config import ClassifierSections
 
 SPLITS = ("train", "test")
 

@@ -27,8 +27,7 @@ from diffusion.train import step_memory
 from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.plan import training_fingerprint
-from diffusion.train.planning import resolve_precision
+from diffusion.train.plan import resolve_precision, training_fingerprint
 
 BF16_SHARE = 0.5  # of the fp32 estimate, for a step in bf16
 

@@ -34,10 +34,9 @@ from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.forward_passes import ForwardPasses
 from diffusion.train.initial_state import make_optimizer
-from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.optimizer_registry import OPTIMIZERS
-from diffusion.train.plan import TrainPlan, build_task, plan_artefact
-from diffusion.train.planning import Plan, resolve_precision
+from diffusion.train.optimizers.lr_schedule import learning_rate
+from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS
+from diffusion.train.plan import Plan, TrainPlan, build_task, plan_artefact, resolve_precision
 from diffusion.train.train_step import accumulate_gradients
 
 CPU = torch.device("cpu")

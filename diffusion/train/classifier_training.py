@@ -16,10 +16,9 @@ from diffusion.process.objective import Batch, Objective, TrainedNetwork
 from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain
-from diffusion.train.classifier_config import ClassifierSections, ClassifierTrainConfig
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import make_plan
+from diffusion.train.plan import TrainPlan, make_plan
 from diffusion.train.task import Task
+from diffusion.train.train_config import ClassifierSections, ClassifierTrainConfig
 
 
 class ClassifierPlan(TrainPlan):

@@ -14,7 +14,7 @@ from diffusion.system.memory import keep_freed_memory
 from diffusion.system.registry import load_reference
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import shard_network
-from diffusion.train.optimizer_registry import OPTIMIZERS
+from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import TrainPlan, build_task
 from diffusion.train.pretrained import init_network
 from diffusion.train.step_memory import translate_oom

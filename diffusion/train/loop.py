@@ -12,8 +12,8 @@ from diffusion.train import validation_loss
 from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, rank_zero_first
 from diffusion.train.forward_passes import ForwardPasses
-from diffusion.train.lr_schedule import learning_rate
 from diffusion.train.observers import AsyncMetrics, Observer, ThreadMonitor, observer_guard
+from diffusion.train.optimizers.lr_schedule import learning_rate
 from diffusion.train.step_memory import translate_oom
 from diffusion.train.train_state import TrainState, with_band_means
 from diffusion.train.train_step import train_step

@@ -1,4 +1,4 @@
-"""The section `train` of params.yaml."""
+"""The sections `train` and `classifier` of params.yaml."""
 
 import math
 import operator
@@ -19,6 +19,7 @@ from pydantic import (
 from diffusion.data.data_config import DataConfig
 from diffusion.images.image_size import format_pixels, height_and_width
 from diffusion.model.network_registry import ModelConfig
+from diffusion.model.unet_config import UNetConfig
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.limits import MAX_COUNT, MAX_HELD
@@ -36,8 +37,8 @@ from diffusion.system.section import (
     Unique,
     own_options,
 )
-from diffusion.train.lr_schedule import LRSchedule, Rate, parse_lr
-from diffusion.train.optimizer_registry import OPTIMIZERS
+from diffusion.train.optimizers.lr_schedule import LRSchedule, Rate, parse_lr
+from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -265,3 +266,33 @@ class TrainSections(Section):
             except ValueError as error:
                 raise ValueError(f"model for images of {format_pixels(size)}: {error}") from None
         return self
+
+
+class ClassifierTrainConfig(OptimisationConfig):
+    """The training of a classifier, with all labels and the process's default distribution of t."""
+
+    PREFIX: ClassVar[str] = "classifier."
+
+
+class ClassifierConfig(Section):
+    """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
+
+    `model` is the architecture of its encoder, the first half of such a U-Net. `train` is its training.
+    """
+
+    model: UNetConfig
+    train: ClassifierTrainConfig
+
+    @model_validator(mode="after")
+    def _takes_no_image(self) -> Self:
+        if self.model.low_res is not None:
+            raise ValueError("model.low_res: a classifier takes no low-resolution image: leave it out")
+        return self
+
+
+class ClassifierSections(Section):
+    """The sections of params.yaml that determine a classifier; `classifier` is optional."""
+
+    data: DataConfig
+    process: SerializeAsAny[ProcessConfig]
+    classifier: ClassifierConfig | None = None

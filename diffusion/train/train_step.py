@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffusion.model.posthoc_ema import newest_weight
 from diffusion.process.objective import Batch
 from diffusion.train.forward_passes import ForwardPasses, Losses
-from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.optimizers.lr_schedule import learning_rate
 from diffusion.train.train_state import TrainState, band_sums
 
 IGNORES_FOUND_INF = ("mps",)  # their fused optimiser ignores found_inf (pytorch#186360)

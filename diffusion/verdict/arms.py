@@ -20,9 +20,8 @@ from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.fields import changed_fields, flatten_fields
-from diffusion.train.optimizer_registry import OPTIMIZERS
-from diffusion.train.plan import DenoiserPlan, training_fingerprint
-from diffusion.train.planning import changed_loss, plan_training
+from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS
+from diffusion.train.plan import DenoiserPlan, changed_loss, plan_training, training_fingerprint
 
 APART = 500_000  # between the seeds of arms that differ in their seeds alone
 PROTOCOL = ("data", "evaluate")  # sections that decide what scores are computed on

@@ -12,7 +12,7 @@ from benchmarks import diffusers_entry, quality
 from benchmarks.diffusers_recipes import RECIPES
 from diffusion.config import load
 from diffusion.system.devices import default_device
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import plan_training
 
 pytest.importorskip("diffusers", reason="an extra")
 

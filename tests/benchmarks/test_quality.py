@@ -6,7 +6,7 @@ from benchmarks import quality
 from benchmarks.quality import ElapsedRate, Stopwatch
 from diffusion.config import load
 from diffusion.system.devices import default_device
-from diffusion.train.lr_schedule import CosineLR, learning_rate
+from diffusion.train.optimizers.lr_schedule import CosineLR, learning_rate
 
 DIGITS = quality.PROFILES / "digits.yaml"
 SIZE = quality.Size(seconds=1, images=30, steps=2)

@@ -15,8 +15,7 @@ from diffusion.model.model_file import save_artefact
 from diffusion.model.network_registry import build_network
 from diffusion.model.unet import UNet
 from diffusion.system.errors import UsageError
-from diffusion.train.plan import plan_artefact
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import plan_artefact, plan_training
 from tests.conftest import ROOT, write_params
 from tests.helpers.checks import configuration, with_level
 from tests.helpers.prepared import copy_data

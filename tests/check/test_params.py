@@ -19,7 +19,7 @@ from diffusion.model.presets import PRESETS
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.system.params import parse_yaml
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import plan_training
 from diffusion.train.pretrained import PretrainedRefused, store_pretrained
 from tests.conftest import ROOT, params
 from tests.helpers.networks import artefact_of, small_model, spec_of

@@ -23,7 +23,7 @@ from diffusion.model.network_registry import MODELS, ModelEntry
 from diffusion.process.loss_registry import OBJECTIVES, ObjectiveEntry
 from diffusion.process.process_registry import PROCESSES, ProcessEntry
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
-from diffusion.train.optimizer_registry import OPTIMIZERS, OptimizerEntry
+from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS, OptimizerEntry
 CLASSES = {"config": "plugins.model.half:Config", "spec": "plugins.model.half:Spec"}
 MODELS["half"] = ModelEntry("plugins.model.half:Half", **CLASSES)
 OWN = {"config": "plugins.model.random:Config", "spec": "plugins.model.random:Spec"}

@@ -31,9 +31,8 @@ from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock, group_lock
 from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
-from diffusion.train.lr_schedule import ConstantLR
-from diffusion.train.plan import plan_artefact, training_fingerprint, training_settings
-from diffusion.train.planning import plan_training
+from diffusion.train.optimizers.lr_schedule import ConstantLR
+from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint, training_settings
 from flows.run_lock import LOCK
 from flows.sweep_cells import run_sweep
 from tests.conftest import write_params

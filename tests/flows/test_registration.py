@@ -18,7 +18,7 @@ from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json
 from diffusion.train.initial_state import new_state
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import plan_training
 from flows.registration import promote_version, register_model
 from tests.conftest import write_params
 from tests.helpers.digits_sweep import make_config, write_prepared

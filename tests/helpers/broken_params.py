@@ -19,7 +19,7 @@ from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.registry import load_reference
-from diffusion.train.lr_schedule import LR_SCHEDULES
+from diffusion.train.optimizers.lr_schedule import LR_SCHEDULES
 from tests.conftest import ROOT, params
 from tests.fuzz.mutators import HOLE, broken_json, random_place
 

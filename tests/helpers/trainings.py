@@ -17,8 +17,7 @@ from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import DenoiserPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.train_state import TrainState
 from tests.conftest import params
 

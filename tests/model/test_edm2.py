@@ -12,7 +12,7 @@ from diffusion.model.edm2_config import EDM2Spec
 from diffusion.model.magnitude import MPLayer, mp_cat, mp_silu, mp_sum, pixel_norm
 from diffusion.model.precision import autocast, to_bf16
 from diffusion.train.initial_state import new_state
-from diffusion.train.optimizers import matrix_parameters
+from diffusion.train.optimizers.builders import matrix_parameters
 from tests.helpers.trainings import CPU, Killed, assert_same, plan_of, run, run_in, run_until
 from tests.helpers.trajectories import randn
 

@@ -17,7 +17,7 @@ from diffusion.system.devices import (
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import is_held
 from diffusion.train.distributed.launch import process_count
-from diffusion.train.planning import resolve_precision
+from diffusion.train.plan import resolve_precision
 from diffusion.train.train_config import TrainConfig
 
 

@@ -13,7 +13,7 @@ from diffusion.protocol.scores_document import ScoresDocument, write_scores_docu
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
 from diffusion.train.initial_state import new_state
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import plan_training
 from tests.conftest import params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document

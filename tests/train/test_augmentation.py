@@ -89,7 +89,7 @@ def test_the_network_learns_the_condition(store):
 
 
 def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
-    monkeypatch.setattr("diffusion.train.planning.load_reference", lambda reference: NetworkSpec)
+    monkeypatch.setattr("diffusion.train.plan.load_reference", lambda reference: NetworkSpec)
     with pytest.raises(UsageError, match=r"train\.augment"):
         plan_of(store, train=OFTEN)
 

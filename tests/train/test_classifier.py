@@ -25,9 +25,9 @@ from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
-from diffusion.train.classifier_config import ClassifierSections
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
 from diffusion.train.initial_state import new_state
+from diffusion.train.train_config import ClassifierSections
 from tests.helpers import papers
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, randomise, spec_of

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion.config import parse
 from diffusion.system.errors import UsageError
-from diffusion.train.lr_schedule import LRSchedule, first_divergent_step, learning_rate
+from diffusion.train.optimizers.lr_schedule import LRSchedule, first_divergent_step, learning_rate
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import params
 
@@ -69,7 +69,7 @@ def test_first_divergent_step(lr: Any, other: Any, other_steps: int, diverges_at
 
 
 def test_equal_schedules_are_compared_without_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("diffusion.train.lr_schedule.learning_rate")
+    monkeypatch.delattr("diffusion.train.optimizers.lr_schedule.learning_rate")
     constant, cosine = schedule(60, {"rate": 0.1, "warmup": 5}), schedule(60, COSINE)
     assert first_divergent_step(constant, 60, constant, 10**9) is None
     assert first_divergent_step(cosine, 10**9, cosine, 10**9) is None

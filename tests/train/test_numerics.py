@@ -21,8 +21,7 @@ from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.forward_passes import ForwardPasses
 from diffusion.train.initial_state import new_state
-from diffusion.train.plan import TrainPlan
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.train_step import train_step
 from tests.conftest import ROOT
 from tests.helpers.networks import randomise

@@ -11,11 +11,11 @@ from torch import nn, optim
 
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError
-from diffusion.train import optimizers
 from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.initial_state import new_state
-from diffusion.train.optimizer_options import MuonOptions
-from diffusion.train.optimizers import Muon, matrix_parameters, orthogonalize
+from diffusion.train.optimizers import builders
+from diffusion.train.optimizers.builders import Muon, matrix_parameters, orthogonalize
+from diffusion.train.optimizers.optimizer_options import MuonOptions
 from diffusion.train.train_state import TrainState
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
@@ -112,7 +112,7 @@ def test_a_state_of_muon_with_other_matrices_is_refused(
 ) -> None:
     plan = plan_of(store, train={"optimizer": "muon"})
     state = new_state(plan, CPU)
-    monkeypatch.setattr(optimizers, "MIN_MATRIX_SIDE", 16)
+    monkeypatch.setattr(builders, "MIN_MATRIX_SIDE", 16)
     other = new_state(plan, CPU)
     for one in (state, other):
         run_until(one, store, 1)

@@ -12,7 +12,7 @@ from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.initial_state import new_state
-from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.optimizers.lr_schedule import learning_rate
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
 from diffusion.train.pretrained import PretrainedRefused, store_pretrained
 from diffusion.train.train_state import TrainState

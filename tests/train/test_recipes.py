@@ -9,7 +9,7 @@ from diffusion.model.presets import PRESETS
 from diffusion.model.unet_config import UNetConfig
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.section import Section
-from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.optimizers.lr_schedule import ConstantLR
 from diffusion.train.plan import HARDWARE_FIELDS, OBSERVATION_FIELDS
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import ROOT

@@ -23,7 +23,7 @@ from diffusion.train.checkpoint.state_files import (
     save_state,
     state_files,
 )
-from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.optimizers.lr_schedule import ConstantLR
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
 from diffusion.train.train_config import CURVE_ROWS, TrainConfig
 from diffusion.train.train_state import TrainState

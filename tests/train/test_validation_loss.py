@@ -19,10 +19,9 @@ from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import Diverged
-from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.observers import Observer
-from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
-from diffusion.train.planning import changed_loss
+from diffusion.train.optimizers.lr_schedule import ConstantLR
+from diffusion.train.plan import DenoiserPlan, TrainPlan, changed_loss, training_fingerprint
 from diffusion.train.train_config import BAND_NAMES, CURVE_ROWS, VALIDATION_SHARE, TrainConfig
 from diffusion.train.train_state import TrainState, band_sums, with_band_means
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, write_loss_curve

@@ -14,8 +14,8 @@ from diffusion.layout import VERDICT_RUNS
 from diffusion.model.network_registry import build_network
 from diffusion.search.search_config import applied
 from diffusion.system.errors import UsageError
-from diffusion.train.lr_schedule import LRSchedule, learning_rate
-from diffusion.train.optimizers import matrix_parameters
+from diffusion.train.optimizers.builders import matrix_parameters
+from diffusion.train.optimizers.lr_schedule import LRSchedule, learning_rate
 from diffusion.train.plan import TrainPlan
 from diffusion.verdict import equal_work
 from diffusion.verdict.arms import Arm

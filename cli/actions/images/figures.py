@@ -22,7 +22,7 @@ from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output
-from diffusion.train.planning import plan_training, resolve_process
+from diffusion.train.plan import plan_training, resolve_process
 
 WIDEST, NARROWEST = 120, 72  # characters of a line
 

@@ -44,8 +44,7 @@ from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
 from diffusion.train.distributed.launch import is_follower, world_size
-from diffusion.train.plan import DenoiserPlan, training_fingerprint
-from diffusion.train.planning import plan_training
+from diffusion.train.plan import DenoiserPlan, plan_training, training_fingerprint
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS

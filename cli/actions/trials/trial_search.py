@@ -27,8 +27,7 @@ from diffusion.search.study import SearchStudy, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
-from diffusion.train.plan import DenoiserPlan
-from diffusion.train.planning import changed_loss, plan_training
+from diffusion.train.plan import DenoiserPlan, changed_loss, plan_training
 from diffusion.train.pretrained import PretrainedRefused
 from diffusion.verdict.arms import refuse_files_of_the_training
 from flows.dvc_pull import fetch_networks

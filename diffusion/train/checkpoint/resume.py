@@ -25,7 +25,7 @@ from diffusion.train.checkpoint.state_files import (
     state_files,
     step_of,
 )
-from diffusion.train.lr_schedule import LRSchedule, first_divergent_step, parse_lr
+from diffusion.train.optimizers.lr_schedule import LRSchedule, first_divergent_step, parse_lr
 
 AVERAGES = "ema_profiles"  # the field of `train` that a training without averages may lack
 

@@ -17,7 +17,7 @@ from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.guidance import guided
 from diffusion.system.section import NoOptions
 from diffusion.train.initial_state import new_state
-from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.optimizers.lr_schedule import learning_rate
 from plugins.model.tiny import TinySpec
 from plugins.process.log_uniform import LogUniform
 from plugins.train.exponential import ExponentialLR

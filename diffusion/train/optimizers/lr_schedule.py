@@ -37,11 +37,11 @@ LR_SCHEDULES: Registry[LRScheduleEntry] = Registry(
     "train.lr.schedule",
     "a subclass of `LRSchedule`: step → rate",
     {
-        "constant": LRScheduleEntry("diffusion.train.lr_schedule:ConstantLR"),
-        "cosine": LRScheduleEntry("diffusion.train.lr_schedule:CosineLR"),
-        "linear": LRScheduleEntry("diffusion.train.lr_schedule:LinearLR"),
-        "inverse-sqrt": LRScheduleEntry("diffusion.train.lr_schedule:InverseSqrtLR"),
-        "steps": LRScheduleEntry("diffusion.train.lr_schedule:StepLR"),
+        "constant": LRScheduleEntry("diffusion.train.optimizers.lr_schedule:ConstantLR"),
+        "cosine": LRScheduleEntry("diffusion.train.optimizers.lr_schedule:CosineLR"),
+        "linear": LRScheduleEntry("diffusion.train.optimizers.lr_schedule:LinearLR"),
+        "inverse-sqrt": LRScheduleEntry("diffusion.train.optimizers.lr_schedule:InverseSqrtLR"),
+        "steps": LRScheduleEntry("diffusion.train.optimizers.lr_schedule:StepLR"),
     },
 )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diffusion.train.optimizer_options import AdamOptions, MuonOptions
+from diffusion.train.optimizers.optimizer_options import AdamOptions, MuonOptions
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5

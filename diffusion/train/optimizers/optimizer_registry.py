@@ -20,7 +20,7 @@ class OptimizerEntry(BuilderEntry, WithOptions):
 
     builder: str
     source: str
-    options: str = "diffusion.train.optimizer_options:AdamOptions"
+    options: str = "diffusion.train.optimizers.optimizer_options:AdamOptions"
     is_elementwise: bool = True
 
 
@@ -28,11 +28,13 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "train.optimizer",
     "parameter groups, `nn.Module`, options → `torch.optim.Optimizer`",
     {
-        "adamw": OptimizerEntry("diffusion.train.optimizers:adamw", "Loshchilov and Hutter 2019, 1711.05101"),
-        "muon": OptimizerEntry(
-            "diffusion.train.optimizers:muon", "Jordan et al. 2024; Liu et al. 2025, 2502.16982",
-            options="diffusion.train.optimizer_options:MuonOptions", is_elementwise=False,
+        "adamw": OptimizerEntry(
+            "diffusion.train.optimizers.builders:adamw", "Loshchilov and Hutter 2019, 1711.05101",
         ),
-        "radam": OptimizerEntry("diffusion.train.optimizers:radam", "Liu et al. 2020, 1908.03265"),
+        "muon": OptimizerEntry(
+            "diffusion.train.optimizers.builders:muon", "Jordan et al. 2024; Liu et al. 2025, 2502.16982",
+            options="diffusion.train.optimizers.optimizer_options:MuonOptions", is_elementwise=False,
+        ),
+        "radam": OptimizerEntry("diffusion.train.optimizers.builders:radam", "Liu et al. 2020, 1908.03265"),
     },
 )  # fmt: skip
