@@ -22,7 +22,7 @@ import yaml
 from benchmarks import ROOT, made_by, quality
 from benchmarks.quality import Judge
 from benchmarks.speedrun import CHOICE_SEED, CONTESTS, Judges, merge, read_results
-from diffusion.analysis.learned_grid import TRAJECTORIES, learned_levels, teacher_settings
+from diffusion.analysis.learned_times import TRAJECTORIES, learned_levels, teacher_settings
 from diffusion.config import Config
 from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel, load_model, save_artefact

@@ -4,7 +4,9 @@ A digest hashes the syntax tree of a module, as text that is equal on all Python
 that have no effect on results: docstrings, comments, messages of exceptions and warnings, printing, and code
 for type checkers. Imports within this package and the project's plugins are followed, also those inside
 functions. Modules that a registry names by text are not followed, so that an entry that was not chosen
-changes no digest. diffusion/entry_code.py adds the chosen entries.
+changes no digest. `code_of` adds the chosen entries: a result depends on its entries, not only on their code,
+since an edited entry may name another function. So the key of finished work contains each chosen entry, with
+all its fields except `source`.
 
 Neutral are the packages system and downloads, the modules directly in diffusion/, and every module with the
 line `IN_CODE_DIGEST = False`. They are neither hashed nor followed, nor is plugins/__init__.py, which has
@@ -14,22 +16,32 @@ entries and no code.
 import ast
 import hashlib
 import operator
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import resolve_name
+from inspect import getclosurevars
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from pydantic import Field
 
 from diffusion.system.errors import DiffctlError
 from diffusion.system.loaded_code import module_source
-from diffusion.system.registry import PLUGINS, is_plugin, plugin_errors, plugins_folder, plugins_root
-from diffusion.system.section import Section
+from diffusion.system.registry import (
+    PLUGINS,
+    Registry,
+    is_plugin,
+    plugin_errors,
+    plugins_folder,
+    plugins_root,
+)
+from diffusion.system.section import Section, fingerprint
 from diffusion.version import VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +55,11 @@ REPORTING = {"print", "warnings.warn"}  # calls that only report
 
 ModuleDigests = dict[str, str]
 """Digests of modules' syntax trees and of registry entries by their keys, 16 hex digits each."""
+
+Chosen = tuple[Registry[Any], str]
+"""A registry, and the name of one of its entries."""
+
+MODULE = re.compile(rf"\b(?:{PACKAGE}|{PLUGINS})(?:\.\w+)+(?=:\w)")  # of a "module:name"
 
 
 class CodeSince(Section):
@@ -241,3 +258,51 @@ def _is_for_types(node: ast.AST) -> bool:
 def _only_reports(node: ast.AST) -> bool:
     call = node.value if isinstance(node, ast.Expr) else None
     return isinstance(call, ast.Call) and ast.unparse(call.func) in REPORTING
+
+
+def code_of(roots: Iterable[str], chosen: Iterable[Chosen]) -> ModuleDigests:
+    """Return the digests of `roots`, of the chosen entries, and of all modules that these name and import.
+
+    The key of an entry is its file as a module, its registry and its name, such as
+    "plugins.__init__ sample.sampler trapezoid".
+    """
+    texts = {_key(registry, name): entry_text(registry[name]) for registry, name in chosen}
+    modules = module_digests(*roots, *sorted(set(MODULE.findall(" ".join(texts.values())))))
+    return {**modules, **{key: fingerprint(text) for key, text in texts.items()}}
+
+
+def _key(registry: Registry[Any], name: str) -> str:
+    file = f"{PLUGINS}.__init__" if name in registry.plugins else type(registry[name]).__module__
+    return f"{file} {registry.key} {name}"
+
+
+def entry_text(value: Any) -> str:
+    """Return an entry, or a value in one, as text that is equal in all processes and on all Python versions.
+
+    A function is described by its name, its code and the values that it captures.
+    """
+    if isinstance(value, dict):
+        return "".join(f"{name}={entry_text(one)}," for name, one in value.items() if name != "source")
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(entry_text, value))}]"
+    if isinstance(value, partial):
+        return entry_text([value.func, value.args, value.keywords])
+    if isinstance(value, type):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, FunctionType):
+        captured = entry_text(getclosurevars(value).nonlocals)
+        return f"{value.__module__}:{value.__qualname__} {_syntax(value)} {captured}"
+    return (
+        f"{entry_text(type(value))}({entry_text(vars(value))})" if hasattr(value, "__dict__") else repr(value)
+    )
+
+
+@cache
+def _syntax(function: FunctionType) -> str:
+    """Return the code of a function of the library or of plugins; functions of one line count together."""
+    if function.__module__.partition(".")[0] not in (PACKAGE, PLUGINS):
+        return ""
+    nodes = ast.walk(module_tree(function.__module__))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    first = function.__code__.co_firstlineno
+    return " ".join(normalized_syntax(node) for node in functions if node.lineno == first)

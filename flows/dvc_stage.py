@@ -26,7 +26,7 @@ from diffusion.system.signals import StopRequest, stop_request
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
-from flows.stage_order import pipeline_stages
+from flows.stage_code import pipeline_stages
 from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 
 Write = Callable[[str], object]

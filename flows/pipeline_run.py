@@ -21,8 +21,7 @@ from flows.prefect_server.client import run_flow
 from flows.prefect_server.local_servers import prefect_url
 from flows.prefect_server.temporary_server import prefect_server
 from flows.run_lock import hold_run_lock
-from flows.stage_code import write_stage_code
-from flows.stage_order import pipeline_stages
+from flows.stage_code import pipeline_stages, write_stage_code
 
 
 def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False) -> str:

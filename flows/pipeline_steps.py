@@ -15,8 +15,7 @@ from diffusion.system.signals import check_signals
 from flows.dvc_pull import fetch_pretrained
 from flows.dvc_stage import DVC, has_remote, refresh_code, reproduce, supervise
 from flows.output_relay import echo
-from flows.stage_code import source_state
-from flows.stage_order import pipeline_stages
+from flows.stage_code import pipeline_stages, source_state
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
 

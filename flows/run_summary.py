@@ -10,9 +10,8 @@ from diffusion.images.pictures import png_bytes, sheet
 from diffusion.images.store import open_store
 from diffusion.layout import REPORT, SAMPLES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.report.markdown import markdown_table
+from diffusion.report.formatting import markdown_table, real_label
 from diffusion.report.sample_pictures import data_uri
-from diffusion.report.score_format import real_label
 from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlError
 from flows.output_relay import echo

@@ -1,4 +1,4 @@
-"""The code of each stage as one input for DVC: code.yaml has a digest for each stage of dvc.yaml.
+"""The stages of a run, and the code of each as one input for DVC: code.yaml has a digest for each stage.
 
 The code of a stage is what its module in cli/stages/ imports from diffusion/, what the registries of its
 sections name, plugins included, and the templates and YAML files next to these modules. Comments, docstrings
@@ -21,13 +21,13 @@ from diffusion.code_digest import (
     PACKAGE,
     ROOT,
     ModuleDigests,
+    entry_text,
     imported_modules,
     module_file,
     parse_module,
     syntax_digest,
 )
-from diffusion.entry_code import entry_text
-from diffusion.layout import CODE, RUNS
+from diffusion.layout import CODE, GRAPH, RUNS, dvc_stages
 from diffusion.system.checksums import read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import read_regular, write_json, write_text
@@ -186,3 +186,33 @@ def recorded_digest(stage: str) -> str | None:
         return read_mapping(CODE).get(stage) if CODE.is_file() else None
     except DiffctlError as error:
         raise UsageError(f"{error}: `diffctl stage code` writes it again") from None
+
+
+def pipeline_stages() -> list[str]:
+    """Return the stages to run, each after those that it depends on, without `code`.
+
+    Added stages are those of the root's dvc.yaml, and what they or the pipeline depend on in others. If DVC
+    cannot read them they are left out: the first stage to run reports its error.
+    """
+    if dvc_stages().keys() <= {*STAGES, "code"}:
+        return list(STAGES)  # DVC's graph takes a second
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+    from networkx import dfs_postorder_nodes
+
+    try:
+        with Repo(".") as repo:
+            graph = repo.index.graph
+    except DvcException:
+        return list(STAGES)
+    stages = {stage.addressing: stage for stage in graph if isinstance(stage, PipelineStage)}
+    ours = [name for name, stage in stages.items() if stage.path_in_repo == str(GRAPH)]
+    ordered = {
+        before.addressing: None
+        for name in (*STAGES, *ours)
+        if name in stages
+        for before in dfs_postorder_nodes(graph, stages[name])
+        if before.addressing in stages
+    }
+    return [name for name in (ordered | dict.fromkeys(STAGES)) if name != "code"]

@@ -22,8 +22,7 @@ from diffusion.choice.selection import (
     usual_settings,
 )
 from diffusion.engine.engine import Engine
-from diffusion.engine.forward_pass import ForwardPass
-from diffusion.engine.job import ChunkStep, Job
+from diffusion.engine.job import ChunkStep, ForwardPass, Job
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from diffusion.engine.forward_pass import ForwardPass
+from diffusion.engine.job import ForwardPass
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import held_out_images, load_guides

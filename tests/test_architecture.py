@@ -148,7 +148,7 @@ def test_help_loads_nothing_heavy(command: list[str], light: set[str], tmp_path:
 # own layer without cycles.
 LAYERS = (
     {"system", "version"},
-    {"images", "downloads", "code_digest", "entry_code", "layout", "project", "project_code"},
+    {"images", "downloads", "code_digest", "layout", "project"},
     {"process"},
     {"model"},
     {"protocol"},

@@ -12,9 +12,15 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from diffusion.code_digest import changed_modules, is_neutral, module_digests, modules_of, normalized_syntax
+from diffusion.code_digest import (
+    changed_modules,
+    code_of,
+    is_neutral,
+    module_digests,
+    modules_of,
+    normalized_syntax,
+)
 from diffusion.data.data_config import SOURCES
-from diffusion.entry_code import code_of
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.network_registry import MODELS
@@ -124,7 +130,14 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
     assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
     names = {
         f"train.{name}"
-        for name in ("loop", "initial_state", "forward_passes", "batch", "train_step", "lr_schedule")
+        for name in (
+            "loop",
+            "initial_state",
+            "forward_passes",
+            "batch",
+            "train_step",
+            "optimizers.lr_schedule",
+        )
     }
     names |= {"process.discrete", "images.pixels", "model.blocks"}
     assert {f"diffusion.{name}" for name in names} <= model & classifier

@@ -1,9 +1,18 @@
-"""The names of MLflow's experiments, models, tags and artifact folders."""
+"""The names of MLflow's experiments, models, tags and artifact folders, and the title of the images."""
 
 import getpass
 import subprocess
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from diffusion.config import TrackingConfig
+from diffusion.data.data_config import default_title
+from diffusion.system.limits import MAX_NAME
+from diffusion.system.params import PARAMS, read_params
+from diffusion.system.section import Section, validate
 
 if TYPE_CHECKING:
     from diffusion.images.store_meta import Ancestor
@@ -43,7 +52,7 @@ DECISION = "diffctl.decision"  # the gate's first decision; later ones have a nu
 UPLOAD = "diffctl.upload"  # what the name of the version's artifact folder ends in; none before format 4
 FORMAT = "diffctl.format"  # of the registered files and tags; versions of format 2 have no such tag
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
-DATA_SAMPLE = "diffctl.data_sample"  # of its images, diffusion/images/image_sample.py; also DATA_DIGEST
+DATA_SAMPLE = "diffctl.data_sample"  # of its images, diffusion/images/store.py; also DATA_DIGEST
 EMA_SIGMA_REL = "diffctl.ema_sigma_rel"  # σ_rel, if the version is an EMA profile
 EVENT = "diffctl.event"  # a move as JSON in earlier versions; `.NUMBER.ID` is appended
 HISTORY_RUN = "diffctl.history_run"  # a run with a param for each move of the champion
@@ -111,3 +120,33 @@ def git_tags() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {GIT_COMMIT: commit, GIT_DIRTY: str(bool(changes)).lower()}
+
+
+class _Data(Section, extra="ignore"):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=MAX_NAME)]
+    path: Any = None
+
+
+class Project(Section, extra="ignore"):
+    """The sections that name the images; of `data` only the name has to be valid."""
+
+    data: _Data
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def title(self) -> str:
+        """The title of the images."""
+        return self.tracking.title or default_title(self.data.name, self.data.path)
+
+
+def read_project() -> Project:
+    """Read params.yaml; UsageError if it is missing or does not name the data."""
+    return validate(Project, read_params(earlier_names=True), PARAMS)
+
+
+def title_of(data: str) -> str:
+    """Return the project's title if it has this data set, else the name of the data set."""
+    if not Path(PARAMS).exists():
+        return data
+    project = read_project()
+    return project.title if project.data.name == data else data

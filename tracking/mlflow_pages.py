@@ -15,7 +15,7 @@ from diffusion.choice.selection import describe_selection
 from diffusion.layout import SAMPLES
 from diffusion.protocol.grid import RESERVED, Cell, cell_order, describe_cell
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
-from diffusion.report.markdown import describe_model, escape_markdown, markdown_table
+from diffusion.report.formatting import describe_model, escape_markdown, markdown_table
 from tracking.keys import KEY, REGISTRY_EXPERIMENT, experiment_name
 
 if TYPE_CHECKING:

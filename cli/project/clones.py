@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from diffusion.layout import GRAPH, LOCK, PARAMS, RUNS
-from diffusion.project_code import PACKAGES
+from diffusion.project import PACKAGES
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import copy_file, read_text
 from diffusion.system.processes import PYTHON_MODULE

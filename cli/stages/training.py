@@ -10,8 +10,7 @@ from cli.stages.observers import ConsoleTraining, TrackedTraining, Validation
 from diffusion.config import Config
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.references import find_or_make_reference
-from diffusion.evaluate.training_images import scored_images
-from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
+from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer, scored_images
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED, REFERENCE
@@ -26,8 +25,8 @@ from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import ValidationLoss
 from tracking import keys
+from tracking.keys import title_of
 from tracking.mlflow_pages import note_tags, training_note
-from tracking.project import title_of
 from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool, end_discarded, flatten
 from tracking.spool.events import EndStatus

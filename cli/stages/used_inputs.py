@@ -12,9 +12,8 @@ from pathlib import Path
 from diffusion.code_digest import ModuleDigests, parse_module, syntax_digest
 from diffusion.layout import CODE, dvc_stages
 from diffusion.system.errors import TEMPORARY, LastingError
-from diffusion.system.fields import changed_fields
 from diffusion.system.loaded_code import loader_of
-from diffusion.system.params import READ, parse_yaml, read_params
+from diffusion.system.params import READ, changed_fields, parse_yaml, read_params
 from flows.stage_code import read_stage_code, recorded_digest
 
 

@@ -26,7 +26,7 @@ from diffusion.check.machine_checks import (
 )
 from diffusion.check.trial import check_trial
 from diffusion.config import Config
-from diffusion.evaluate.training_images import scored_images
+from diffusion.evaluate.training_scores import scored_images
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
 from diffusion.process.noise_process import NoiseProcess, build_process
 from diffusion.project import version_problem

@@ -26,7 +26,7 @@ from diffusion.sample.network_files import (
 )
 from diffusion.sample.sampling_steps import check_learned_times
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.fields import changed_fields
+from diffusion.system.params import changed_fields
 from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
 from diffusion.train.plan import plan_artefact
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from diffusion.check.findings import Project
-from diffusion.check.trial_steps import few_steps, random_images, stand_in_guides
+from diffusion.check.trial import few_steps, random_images, stand_in_guides
 from diffusion.config import Config
 from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractors import load_extractor

@@ -16,16 +16,14 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from diffusion.code_digest import code_digest
+from diffusion.code_digest import code_digest, code_of
 from diffusion.data.data_config import GIVEN, SOURCES, DataConfig, build_source
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.readers.image_files import transforms
 from diffusion.data.source import ImageProblem, RawData, Reader, count_problems, summarize, write_list
 from diffusion.downloads.fetch import OnProgress
-from diffusion.entry_code import code_of
-from diffusion.images.image_sample import image_sample
 from diffusion.images.image_size import height_and_width, written_size
-from diffusion.images.store import Labels, combine_digests, describe_store, npy_header
+from diffusion.images.store import Labels, combine_digests, describe_store, image_sample, npy_header
 from diffusion.layout import PREPARE_RUNS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder

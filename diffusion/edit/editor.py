@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.code_digest import plugin_card
+from diffusion.code_digest import Chosen, code_of, plugin_card
 from diffusion.edit.method import build_method
 from diffusion.edit.operators import Measurement
-from diffusion.entry_code import Chosen, code_of
 from diffusion.images.store import array_digest
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Prediction

@@ -18,8 +18,7 @@ from copy import copy
 
 import torch
 
-from diffusion.engine.forward_pass import ForwardPass, batched_forward, halved, select_chunks
-from diffusion.engine.job import Chunk, ChunkStep, Job
+from diffusion.engine.job import Chunk, ChunkStep, ForwardPass, Job, batched_forward, halved, select_chunks
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.settings import SampleSettings

@@ -20,7 +20,6 @@ from diffusion.data.readers.listing import as_text, list_images
 from diffusion.data.readers.pickles import integers
 from diffusion.data.source import ImageProblem, summarize
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
-from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import FeatureArray, Progress, exact_float32, space_extractor
 from diffusion.evaluate.features.reference_features import (
     Reference,
@@ -28,6 +27,7 @@ from diffusion.evaluate.features.reference_features import (
     make_reference_of,
     matching_reference,
 )
+from diffusion.evaluate.references import cached_features
 from diffusion.evaluate.scores.frechet_scores import PublishedStatistics, limit_and_errors
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
 from diffusion.evaluate.statistics_file import has_array

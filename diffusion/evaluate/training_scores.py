@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import NonNegativeInt
@@ -20,7 +21,9 @@ from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
 from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
+from diffusion.protocol.settings import CommonSettings, SampleSettings, default_spacing
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.guides import held_out
@@ -28,7 +31,10 @@ from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampling_card import sampling_code
 from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json
-from diffusion.system.section import Section
+from diffusion.system.section import Section, validate
+
+if TYPE_CHECKING:
+    from diffusion.config import Config
 
 Scores = dict[str, float]
 
@@ -159,3 +165,22 @@ class ScoredCheckpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:09d}.safetensors"
+
+
+def scored_images(config: "Config") -> ValidationImages:
+    """Return the images that `train.eval_every` scores, by the section `sample` with η = 0.
+
+    No other network is used: no classifier, and no guidance if its rule needs a guide. Learned times, which
+    are of a trained model, are replaced by the process's default ones. UsageError for settings that do not
+    fit.
+    """
+    sample, train = config.sample, config.train
+    shared = sample.model_dump(include=set(CommonSettings.model_fields))
+    shared["classifier"] = shared["base"] = None
+    if GUIDANCE_RULES[shared["guidance_rule"] or implied_rule(shared["guide"])].needs_guide:
+        shared["guidance"] = 0.0
+    if SPACINGS[shared["spacing"]].has_levels:
+        shared |= {"spacing": default_spacing(config.process.schedule), "spacing_options": {}}
+    values = {**shared, "steps": min(train.eval_steps, config.process.max_steps), "eta": 0.0}
+    settings = validate(SampleSettings, values, "the scores of train.eval_every")
+    return ValidationImages(settings, train.eval_images, sample.batch_size)

@@ -16,6 +16,7 @@ import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import IO, Any
 
 import numpy as np
@@ -40,6 +41,10 @@ UNREADABLE = (ValueError, TypeError, EOFError, OverflowError, MemoryError, Synta
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+
+SAMPLED = 4096  # images of a set's sample
+DIGITS = 8  # hex digits of an image's digest in it
+TAG_LENGTH = 256 * DIGITS  # characters of its beginning that a tag of MLflow stores
 
 
 @dataclass(frozen=True)
@@ -255,3 +260,24 @@ def array_digest(array: NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str} {list(array.shape)}\n".encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def image_sample(digests: Iterable[NDArray[np.uint8]]) -> str:
+    """Return a sample of a set, in hex, from arrays (n, ≥ 4) of the digests of its images.
+
+    It has the smallest digests, so that the samples of two sets have the images that both sets contain.
+    """
+    heads = np.concatenate([np.ascontiguousarray(some[:, : DIGITS // 2]) for some in digests])
+    return bytes(np.unique(heads.view(">u4"))[:SAMPLED].astype(">u4")).hex()
+
+
+def contained_share(sample: str, larger: str) -> float | None:
+    """Estimate which share of a set's images is in another one.
+
+    `sample` is the beginning of the set's sample, `larger` the other's whole sample. None if samples do not
+    show it, of a few images and a very large set.
+    """
+    first, second = wrap(sample, DIGITS), wrap(larger, DIGITS)
+    end = second[-1] if len(second) == SAMPLED else "g"  # above it the second sample has no images
+    tested = [digest for digest in first if digest <= end]
+    return sum(digest in second for digest in tested) / len(tested) if tested else None

@@ -16,8 +16,7 @@ import torch
 from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, model_validator
 from safetensors.torch import save
 
-from diffusion.code_digest import CodeSince, changed_modules
-from diffusion.entry_code import code_of
+from diffusion.code_digest import CodeSince, changed_modules, code_of
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.model.network_registry import MODELS, NetworkSpec, build_network
 from diffusion.model.precision import Precision, freeze

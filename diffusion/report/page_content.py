@@ -19,11 +19,11 @@ from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_li
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.report import figures, sample_pictures, score_format, score_tables
+from diffusion.report import figures, formatting, sample_pictures, score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint
-from diffusion.report.headline import best_cell, headline
 from diffusion.report.published_figures import published_content
+from diffusion.report.score_tables import best_cell, headline
 from diffusion.report.seed_comparison import seeds_content
 from diffusion.train.checkpoint.run_record import TrainingFacts
 
@@ -50,7 +50,7 @@ class ReportInputs:
 def draw(inputs: ReportInputs) -> dict[str, Figure]:
     """Draw the figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
     document, spec = inputs.document, inputs.document.spec
-    names = score_format.short_names(spec)
+    names = formatting.short_names(spec)
     distance, kernel = f"Fréchet distance, {names['distance']}", f"kernel distance, {names['kernel']}"
     tiles = {
         (cell.steps, describe_line(cell.axes)): sample_pictures.tile(store)
@@ -70,8 +70,8 @@ def page_content(
 ) -> dict[str, Any]:
     """Return the variables of the template. `others` are scores of trainings with other seeds."""
     document, spec = inputs.document, inputs.document.spec
-    names, front_metric = score_format.short_names(spec), document.front[0].metric
-    front_name = score_format.score_name(spec, front_metric)
+    names, front_metric = formatting.short_names(spec), document.front[0].metric
+    front_name = formatting.score_name(spec, front_metric)
     if published := published_content(document):
         title = f"The curve of the sweep and {len(published['rows'])} published figures"
         published["drawing"] = as_svg(published["drawing"], "published", title)
@@ -129,7 +129,7 @@ def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
     curves = []
     for number, one in enumerate(seen):
         distance = one.spec.distance
-        label = f"{score_format.short_names(one.spec)['distance']}, {one.extractor}"
+        label = f"{formatting.short_names(one.spec)['distance']}, {one.extractor}"
         description = _describe_curve(one, distance, label)
         curves.append(as_svg(_curve(one, distance, label), f"space{number}", description))
     return {
@@ -151,7 +151,7 @@ def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
 def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
     """Return the score of held-out real images and the name of its line."""
     floor = document.reference.floor
-    return (floor[metric], score_format.real_label(floor)) if floor and metric in floor else None
+    return (floor[metric], formatting.real_label(floor)) if floor and metric in floor else None
 
 
 def _front(document: ScoresDocument, label: str) -> Figure:
@@ -171,21 +171,21 @@ def _class_scores(inputs: ReportInputs, count: int) -> dict[str, Any] | None:
     values = {name: entry[metric] for name, entry in classes.items() if metric in entry}
     if not values:
         return None
-    places = score_format.decimals(list(values.values()))
-    texts = {name: score_format.number(value, places) for name, value in values.items()}
+    places = formatting.decimals(list(values.values()))
+    texts = {name: formatting.number(value, places) for name, value in values.items()}
     return {"is_excess": metric == "excess", "all": len(texts) == count, "values": texts}
 
 
 def _montage(inputs: ReportInputs) -> dict[str, Any]:
     """Return the montage: a row per line of the curves, with an entry or None for each number of steps."""
     spec, scores = inputs.document.spec, inputs.document.cells
-    places = score_format.decimals([cell.scores[spec.distance] for cell in scores.values()])
+    places = formatting.decimals([cell.scores[spec.distance] for cell in scores.values()])
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):
         entry = {
             "image": sample_pictures.data_uri(png_bytes(sample_pictures.tile(store))),
             "alt": f"Images 0 to {sample_pictures.TILE - 1} sampled in {describe_cell(cell.axes)}",
-            "distance": score_format.number(scores[cell.name].scores[spec.distance], places),
+            "distance": formatting.number(scores[cell.name].scores[spec.distance], places),
             "best": cell.name == inputs.document.best.cell,
         }
         rows.setdefault(describe_line(cell.axes), {})[cell.steps] = entry
@@ -264,8 +264,8 @@ def _describe_curve(
 ) -> str:
     """Describe a curve in words."""
     values = [cell.scores[metric] for cell in document.cells.values()]
-    places = score_format.decimals(values)
-    low, high = score_format.number(min(values), places), score_format.number(max(values), places)
+    places = formatting.decimals(values)
+    low, high = formatting.number(min(values), places), formatting.number(max(values), places)
     return f"{label} over {cost}, between {low} and {high}"
 
 

@@ -17,7 +17,7 @@ from diffusion.papers.paper import (
 )
 from diffusion.protocol.grid import cell_order, describe_line
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.report import figures, score_format
+from diffusion.report import figures, formatting
 
 # Other steps are another point of the curve, not another protocol, and the cost is its other axis.
 SAME_CURVE = ("steps", "eta", "nfe")
@@ -32,7 +32,7 @@ def published_content(document: ScoresDocument) -> dict[str, Any] | None:
     alike = shared_differences([one.differences for one in shown])
     metrics, distance = [one.figure.metric for one in shown], document.spec.distance
     metric = distance if distance in metrics else metrics[0]
-    label = score_format.short_names(document.spec)["distance"] if metric == distance else metric
+    label = formatting.short_names(document.spec)["distance"] if metric == distance else metric
     return {
         "label": label,
         "drawing": _drawing(document, metric, label, shown),

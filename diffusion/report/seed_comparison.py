@@ -8,7 +8,7 @@ from diffusion.choice.confidence import card_diff, cells_by_seed, deviation_of, 
 from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import describe_cell, describe_line
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
-from diffusion.report import score_format, score_tables
+from diffusion.report import formatting, score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve
 
@@ -112,14 +112,14 @@ def seeds_content(document: ScoresDocument, others: Documents) -> dict[str, Any]
 
 
 def _row(one: SeedComparison, seeds: Sequence[int]) -> dict[str, Any]:
-    places = score_format.places_of(one.metric, list(one.values.values()))
-    texts = {seed: score_format.number(value, places) for seed, value in one.values.items()}
+    places = formatting.places_of(one.metric, list(one.values.values()))
+    texts = {seed: formatting.number(value, places) for seed, value in one.values.items()}
     return {
         "heading": one.heading,
         "own": texts[one.own],
         "apart": one.is_apart,
-        "mean": score_format.number(one.mean, places),
-        "spread": score_format.number(one.deviation, places),
+        "mean": formatting.number(one.mean, places),
+        "spread": formatting.number(one.deviation, places),
         "place": f"{one.place} of {len(one.values)}" if one.place else "–",
         "others": [texts.get(seed, "–") for seed in seeds if seed != one.own],
     }
@@ -137,6 +137,6 @@ def _drawing(document: ScoresDocument, others: Documents) -> str | None:
             points.append(CurvePoint(cell.steps, "mean of the seeds", mean, (mean - spread, mean + spread)))
     if len(points) <= 2:
         return None
-    label = score_format.short_names(document.spec)["distance"]
+    label = formatting.short_names(document.spec)["distance"]
     title = f"{label} over the number of sampling steps, of this training and as the mean of its seeds"
     return as_svg(score_curve(points, label), "seeds", title)

@@ -19,8 +19,8 @@ from diffusion.report.page_content import ReportInputs, draw, page_content
 from diffusion.report.theme import render
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.fields import changed_fields
 from diffusion.system.files import atomic_folder
+from diffusion.system.params import changed_fields
 from diffusion.train.checkpoint.run_record import TrainingFacts, TrainingIdentity
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")

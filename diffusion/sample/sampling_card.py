@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion.code_digest import ModuleDigests, code_digest, plugin_card, torch_version
-from diffusion.entry_code import Chosen, code_of
+from diffusion.code_digest import Chosen, ModuleDigests, code_digest, code_of, plugin_card, torch_version
 from diffusion.layout import CELL_RUNS
 from diffusion.model.counted_passes import forward_flops
 from diffusion.model.model_file import ModelDescription

@@ -15,8 +15,8 @@ from diffusion.layout import PARAMS, SEARCH_RUNS, VERDICT_RUNS
 from diffusion.search.search_config import Point, SearchConfig, applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.fields import changed_fields
 from diffusion.system.files import write_json, write_text
+from diffusion.system.params import changed_fields
 from diffusion.system.section import Section, brief
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -1,4 +1,4 @@
-"""params.yaml: its YAML as plain values or as sections, and edits that keep its comments.
+"""params.yaml: its YAML as plain values or as sections, edits that keep its comments, and changed fields.
 
 The YAML is 1.2, also of papers: `010` is ten, `1e-3` a number, `no` a word. Constructs that settings do not
 need are refused: duplicate keys, anchors and aliases, tags, several documents, deep nesting.
@@ -33,6 +33,7 @@ MAX_DEPTH = 16  # levels; the sections of params.yaml need four
 MAX_NODES = 5000  # scalars, lists and mappings; the profiles have a hundred
 READ: list[str] = []  # the different texts of params.yaml that this process has read
 COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
+MAX_SHOWN = 24  # characters of a value in a message
 
 
 class Removed:
@@ -225,3 +226,25 @@ def _set_value(values: Any, path: Sequence[str], value: Any) -> None:
 
 def _refuse(mark: Any, why: str) -> NoReturn:
     raise YamlRefusal(f"line {mark.line + 1}: {why}" if mark else why) from None
+
+
+def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted name, as in params.yaml."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flatten_fields(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return `name old → new` of every field that differs, sorted by name, with values as in YAML."""
+    before, after = flatten_fields(old), flatten_fields(new)
+
+    def shown(values: dict[str, Any], name: str) -> str:
+        value = values.get(name, "not set")
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return brief(text, str, MAX_SHOWN)
+
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [f"{name} {shown(before, name)} → {shown(after, name)}" for name in changed]

@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from pydantic import ValidationError
 
-from diffusion.code_digest import CodeSince, ModuleDigests, code_since
-from diffusion.entry_code import Chosen, code_of
+from diffusion.code_digest import Chosen, CodeSince, ModuleDigests, code_of, code_since
 from diffusion.images.image_size import height_and_width
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
@@ -19,7 +18,7 @@ from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTR
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.system.errors import UsageError
-from diffusion.system.fields import changed_fields
+from diffusion.system.params import changed_fields
 from diffusion.system.registry import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
 from diffusion.train.optimizers.lr_schedule import LR_SCHEDULES

@@ -19,7 +19,7 @@ from diffusion.protocol.settings import CommonSettings
 from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
-from diffusion.system.fields import changed_fields, flatten_fields
+from diffusion.system.params import changed_fields, flatten_fields
 from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import DenoiserPlan, changed_loss, plan_training, training_fingerprint
 

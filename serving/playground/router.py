@@ -31,8 +31,7 @@ from serving.playground.choices import choices_of, nfe_preview
 from serving.schemas import MAX_EDIT_BODY, MAX_IMAGES, Index, SampleRequest, StrictRequest, check_count
 from serving.served_model import PendingImages, ServedModel
 from serving.service import Service
-from tracking.keys import model_name
-from tracking.project import title_of
+from tracking.keys import model_name, title_of
 from tracking.registry.registered_models import fetch_version_files, list_versions
 
 FOLDER = Path(__file__).parent

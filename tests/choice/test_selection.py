@@ -27,7 +27,7 @@ from diffusion.choice.selection import (
 )
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, SelectedCell, document_values
 from diffusion.protocol.settings import SampleSettings, parse_settings
-from diffusion.report.headline import best_cell
+from diffusion.report.score_tables import best_cell
 from flows.run_summary import sweep_markdown
 from tests.helpers.scores_document import certain_cell, document, with_errors
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.data_config import DataConfig, build_source
-from diffusion.data.holdout import hold_out, shuffled
+from diffusion.data.source import hold_out, shuffled
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.raw_data import by_image, prepared, random_images, write_folder, write_numbered
 

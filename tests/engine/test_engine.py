@@ -11,8 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from diffusion.analysis.inversion import decode_images, encoding
 from diffusion.engine.engine import CHUNK_SIZE, Engine, Full
-from diffusion.engine.forward_pass import batched_forward
-from diffusion.engine.job import Job
+from diffusion.engine.job import Job, batched_forward
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig

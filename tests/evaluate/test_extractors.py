@@ -18,7 +18,7 @@ from diffusion.evaluate.features.inception import _network
 from diffusion.evaluate.features.reference_features import Reference, extraction_code
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL, default_extractor
-from diffusion.report.score_format import short_names
+from diffusion.report.formatting import short_names
 from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError
 from diffusion.system.files import sha256_file
 from tests.helpers.digits_sweep import real_digits

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from diffusion.evaluate import feature_cache
+from diffusion.evaluate import references
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.feature_cache import blocks, cached_features
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.references import blocks, cached_features
 from diffusion.evaluate.scores import kernel_distance, moments
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
@@ -27,7 +27,7 @@ from tests.evaluate.test_scorer import META
 def cache(tmp_path, monkeypatch):
     """Use an empty cache and small blocks."""
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(feature_cache, "BLOCK", 4)
+    monkeypatch.setattr(references, "BLOCK", 4)
     return tmp_path / "cache"
 
 
@@ -85,7 +85,7 @@ def test_other_extractor_or_weights_miss_the_cache(extractor, images, field):
 def test_another_version_of_torch_misses_the_cache(extractor, images, monkeypatch):
     """The card has the version that scored, and features of another one differ by rounding."""
     seen(extractor, images)
-    monkeypatch.setattr(feature_cache, "version", lambda name: "99")
+    monkeypatch.setattr(references, "version", lambda name: "99")
     assert seen(extractor, images)[1][0] == (0, 11)
 
 
@@ -154,7 +154,7 @@ def test_least_recently_used_features_are_evicted(extractor, images, cache, tmp_
         os.utime(made, (at, at))  # long ago, since file times may be coarse
     seen(extractor, images)  # used again
     (size,) = {disk_usage(folder) for folder in (cache / "features").iterdir()}
-    monkeypatch.setattr(feature_cache, "MAX_BYTES", 2 * size)
+    monkeypatch.setattr(references, "MAX_BYTES", 2 * size)
     seen(extractor, third)
     assert seen(extractor, images)[1] == []
     assert seen(extractor, other)[1][0] == (0, 11)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.code_digest import code_digest
-from diffusion.evaluate import feature_cache
+from diffusion.evaluate import references
 from diffusion.evaluate.features.extractors import extract
 from diffusion.evaluate.features.reference_features import (
     extraction_code,
@@ -81,7 +81,7 @@ def test_reference_holds_both_splits_and_their_metadata(real, extractor):
 @pytest.mark.slow
 def test_reference_is_reproduced_to_the_byte_after_an_interruption(real, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(feature_cache, "BLOCK", 32)
+    monkeypatch.setattr(references, "BLOCK", 32)
     prepared, folder = real / "prepared", real / "reference"
     section = make_config().evaluate
     images = sum(len(open_store(prepared / split)) for split in ("train", "test"))

@@ -13,8 +13,12 @@ from diffusion.evaluate import training_scores
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features
 from diffusion.evaluate.features.reference_features import Reference
-from diffusion.evaluate.training_images import scored_images
-from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
+from diffusion.evaluate.training_scores import (
+    ScoredCheckpoints,
+    ValidationImages,
+    ValidationScorer,
+    scored_images,
+)
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN
 from diffusion.model.model_file import load_model, read_artefact, tensors_sha256

@@ -13,7 +13,7 @@ from diffusion.papers.paper import compare_cells, open_paper, shared_differences
 from diffusion.protocol.grid import cell_settings, grid, settings_card
 from diffusion.protocol.scores_document import document_values, pack, read_scores
 from diffusion.report import score_tables
-from diffusion.report.headline import headline
+from diffusion.report.score_tables import headline
 from diffusion.system.errors import DiffctlError
 from diffusion.system.section import fingerprint
 from tests.conftest import ROOT, params

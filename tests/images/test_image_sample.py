@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.images.image_sample import DIGITS, SAMPLED, TAG_LENGTH, contained_share, image_sample
+from diffusion.images.store import DIGITS, SAMPLED, TAG_LENGTH, contained_share, image_sample
 
 
 @given(st.integers(0, 2**32), st.integers(1, 1000), st.integers(0, 8000), st.floats(0, 1))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from diffusion.interop.model_card import CardInputs, model_card
+from diffusion.interop.hub_folder import CardInputs, model_card
 from diffusion.protocol.extractors import INCEPTION
 from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.protocol.settings import SampleSettings

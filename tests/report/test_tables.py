@@ -12,9 +12,9 @@ from diffusion.config import parse
 from diffusion.papers.paper import Paper
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import published_figures
-from diffusion.report.headline import best_cell, headline
 from diffusion.report.page_content import _lineage, _yaml
 from diffusion.report.published_figures import matching_figures, published_content
+from diffusion.report.score_tables import best_cell, headline
 from diffusion.report.seed_comparison import compare_seeds, excluded_seeds, seeds_content
 from tests.conftest import ROOT, params
 from tests.helpers.report_page import Page, report

@@ -9,8 +9,7 @@ import pytest
 
 from diffusion.check.dependency_checks import check_plugins
 from diffusion.check.findings import Project
-from diffusion.code_digest import changed_modules, code_digest, module_digests, plugin_card
-from diffusion.entry_code import code_of
+from diffusion.code_digest import changed_modules, code_digest, code_of, module_digests, plugin_card
 from diffusion.system import registry
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import BuilderEntry, Registry, load_package, load_reference, plugins_folder

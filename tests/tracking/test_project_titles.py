@@ -14,7 +14,7 @@ from tests.conftest import params, write_params
 from tests.helpers.raw_data import random_images, write_numbered
 from tests.tracking.test_promotion import run
 from tracking import keys
-from tracking.project import read_project
+from tracking.keys import read_project
 from tracking.registry.registered_models import (
     champion_model,
     champion_version,

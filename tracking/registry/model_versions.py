@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import diffusion
 from diffusion.choice.ranking import best_cell
 from diffusion.choice.selection import describe_selection
-from diffusion.images.image_sample import TAG_LENGTH, contained_share
-from diffusion.images.store import prepared_meta
+from diffusion.images.store import TAG_LENGTH, contained_share, prepared_meta
 from diffusion.layout import MODEL_RUNS, PREPARED, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
 from diffusion.system.errors import DiffctlError

@@ -17,8 +17,7 @@ from diffusion.layout import MODEL, SCORES
 from diffusion.protocol.card import network_digests
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
-from tracking.keys import MODEL_SHA256, model_name
-from tracking.project import read_project, title_of
+from tracking.keys import MODEL_SHA256, model_name, read_project, title_of
 from tracking.registry.champion_log import ChampionHistory, read_history, repair
 from tracking.registry.model_versions import (
     create_version,

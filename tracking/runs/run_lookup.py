@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from diffusion.layout import PROFILES, RUN, TRAIN_RUNS
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.fields import flatten_fields
 from diffusion.system.locks import LockBusy, file_lock
+from diffusion.system.params import flatten_fields
 from diffusion.train.checkpoint.run_record import TrainingIdentity
 from tracking.connectivity import MlflowDenied, MlflowError, check_reachable
 from tracking.experiments import create_finished_run, ensure_experiment, search_runs
-from tracking.keys import BEST, FINGERPRINT, KEY, experiment_name
+from tracking.keys import BEST, FINGERPRINT, KEY, experiment_name, title_of
 from tracking.mlflow_pages import experiment_link
-from tracking.project import title_of
 from tracking.spool.delivery import RunDeleted, deliver, mark_killed
 from tracking.spool.sender import LOCK
 from tracking.spool.spool_status import (

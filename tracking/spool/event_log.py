@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.fields import flatten_fields
 from diffusion.system.files import sha256_file, sync_path
+from diffusion.system.params import flatten_fields
 from tracking.spool.events import (
     AnyEvent,
     Artifact,

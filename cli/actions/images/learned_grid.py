@@ -5,7 +5,7 @@ from pydantic import TypeAdapter, ValidationError
 from cli.actions.model_choice import given_options, selected_model
 from cli.commands.models import Grid
 from cli.shared.console import progress
-from diffusion.analysis.learned_grid import learned_levels, teacher_settings
+from diffusion.analysis.learned_times import learned_levels, teacher_settings
 from diffusion.layout import check_output_file
 from diffusion.model.model_file import load_model
 from diffusion.protocol.learned_grid import LearnedGrids

@@ -16,8 +16,7 @@ from cli.commands.models import PublishHub
 from cli.shared.console import progress
 from cli.shared.options import sample_flags
 from diffusion.choice.selection import model_scores, usual_settings
-from diffusion.interop.hub_folder import write_hub_folder
-from diffusion.interop.model_card import CardInputs
+from diffusion.interop.hub_folder import CardInputs, write_hub_folder
 from diffusion.layout import MODEL
 from diffusion.model.model_file import load_model
 from diffusion.protocol.base_model import BaseConfig

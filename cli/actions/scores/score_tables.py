@@ -13,7 +13,7 @@ from diffusion.protocol.grid import cell_order
 from diffusion.protocol.option_tables import AXES
 from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.report.score_format import real_label
+from diffusion.report.formatting import real_label
 
 TWO_SIDED = 1.96  # standard deviations of a 95 % interval
 

@@ -60,9 +60,9 @@ from tracking.keys import (
     TRIAL,
     VERDICT,
     experiment_name,
+    title_of,
 )
 from tracking.mlflow_pages import best_scores
-from tracking.project import title_of
 from tracking.runs.base_models import fixed_base
 from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool

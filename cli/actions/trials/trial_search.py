@@ -32,7 +32,7 @@ from diffusion.train.pretrained import PretrainedRefused
 from diffusion.verdict.arms import refuse_files_of_the_training
 from flows.dvc_pull import fetch_networks
 from tracking.experiments import log_search
-from tracking.project import title_of
+from tracking.keys import title_of
 from tracking.runs.base_models import fix_bases
 
 MAX_FAILURES = 3  # in a row, which the settings alone do not explain

@@ -48,7 +48,7 @@ from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
 from flows.dvc_pull import fetch_networks
 from flows.sweep_cells import hold_samples
-from tracking.project import title_of
+from tracking.keys import title_of
 from tracking.runs.base_models import fix_bases, fixed_base
 from tracking.verdict_runs import log_verdict
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusion.data.holdout import Indices
 from diffusion.data.readers.listing import Paths, as_text
-from diffusion.data.source import Job, Rows
+from diffusion.data.source import Indices, Job, Rows
 from diffusion.images.image_size import Size, format_size
 from diffusion.images.pictures import (
     MAX_BYTES,

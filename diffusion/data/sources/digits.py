@@ -7,8 +7,7 @@ import numpy as np
 from pydantic import model_validator
 
 from diffusion.data.data_config import DataConfig
-from diffusion.data.holdout import hold_out
-from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
+from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split, hold_out
 from diffusion.downloads.fetch import OnProgress
 
 COUNT = 1797

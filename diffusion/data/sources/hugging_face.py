@@ -15,9 +15,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from diffusion.data.data_config import PhotographsConfig
-from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.readers.image_files import images_of
-from diffusion.data.source import DatasetInfo, ImageProblem, Job, RawData, Rows, Split, class_names
+from diffusion.data.source import (
+    DatasetInfo,
+    ImageProblem,
+    Indices,
+    Job,
+    RawData,
+    Rows,
+    Split,
+    class_names,
+    shuffled,
+)
 from diffusion.data.sources.image_folder import class_order, held_out_rows
 from diffusion.downloads.fetch import OnProgress, cache_root, raw_folder
 from diffusion.images.image_size import Size

@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from diffusion.data.data_config import PhotographsConfig
-from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images, read_labels, split_of
-from diffusion.data.source import SHOWN, DatasetInfo, ImageProblem, RawData, Split, class_names
+from diffusion.data.source import (
+    SHOWN,
+    DatasetInfo,
+    ImageProblem,
+    Indices,
+    RawData,
+    Split,
+    class_names,
+    hold_out,
+    shuffled,
+)
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
 from diffusion.layout import check_raw_folder, home

@@ -8,10 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.data.data_config import PhotographsConfig
-from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.listing import Paths, as_text, list_images
-from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, ImageProblem, RawData, Split, unique_names
+from diffusion.data.source import (
+    IMAGENET_CLASSES,
+    DatasetInfo,
+    ImageProblem,
+    Indices,
+    RawData,
+    Split,
+    shuffled,
+    unique_names,
+)
 from diffusion.data.sources.kaggle import KaggleFiles
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels

@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.data.data_config import DataConfig
-from diffusion.data.holdout import hold_out
 from diffusion.data.readers.archives import Array
 from diffusion.data.readers.pickles import entry, integers, plain_array, read_pickle
-from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split, class_names
+from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split, class_names, hold_out
 from diffusion.data.sources.kaggle import KaggleFiles
 from diffusion.downloads.fetch import OnProgress, file_checksums, find_file
 from diffusion.system.errors import DiffctlError, printable

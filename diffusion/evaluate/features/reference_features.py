@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.code_digest import ModuleDigests, code_digest
-from diffusion.entry_code import code_of
+from diffusion.code_digest import ModuleDigests, code_digest, code_of
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT
 from diffusion.evaluate.features.extractors import Extractor, FeatureArray, Features
 from diffusion.images.image_size import written_size

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from diffusion.code_digest import ModuleDigests, changed_modules, code_digest
 from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlWarning
-from diffusion.system.fields import changed_fields
+from diffusion.system.params import changed_fields
 from diffusion.system.section import PositiveInt
 from diffusion.train.checkpoint.run_record import CODE, CONFIG, HEARTBEAT, read_note
 from diffusion.train.checkpoint.state_files import (

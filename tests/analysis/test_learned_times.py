@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.analysis import learned_grid
+from diffusion.analysis import learned_times
 from diffusion.analysis.mixture import MixtureDenoiser, ring
 from diffusion.check.dependency_checks import check_dependencies
 from diffusion.check.findings import Project
@@ -49,14 +49,14 @@ def test_dynamic_programming_finds_the_least_sum_of_all_paths(nodes, seed, data)
         return sum(1.15**m * costs[a][b] for m, (a, b) in enumerate(itertools.pairwise(path)))
 
     paths = [(0, *middle, nodes - 1) for middle in itertools.combinations(range(1, nodes - 1), steps - 1)]
-    found = learned_grid.best_path(costs, steps)
+    found = learned_times.best_path(costs, steps)
     assert total(tuple(found)) == pytest.approx(min(map(total, paths)))
     assert tuple(found) in paths
 
 
 def test_costs_are_distances_from_the_line_between_both_ends():
     points, slopes, nodes = randn(5, 3, 7), randn(4, 3, 7, seed=1), [8.0, 3.0, 1.0, 0.2, 0.0]
-    costs = learned_grid.step_costs(points, slopes, nodes).numpy()
+    costs = learned_times.step_costs(points, slopes, nodes).numpy()
     for row, i, j in itertools.product(range(3), range(4), range(5)):
         if j <= i:
             assert costs[row, i, j] == np.inf
@@ -75,7 +75,7 @@ def test_costs_are_distances_from_the_line_between_both_ends():
 def test_learned_times_of_a_mixture_are_nearer_to_its_flow_than_edms(schedule):
     """A teacher of 60 steps, then DDIM in 6 from other noise."""
     process = build_process(ProcessConfig(schedule=schedule))
-    denoiser, teacher = MixtureDenoiser(RING, process), learned_grid.teacher_settings(process.config)
+    denoiser, teacher = MixtureDenoiser(RING, process), learned_times.teacher_settings(process.config)
     options = dict(teacher.spacing_options)
 
     def ends(seed: int, **changes: object) -> torch.Tensor:
@@ -86,10 +86,10 @@ def test_learned_times_of_a_mixture_are_nearer_to_its_flow_than_edms(schedule):
 
     grid = sampling_grid(teacher, process)
     x = grid.initial_noise_scale * randn(64, 2, 1, 1)
-    path = learned_grid.teacher_path(denoiser, teacher, grid, x, Condition(64))
-    nodes = learned_grid.teacher_nodes(grid)
-    costs = learned_grid.step_costs(*path, nodes).mean(0).tolist()
-    levels = [nodes[node] for node in learned_grid.best_path(costs, 6)[:-1]]
+    path = learned_times.teacher_path(denoiser, teacher, grid, x, Condition(64))
+    nodes = learned_times.teacher_nodes(grid)
+    costs = learned_times.step_costs(*path, nodes).mean(0).tolist()
+    levels = [nodes[node] for node in learned_times.best_path(costs, 6)[:-1]]
     exact = ends(1, sampler="unipc", spacing="log-snr", steps=150, spacing_options=options)
     errors = [
         float((ends(1, steps=6, spacing=spacing, spacing_options=own) - exact).norm(dim=1).mean())
@@ -125,8 +125,8 @@ def test_the_file_of_a_model_is_used_by_commands_and_cells(learned, project, inv
     grids = read_learned_grids(learned)
     assert grids.model_sha256 == read_artefact(MODEL).model_sha256
     assert sorted(grids.levels) == [2, 3]
-    of_all = learned_grid.learned_levels(
-        load_model(MODEL), learned_grid.teacher_settings(read_artefact(MODEL).process), [3], 3, 3, print
+    of_all = learned_times.learned_levels(
+        load_model(MODEL), learned_times.teacher_settings(read_artefact(MODEL).process), [3], 3, 3, print
     )
     assert of_all[3] == pytest.approx(grids.levels[3]), "whatever the batch size"
     chosen = ["sample", "--out", "x.npz", "--num", "2", "--spacing", "learned"]
