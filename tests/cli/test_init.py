@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from cli.commands.project import Init
-from cli.project import pictures
+from cli.project import folder_settings
 from cli.project.clones import UNFINISHED, edited_library_files, take_over
 from cli.project.generated_files import ProjectChoices, generated_files, is_from_file, read_choices
 from cli.shared.options import profile_names
@@ -72,11 +72,11 @@ def folder_of_pictures(
     ],
 )
 def test_settings_follow_from_the_pictures(tmp_path, monkeypatch, made, seconds, values) -> None:
-    monkeypatch.setattr(pictures, "time_steps", lambda *_: TimeRange(seconds, seconds, seconds))
-    monkeypatch.setattr(pictures, "default_device", lambda: pictures.torch.device("cpu"))
+    monkeypatch.setattr(folder_settings, "time_steps", lambda *_: TimeRange(seconds, seconds, seconds))
+    monkeypatch.setattr(folder_settings, "default_device", lambda: folder_settings.torch.device("cpu"))
     folder = folder_of_pictures(tmp_path / "cats", *made)
     (folder / "broken.png").write_bytes(b"\x89PNG")
-    choices, reasons = pictures.choose_settings(folder, "data/cats", ProjectChoices())
+    choices, reasons = folder_settings.choose_settings(folder, "data/cats", ProjectChoices())
     config = parse(parse_yaml(generated_files(choices)["params.yaml"]), "params.yaml").model_dump(mode="json")
     found = config["model"] | config["train"] | config["data"]
     assert {name: found[name] for name in values} == values
@@ -88,9 +88,9 @@ def test_settings_follow_from_the_pictures(tmp_path, monkeypatch, made, seconds,
 
 @pytest.mark.slow
 def test_settings_for_captions_unequal_classes_and_a_list_of_labels(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(pictures, "time_steps", lambda *_: TimeRange(2 / 64, 2 / 64, 2 / 64))  # an image
-    monkeypatch.setattr(pictures, "default_device", lambda: pictures.torch.device("cuda"))
-    monkeypatch.setattr(pictures, "MIN_STEPS", 10)
+    monkeypatch.setattr(folder_settings, "time_steps", lambda *_: TimeRange(2 / 64, 2 / 64, 2 / 64))
+    monkeypatch.setattr(folder_settings, "default_device", lambda: folder_settings.torch.device("cuda"))
+    monkeypatch.setattr(folder_settings, "MIN_STEPS", 10)
     folder = folder_of_pictures(tmp_path / "cats", 80, 16, is_grey=True)
     monkeypatch.chdir(folder)  # for `--data .`
     rows = [f"{number}.png,{'rare' if number < 21 else 'frequent'}" for number in range(80)]
@@ -98,7 +98,7 @@ def test_settings_for_captions_unequal_classes_and_a_list_of_labels(tmp_path, mo
     (folder / "captions").mkdir()
     for number in range(80):
         (folder / f"captions/{number}.txt").write_text("a cat")
-    choices, reasons = pictures.choose_settings(folder, "data/cats", ProjectChoices())
+    choices, reasons = folder_settings.choose_settings(folder, "data/cats", ProjectChoices())
     config = parse(parse_yaml(generated_files(choices)["params.yaml"]), "params.yaml")
     assert config.data.model_dump()["labels"] == "labels.csv"
     assert (config.model.class_cond, config.sample.classes) == (True, "data")

@@ -79,7 +79,7 @@ def _choose(options: Init, root: Path, choices: ProjectChoices) -> tuple[Project
     if any((data / remote.name).is_file() for remote in fashion_mnist.FILES):
         message = f"--data {printable(data)} has IDX files and no pictures: for those of Fashion-MNIST"
         raise UsageError(f"{message} give --data {fashion_mnist.NAME}, and set data.path to their folder")
-    from cli.project.pictures import choose_settings  # torch
+    from cli.project.folder_settings import choose_settings  # torch
 
     typer.echo(f"looking at the pictures in {printable(data)} and timing a few training steps")
     choices, reasons = choose_settings(data.resolve(), _path_from(root, data), choices)

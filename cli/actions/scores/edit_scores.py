@@ -18,7 +18,6 @@ from diffusion.analysis.image_inputs import input_condition, known_labels, open_
 from diffusion.edit.editor import Editor, edit_card, edit_protocol
 from diffusion.edit.inputs import measure, show_edits
 from diffusion.edit.operators import Measurement, build_operator
-from diffusion.edit.scores import SCORES, interval_scores, mean_and_half, mean_scores, scores_by_picture
 from diffusion.evaluate.adhoc import ScoringInputs, open_inputs, score_images
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import space_extractor
@@ -31,7 +30,14 @@ from diffusion.process.denoiser import Condition
 from diffusion.protocol.edits import EditSettings
 from diffusion.protocol.extractors import default_extractor, extractor_spec
 from diffusion.protocol.settings import SampleSettings, default_spacing
-from diffusion.report.edit_page import render_edits
+from diffusion.report.edit_report import (
+    SCORES,
+    interval_scores,
+    mean_and_half,
+    mean_scores,
+    render_edits,
+    scores_by_picture,
+)
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output_text

@@ -13,11 +13,11 @@ from PIL import Image
 from scipy import stats
 
 from diffusion.edit.operators import Measurement, build_operator
-from diffusion.edit.scores import mean_scores, scores_by_picture
 from diffusion.images.pictures import DISPLAY_SIZE, GAP
 from diffusion.images.pixels import to_model
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL
+from diffusion.report.edit_report import mean_scores, scores_by_picture
 from tests.helpers.invoke import assert_refused
 from tests.helpers.networks import edm_model, small_model
 
