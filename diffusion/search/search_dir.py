@@ -1,23 +1,21 @@
 """The directory of a search, runs/search/NAME/: its settings, and a directory for each trial."""
 
 import re
-import uuid
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from diffusion.images.store import ImageStore
 from diffusion.layout import PARAMS, SEARCH_RUNS, VERDICT_RUNS
-from diffusion.search.search_config import Point, SearchConfig, applied
+from diffusion.search.search_config import Point, applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.params import changed_fields
 from diffusion.system.section import Section, brief
+from diffusion.trials.trial_inputs import changed_inputs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ABOUT, RESULT, ELAPSED, LOCK = "search.json", "ended.json", "elapsed.json", "lock"
@@ -65,16 +63,17 @@ class Elapsed:
 class About(Section):
     """The settings of a search or a verdict: its key in MLflow, and everything that its trials share.
 
-    The digests are of the training images and of the held-out ones (empty if an older version wrote it).
-    `bases` are the SHA-256 of the files of base models by name, as they were when it began.
+    `inputs` are those of each trial, or of each training code in a search, as they were when it began; none
+    if an older version wrote it. `bases` are the SHA-256 of the files of base models by name.
     """
 
+    model_config = ConfigDict(extra="ignore")  # an older version stored other fields
+
     key: Annotated[str, Field(min_length=1, max_length=100)]
-    data_digest: Annotated[str, Field(max_length=200)]
-    heldout_digest: Annotated[str, Field(max_length=200)] = ""
     settings: dict[str, Any]
     search: dict[str, Any]
     bases: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    inputs: list[dict[str, Any]] = Field(default_factory=list)
 
 
 def search_dir(name: str) -> Path:
@@ -84,51 +83,32 @@ def search_dir(name: str) -> Path:
     return SEARCH_RUNS / name
 
 
-def open_search(
-    folder: Path,
-    section: SearchConfig,
-    settings: dict[str, Any],
-    digests: tuple[str, str],
-    bases: Callable[[], dict[str, str]] = dict,
-) -> About:
-    """Return the settings of the search in the directory, written if it is new.
-
-    `settings` are the whole configuration with the first point of the search, so that the values of searched
-    fields in params.yaml do not matter. `digests` are of the training and the held-out images. UsageError if
-    any of these or the section differ from the stored ones; only `trials` may increase. The caller holds the
-    lock of the directory.
-    """
-    search = section.model_dump(mode="json", exclude={"trials"})
-    data, heldout = digests
-    about = About(
-        key=uuid.uuid4().hex, data_digest=data, heldout_digest=heldout, settings=settings, search=search
-    )
-    known = open_about(folder, about, bases)
-    ignored = {"key", "bases"} if known.heldout_digest else {"key", "bases", "heldout_digest"}
-    before, now = (one.model_dump(exclude=ignored) for one in (known, about))
-    fields_changed = changed_fields({"search": known.search}, {"search": search})  # they change settings too
-    if changed := fields_changed or changed_fields(before, now):
-        fields = ", ".join(changed[:3])
-        raise UsageError(f"{folder} is a search with other settings ({fields}): use another --name")
-    return known
-
-
-def open_about(folder: Path, about: About, bases: Callable[[], dict[str, str]] = dict) -> About:
-    """Return the settings stored in the directory; those of a new one are `about` with its `bases`."""
+def find_about(folder: Path) -> About | None:
+    """Return the settings stored in the directory; None if it is new."""
     try:
         return read_checksummed_json(folder / ABOUT, About)
     except FileNotFoundError:
-        about = about.model_copy(update={"bases": bases()})
+        return None
+
+
+def open_about(folder: Path, about: About) -> About:
+    """Return the settings stored in the directory, by default these. The caller holds its lock."""
+    if (known := find_about(folder)) is None:
         write_json(folder / ABOUT, add_checksum(about.model_dump()))
-        return about
+    return known or about
 
 
-def refuse_other_images(about: About, stores: Sequence[ImageStore]) -> None:
-    """Raise DiffctlError if the training or held-out images are not those of the start."""
-    for store, digest in zip(stores, (about.data_digest, about.heldout_digest), strict=True):
-        if digest and store.digest != digest:  # an older version stored none of the held-out images
-            found = f"{store.path} has other images than when this search or verdict began"
-            raise DiffctlError(f"{found}: restore them to resume it")
+def refuse_other_search(folder: Path, known: About, now: About) -> None:
+    """Raise UsageError if the search in the directory has other settings or inputs than `now`.
+
+    Its settings have the first point of the search, so that the values of searched fields in params.yaml do
+    not matter. The number of trials is no part of them: it may increase.
+    """
+    changed = changed_fields({"search": known.search}, {"search": now.search})  # they change settings too
+    changed = changed or changed_fields(known.settings, now.settings)
+    if changed := changed or changed_inputs(known.inputs, now.inputs):
+        fields = ", ".join(changed[:3])
+        raise UsageError(f"{folder} is a search with other settings ({fields}): use another --name")
 
 
 def known_searches() -> list[About]:

@@ -22,8 +22,7 @@ from diffusion.sample import cell_images
 from diffusion.sample.ema_files import ema_model_file, matching_snapshots
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampling_card import cells_folder, shards_folder
-from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import ABOUT, open_search, search_dir
+from diffusion.search.search_dir import ABOUT, About, open_about, search_dir
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
@@ -47,7 +46,6 @@ from tracking.spool.delivery import deliver
 from tracking.spool.event_log import Spool
 from tracking.store import connect, tracking_uri
 
-SECTION = SearchConfig(fields={"train.seed": (0, 1)}, method="grid")
 CLASSIFIER = {"steps": 2, "batch_size": 4, "lr": 0.001}
 
 
@@ -114,9 +112,11 @@ def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
 def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
     base = MODEL_RUNS / ("e" * 64)
     write_text(base / "model.safetensors", "weights")
-    bases = lambda: {"champion small": base.name}  # noqa: E731
-    names, digests = ("first", "second"), ("train", "test")
-    searches = [open_search(search_dir(name), SECTION, {}, digests, bases) for name in names]
+    bases = {"champion small": base.name}
+    searches = [
+        open_about(search_dir(name), About(key=name, settings={}, search={}, bases=bases))
+        for name in ("first", "second")
+    ]
     shared, single = make_training("shared", "shared"), make_training("single", "single")
     for folder, of in ((shared, searches), (single, searches[1:])):
         spool = Spool(folder, folder.name, folder.name, "diffctl-digits")

@@ -17,9 +17,10 @@ from diffusion.layout import PREPARED
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import (
     ABOUT,
+    About,
     Trial,
     TrialResult,
-    open_search,
+    open_about,
     read_result,
     trial_dir,
     write_trial_params,
@@ -32,6 +33,7 @@ from diffusion.system.params import read_params
 from tests.conftest import diffctl, start_diffctl, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.networks import small_model
 from tests.helpers.prepared import copy_data, reverse_held_out_images
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
@@ -107,8 +109,7 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     write_params(project, train={"val_every": 2, "val_images": 8}, search=search)
     copy_data(project)
     folder = project / "runs/search/search"
-    train, test = (open_store(PREPARED / split).digest for split in ("train", "test"))
-    open_search(folder, section, {}, (train, test))
+    open_about(folder, About(key="a search", settings={}, search={}))
     study = SearchStudy(folder, section)
     for seed in range(3):
         number = study.start({"train.seed": seed}).number
@@ -185,19 +186,28 @@ def test_sigterm_saves_and_other_settings_need_another_name(searching: Path, inv
     assert_refused(invoke("search"), "batch_size", "--name")
 
 
-def test_search_on_other_held_out_images_needs_another_name(
+def test_search_with_other_images_guide_or_torch_needs_another_name(
     project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search of an older version, which did not store their digest, is read."""
-    write_params(project, search=SEARCH)
+    """A search of an older version, which did not store their digests, is read."""
+    guided = {"guidance": 1.0, "guide": "guide.safetensors"}
+    write_params(project, search=SEARCH, sample=guided)
     copy_data(project)
-    monkeypatch.setattr(trial_search, "check_scoring", lambda config: None)
+    small_model(Path("guide.safetensors"))
+    for name in ("check_scoring", "preflight"):
+        monkeypatch.setattr(trial_search, name, lambda *ignored: None)
     monkeypatch.setattr(trial_search, "run_search", lambda *ignored: [])
     assert_refused(invoke("search"), "none of the 0 trials", code=1)
     reverse_held_out_images()
-    assert_refused(invoke("search"), "heldout_digest", "--name")
+    assert_refused(invoke("search"), "(data/prepared/test)", "--name")
+    reverse_held_out_images()
+    with monkeypatch.context() as other:
+        other.setattr("diffusion.trials.trial_inputs.torch_version", lambda: "0.1")
+        assert_refused(invoke("search"), "(torch)", "--name")
+    small_model(Path("guide.safetensors"), seed=1)
+    assert_refused(invoke("search"), "(guide)", "--name")
     path = Path("runs/search/search", ABOUT)
     about = read_json(path, JsonObject)
-    del about["heldout_digest"]
-    write_json(path, add_checksum(about))
+    del about["inputs"]
+    write_json(path, add_checksum({**about, "data_digest": "of an older version"}))
     assert_refused(invoke("search"), "none of the 0 trials", code=1)

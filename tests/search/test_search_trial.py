@@ -5,23 +5,19 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import typer
 
 from cli.actions.trials import search_trial
-from cli.actions.trials.verdict_arms import identify
 from cli.commands.models import SearchTrial
-from cli.commands.verdict import Verdict
 from cli.stages import training
 from cli.stages.observers import TrackedTraining
-from diffusion.images.store import open_store
-from diffusion.layout import HELD_OUT, PREPARED, TRAIN_RUNS, VERDICT_RUNS
+from diffusion.layout import HELD_OUT, TRAIN_RUNS, VERDICT_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search.search_dir import (
     About,
@@ -39,10 +35,11 @@ from diffusion.train.distributed import launch
 from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.validation_loss import ValidationLoss
+from diffusion.trials.trial_inputs import Inputs, inputs_of_loss
 from diffusion.verdict.arms import Arm
 from flows.ray.trial_runner import STARTED, STARTER
 from tests.conftest import params
-from tests.helpers.prepared import copy_data, reverse_held_out_images
+from tests.helpers.prepared import copy_data
 
 SHORT = {"steps": 4, "save_every": 4, "log_every": 2, "val_every": 4}
 
@@ -56,13 +53,12 @@ def run_trial(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunTrial:
     for place, name in ((training, "start_sender"), (training, "close_sender"), (TrackedTraining, "preview")):
         monkeypatch.setattr(place, name, lambda *ignored: None)
     monkeypatch.setattr(training, "training_name", lambda config: "digits")
-    data, heldout = (open_store(folder).digest for folder in (PREPARED / "train", HELD_OUT))
 
-    def run(name: str = "first", val_images: int = 8, **search: Any) -> TrialResult | None:
-        verdict, search = VERDICT_RUNS / name, {"metric": "loss", **search}
-        open_about(
-            verdict, About(key=name, data_digest=data, heldout_digest=heldout, settings={}, search=search)
-        )
+    def run(
+        name: str = "first", val_images: int = 8, inputs: Sequence[Inputs] = (), metric: str = "loss"
+    ) -> TrialResult | None:
+        verdict = VERDICT_RUNS / name
+        open_about(verdict, About(key=name, settings={}, search={"metric": metric}, inputs=list(inputs)))
         folder = trial_dir(verdict, 0)
         write_trial_params(folder, params(train={**SHORT, "val_images": val_images}), {})
         search_trial.run_trial(SearchTrial(folder=folder, local=False))
@@ -164,28 +160,15 @@ def done(*ignored: object) -> TrialResult:
     return TrialResult("done", 1.0)
 
 
-def test_trial_with_other_images_than_at_the_start_is_no_result(
-    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reverse_held_out_images()
-    with pytest.raises(DiffctlError, match=f"{HELD_OUT} has other images than when this search or verdict"):
-        run_trial()
-    reverse_held_out_images()
-    monkeypatch.setattr(search_trial, "_train_and_score", done)
-    assert run_trial() == done()
-
-
-def test_trial_of_other_code_than_its_verdict_is_no_result(
+def test_trial_with_other_images_or_code_than_at_the_start_is_no_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_trial, "_train_and_score", done)
-    arm = Arm("control", params(train={**SHORT, "val_images": 8}))
-    options = Verdict(changes=["train.steps=4"], metric="loss")
-    search = identify([arm], options, "training", {})[1].search
-    for number, changed in enumerate(({"code": ["other"]}, {"scoring": {"code": "other"}})):
-        with pytest.raises(DiffctlError, match="changed since this verdict began"):
-            run_trial(f"changed{number}", **{**search, **changed})
-    assert run_trial("same", **search) == done()
+    inputs = inputs_of_loss(Arm("control", params(train={**SHORT, "val_images": 8})).plan)
+    for number, name in enumerate(inputs):
+        with pytest.raises(DiffctlError, match=f"^{name} changed since the search or verdict in"):
+            run_trial(f"changed{number}", inputs=[{**inputs, name: "other"}])
+    assert run_trial("same", inputs=[{**inputs, "torch": "0.1"}, inputs]) == done()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
 """The base of a cascade: the files of its scores stay the same while MLflow's champions change."""
 
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from cli.actions.model_choice import selected_files
 from cli.actions.trials import search_trial
-from cli.actions.trials.search_trial import TrialRun
 from cli.shared.options import ModelSourceOptions
 from diffusion.choice.selection import best_settings
 from diffusion.config import parse
@@ -18,7 +15,7 @@ from diffusion.protocol.base_model import BaseConfig, base_text
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file
-from diffusion.search.search_dir import About, open_about, trial_dir
+from diffusion.search.search_dir import About, open_about
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file, write_json
@@ -114,8 +111,8 @@ def base_of_trial(verdict: Path, monkeypatch) -> bytes:
     monkeypatch.setattr(search_trial, "score_grid", take)
     sample = {"base": BASE.model_dump(exclude_none=True)}
     config = parse(params(sample=sample, model={"low_res": 4}), "the test")
-    trainer = SimpleNamespace(lead=lambda *_: SimpleNamespace(run=SimpleNamespace(folder=verdict)))
-    search_trial._train_and_score(TrialRun(trial_dir(verdict, 0), config, None), trainer, None)
+    about = open_about(verdict, About(key="v", settings={}, search={}))
+    search_trial.score_trial(config, MODEL, verdict, about, {})
     return scored[0].read_bytes()
 
 
@@ -125,15 +122,14 @@ def test_the_base_of_scores_and_of_a_verdict_stays_when_its_champion_changes(mak
     first = register_base(1)
     update_base(BASE)
     verdict = Path("runs/verdict/v")
-    about = About(key="v", data_digest="", settings={}, search={"metric": "fd"})
-    fixed = open_about(verdict, about, partial(fix_bases, [BASE, None])).bases
+    about = About(key="v", settings={}, search={"metric": "fd"}, bases=fix_bases([BASE, None]))
+    fixed = open_about(verdict, about).bases
     second = register_base(2)
     make_cascade(make_model, BASE, first)
     named = base_text(BASE)
     assert base_file_of(LOCAL) == first
     assert base_file_of(LOCAL, base=named) == fetch_base(BASE).read_bytes() == second
     assert base_file(BASE).read_bytes() == first, "only a stage pins another one"
-    assert open_about(verdict, about, lambda: pytest.fail("it has begun")).bases == fixed
     assert base_of_trial(verdict, monkeypatch) == first
     update_base(BASE)
     assert base_file(BASE).read_bytes() == second

@@ -1,30 +1,34 @@
 """What a verdict compares, and the changes that it refuses."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cli.actions.trials import verdict_arms
-from cli.actions.trials.verdict_arms import check_options, identify, read_arms, refuse_other_code
+from cli.actions.trials import search_trial
+from cli.actions.trials.verdict_arms import check_options, identify, read_arms
 from cli.actions.trials.verdict_trials import Job, VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.code_digest import module_digests
 from diffusion.config import load
-from diffusion.layout import GRIDS, PARAMS
-from diffusion.model.model_file import ModelDescription, read_artefact
+from diffusion.layout import GRIDS, MODEL, PARAMS
+from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.learned_grid import LearnedGrids
 from diffusion.search.search_config import applied
 from diffusion.search.search_dir import Trial, TrialResult, trial_dir, write_result
 from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
+from diffusion.trials import trial_inputs
+from diffusion.trials.trial_inputs import changed_inputs, inputs_of_scores
 from diffusion.verdict.arms import Arm, find_subject
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.networks import small_model, with_model
 from tests.helpers.prepared import copy_data, copy_reference, reverse_held_out_images
+from tests.helpers.scores_document import document
 
 REFUSED = {
     "train.stepz=1": "unknown key",
@@ -219,25 +223,43 @@ def test_a_verdict_is_another_one_after_a_change_of_what_decides_scores(
     write_params(project, sample={"guidance": 1.0, "guide": "guide.safetensors"})
     options = Verdict(changes=["train.batch_size=4"])
 
-    def key(**bases: str) -> str:
-        return identify(read_arms(options), options, "training", bases)[1].key
+    def key() -> str:
+        return identify(read_arms(options), options, "training", {})[1].key
 
     small_model(Path("guide.safetensors"))
-    about, change = identify(read_arms(options), options, "training", {})[1], read_arms(options)[1].values
-    refuse_other_code(about, 3, change)
     keys = [key(), key()]
     small_model(Path("guide.safetensors"), seed=1)
-    with pytest.raises(DiffctlError, match="guide"):
-        refuse_other_code(about, 3, change)
     keys.append(key())
     monkeypatch.setattr("diffusion.protocol.extractors.EVALUATION_VERSION", 99)
     keys.append(key())
     reverse_held_out_images()
     keys.append(key())
-    monkeypatch.setattr("cli.actions.trials.verdict_arms.torch_version", lambda: "0.1")
-    keys += [key(), key(base="0" * 64), key(base="1" * 64)]
+    monkeypatch.setattr("diffusion.trials.trial_inputs.torch_version", lambda: "0.1")
+    keys.append(key())
     assert keys[0] == keys[1]
-    assert len(set(keys)) == 7
+    assert len(set(keys)) == 5
+
+
+def test_a_verdict_on_samples_is_of_its_model_and_guides(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another guide is another verdict, and a file that is replaced during the sampling is refused."""
+    copy_reference(project)
+    with_model(project)
+    guide = small_model(Path("guide.safetensors"))
+    options = Verdict(changes=["sample.guidance=1", f"sample.guide={guide}"])
+    arms = read_arms(options)
+    about, same = (identify(arms, options, "sampling", {})[1] for _ in range(2))
+    small_model(guide, seed=1)
+    assert about.key == same.key != identify(arms, options, "sampling", {})[1].key
+    inputs = about.inputs[1]
+    scored = document({(3, 0.0): 0.3}, model_sha256=inputs["model"], guide_sha256=inputs["guide"])
+    monkeypatch.setattr(search_trial, "score_grid", lambda *ignored: scored)
+    score = partial(search_trial.score_trial, arms[1].config, MODEL, project, about)
+    assert score(inputs) == scored
+    for name in ("model", "guide"):
+        with pytest.raises(DiffctlError, match=f"the file of the {name} was replaced"):
+            score({**inputs, name: "0" * 64})
 
 
 @pytest.mark.parametrize(
@@ -255,7 +277,7 @@ def test_a_verdict_by_the_loss_is_another_one_after_a_change_of_what_decides_it(
     keys = [key(), key()]
     write_params(project, train={"val_images": 4})
     keys.append(key())
-    monkeypatch.setattr(f"cli.actions.trials.verdict_arms.{name}", value)
+    monkeypatch.setattr(f"diffusion.trials.trial_inputs.{name}", value)
     keys.append(key())
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
@@ -268,16 +290,15 @@ def test_scores_depend_on_the_code_of_their_modules_and_of_the_base(
     copy_data(project)
     write_params(project, model={"low_res": 4}, sample={"base": {"file": "base.safetensors"}})
     base = small_model(Path("base.safetensors"), image_size=4, attention_resolutions=())
-    monkeypatch.setattr(verdict_arms, "fixed_base", lambda *ignored: base)
-    models: list[ModelDescription] = []
-    monkeypatch.setattr(
-        verdict_arms, "code_of_models", lambda settings, found, classifier: models.extend(found) or {}
-    )
     (arm, _) = read_arms(Verdict(changes=["train.batch_size=4"]))
-    before = verdict_arms._scoring(arm, None, {})
-    assert models == [arm.plan, read_artefact(base)]
+    before = inputs_of_scores(arm.config, arm.plan, [arm.cell(None)], base)
+    assert before["base"] == read_artefact(base).model_sha256
     monkeypatch.setattr(
-        verdict_arms, "module_digests", lambda *roots: {"diffusion.evaluate.scores.scorer": "0"}
+        trial_inputs, "module_digests", lambda *roots: {"diffusion.evaluate.scores.scorer": "0"}
     )
-    assert verdict_arms._scoring(arm, None, {}) != before
+    after = inputs_of_scores(arm.config, arm.plan, [arm.cell(None)], base)
+    assert changed_inputs([before], [after]) == ["code of the scores"]
+    small_model(base, seed=1, image_size=4, attention_resolutions=())
+    third = inputs_of_scores(arm.config, arm.plan, [arm.cell(None)], base)
+    assert changed_inputs([before, after], [third, after]) == ["base"]
     assert "diffusion.evaluate.scores.frechet" in module_digests("diffusion.evaluate.sweep_scores")

@@ -53,7 +53,7 @@ def decide(project: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
 
     def judge(control: Arm, change: Arm, pairs: tuple[int, int]) -> str:
         folder = VERDICT_RUNS / f"{control.config.train.seed:016d}"
-        about = About(key=folder.name, data_digest="", settings={}, search={"metric": "fd"})
+        about = About(key=folder.name, settings={}, search={"metric": "fd"})
         open_about(folder, about)
         trials = VerdictTrials(folder, [control, change], None, 60, "fd")
         runner = TrialRunner(lambda trial: run(folder, trial))

@@ -19,16 +19,17 @@ import typer
 
 from cli.actions.scores.model_sweep import check_scoring, score_grid
 from cli.actions.trials.trial_processes import MODULE
-from cli.actions.trials.verdict_arms import refuse_other_code
 from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
 from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.choice.selection import describe_selection
 from diffusion.config import Config, load
-from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import HELD_OUT, PARAMS, PREPARED, TRAIN_RUNS
+from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
+from diffusion.protocol.grid import grid
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
@@ -37,7 +38,6 @@ from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, Interrupted, LastingError, UsageError
 from diffusion.system.locks import file_lock
-from diffusion.system.params import read_params
 from diffusion.system.processes import die_with_parent
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
@@ -48,6 +48,13 @@ from diffusion.train.plan import DenoiserPlan, plan_training, training_fingerpri
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
+from diffusion.trials.trial_inputs import (
+    Inputs,
+    inputs_of_loss,
+    inputs_of_scores,
+    refuse_other_inputs,
+    refuse_other_networks,
+)
 from flows.dvc_pull import fetch_networks
 from flows.ray.trial_runner import STARTED, STARTER
 from tracking.keys import (
@@ -113,7 +120,7 @@ def _run_trial(options: SearchTrial, starter: str | None) -> None:
     with file_lock(folder / LOCK), file_lock(training / TRAINING_LOCK):
         if search_dir.read_result(folder) is None:
             trial = TrialRun(folder, config, config.search)
-            _check_start(trial, store, plan)
+            _check_start(trial, plan)
             with _timed(trial, startup):
                 try:
                     result = _train_and_score(trial, trainer, plan)
@@ -124,11 +131,9 @@ def _run_trial(options: SearchTrial, starter: str | None) -> None:
             search_dir.write_result(folder, result)
 
 
-def _check_start(trial: "TrialRun", store: ImageStore, plan: DenoiserPlan) -> None:
-    """Raise DiffctlError for changed images or code, wrong variables and missing GPUs."""
-    search_dir.refuse_other_images(trial.about, (store, open_store(HELD_OUT, PreparedMeta)))
-    if trial.section is None:
-        refuse_other_code(trial.about, int(trial.folder.name), read_params(trial.folder / PARAMS.name))
+def _check_start(trial: "TrialRun", plan: DenoiserPlan) -> None:
+    """Raise DiffctlError for inputs that changed, wrong variables and missing GPUs."""
+    refuse_other_inputs(trial.inputs(plan), trial.about.inputs, trial.search)
     tracking_uri()
     world_size(plan.train)
     if url := os.environ.get(VARIABLE):
@@ -170,6 +175,14 @@ class TrialRun:
     def is_by_loss(self) -> bool:
         """Whether its value is the validation loss, in a verdict by that, and not a score of images."""
         return self.section is None and self.about.search["metric"] == "loss"
+
+    def inputs(self, plan: DenoiserPlan) -> Inputs:
+        """Return what decides its scores next to its settings."""
+        if self.is_by_loss:
+            return inputs_of_loss(plan)
+        cells = grid(self.config.sample, self.config.sweep)
+        base = fixed_base(self.config.sample.base, self.about.bases)
+        return inputs_of_scores(self.config, plan, cells, base)
 
     def has_files(self) -> bool:
         """Return whether the files that its scoring reads are there and not stale."""
@@ -217,8 +230,9 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
             return TrialResult("failed", reason="its validation loss is not finite")
         return TrialResult("done", _validation_loss(trial.folder / search_dir.CURVE, plan.train.steps))
     config, folder = trial.config, training.run.folder
-    base = fixed_base(config.sample.base, trial.about.bases)
-    document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder, base)
+    inputs = trial.inputs(plan)
+    document = score_trial(config, trial.folder / search_dir.MODEL, trial.folder, trial.about, inputs)
+    refuse_other_inputs(inputs, trial.about.inputs, trial.search)
     result = TrialResult("done", document.best.value)
     if trial.section is None:
         return result  # a verdict's scores are of one cell, and its training may be that of the pipeline
@@ -233,6 +247,13 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         spool.close("FINISHED")
     close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])
     return result
+
+
+def score_trial(config: Config, model: Path, folder: Path, about: About, inputs: Inputs) -> ScoresDocument:
+    """Score the grid of a model into the folder; DiffctlError for other networks than the inputs."""
+    document = score_grid(config, model, folder, fixed_base(config.sample.base, about.bases))
+    refuse_other_networks((cell.card for cell in document.cells.values()), inputs)
+    return document
 
 
 def _validation_loss(curve: Path, steps: int) -> float:

@@ -1,5 +1,6 @@
 """A hyperparameter search: its trials one by one or in parallel on Ray, and its table."""
 
+import uuid
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from diffusion.check import preflight
 from diffusion.config import Config, load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import HELD_OUT, PARAMS, PREPARED
+from diffusion.layout import PARAMS, PREPARED
 from diffusion.protocol.grid import grid
 from diffusion.protocol.scores_document import read_scores
 from diffusion.search import search_config, search_dir
@@ -29,11 +30,12 @@ from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
 from diffusion.train.plan import DenoiserPlan, changed_loss, plan_training
 from diffusion.train.pretrained import PretrainedRefused
+from diffusion.trials.trial_inputs import inputs_of_scores
 from diffusion.verdict.arms import refuse_files_of_the_training
 from flows.dvc_pull import fetch_networks
 from tracking.experiments import log_search
 from tracking.keys import title_of
-from tracking.runs.base_models import fix_bases
+from tracking.runs.base_models import fix_bases, fixed_base
 
 MAX_FAILURES = 3  # in a row, which the settings alone do not explain
 
@@ -86,11 +88,22 @@ def search_settings(options: Search) -> None:
         raise UsageError(f"{PARAMS} has no section `search`: add one, see `diffctl docs search`")
     if options.ray and "train.devices" in section.fields:
         raise UsageError("search.fields.train.devices: with --ray it is equal for all trials: leave it out")
-    settings, digests = _check_search(values, config, section)
+    settings, plans = _check_search(values, config, section)
     busy = f"the search {options.name} is running: wait for it, or use another --name"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
-        bases = partial(fix_bases, [config.sample.base])
-        about = search_dir.open_search(folder, section, settings, digests, bases)
+        known = search_dir.find_about(folder)
+        bases = fix_bases([config.sample.base]) if known is None else known.bases
+        base, cells = fixed_base(config.sample.base, bases), grid(config.sample, config.sweep)
+        about = About(
+            key=uuid.uuid4().hex,
+            settings=settings,
+            search=section.model_dump(mode="json", exclude={"trials"}),
+            bases=bases,
+            inputs=[inputs_of_scores(config, plan, cells, base) for plan in plans],
+        )
+        if known is not None:
+            search_dir.refuse_other_search(folder, known, about)
+        about = search_dir.open_about(folder, about)
         meta = open_store(PREPARED / "train", PreparedMeta).meta
         trials = Trials(folder, values, meta, search_config.count_trials(section))
         with trial_runner(options, config, folder, trials.run, options.address) as runner:
@@ -100,32 +113,39 @@ def search_settings(options: Search) -> None:
 
 def _check_search(
     values: dict[str, Any], config: Config, section: SearchConfig
-) -> tuple[dict[str, Any], tuple[str, str]]:
-    """Return the settings and the data's digests that all trials share; UsageError for an invalid point."""
+) -> tuple[dict[str, Any], list[DenoiserPlan]]:
+    """Return the settings of the first point, and a plan for each code of a training.
+
+    UsageError for an invalid point.
+    """
     search_config.refuse_invalid(values, section, parse)
     for cell in grid(config.sample, config.sweep):
         refuse_files_of_the_training(config.sample, cell, "a search")
     fetch_networks(config)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta
-    _plan_points(values, section, meta)
+    plans = _plan_points(values, section, meta)
     check_scoring(config)
     first = parse(search_config.applied(values, search_config.grid(section)[0]), "search")
-    digests = str(meta["digest"]), open_store(HELD_OUT, PreparedMeta).digest
-    return first.model_dump(mode="json"), digests
+    return first.model_dump(mode="json"), plans
 
 
-def _plan_points(values: dict[str, Any], section: SearchConfig, meta: dict[str, Any]) -> None:
-    """Plan the training of every point; UsageError for an invalid one, or if losses that prune differ."""
-    plans: list[DenoiserPlan] = []
+def _plan_points(values: dict[str, Any], section: SearchConfig, meta: dict[str, Any]) -> list[DenoiserPlan]:
+    """Return a plan for each code of a training; UsageError for an invalid point.
+
+    Also if the losses of two points, by which the search prunes, cannot be compared.
+    """
+    plans: dict[str, DenoiserPlan] = {}
 
     def plan(changed: dict[str, Any], origin: str) -> None:
-        plans.append(plan_training(parse(changed, origin), meta, torch.device("cpu")))
-        if section.prune and (field := changed_loss(plans[0], plans[-1])):
+        own = plan_training(parse(changed, origin), meta, torch.device("cpu"))
+        plans.setdefault(own.code[-1].digest, own)
+        if section.prune and (field := changed_loss(next(iter(plans.values())), own)):
             found = f"search.prune compares validation losses, and the loss changes ({field})"
             raise UsageError(f"{found}: set prune: false, or leave that field out")
 
     search_config.refuse_invalid(values, section, plan)
+    return list(plans.values())
 
 
 def _report(options: Search, folder: Path, about: About, title: str, trials: list[Trial]) -> None:

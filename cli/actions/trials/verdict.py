@@ -1,7 +1,7 @@
 """A verdict on changes of params.yaml: the arms, the work that decides, and what is printed and logged."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.scores.model_sweep import check_networks, check_scoring, score_grid
+from cli.actions.scores.model_sweep import check_networks, check_scoring
+from cli.actions.trials.search_trial import score_trial
 from cli.actions.trials.trial_processes import run_in_process, trial_runner
 from cli.actions.trials.verdict_arms import (
     check_options,
@@ -43,13 +44,14 @@ from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.section import fingerprint
+from diffusion.trials.trial_inputs import Inputs
 from diffusion.verdict.arms import Arm, common_subject
 from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
 from flows.dvc_pull import fetch_networks
 from flows.sweep_cells import hold_samples
 from tracking.keys import title_of
-from tracking.runs.base_models import fix_bases, fixed_base
+from tracking.runs.base_models import fix_bases
 from tracking.verdict_runs import log_verdict
 
 ERROR = 0.05  # of a verdict on all of its changes
@@ -76,11 +78,11 @@ def judge_changes(options: Verdict) -> None:
                 check_networks(arm.config)
         busy = f"this verdict is running ({folder}): wait for it or stop it"
         with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
-            about = search_dir.open_about(folder, about, lambda: bases)
+            about = search_dir.open_about(folder, about)
             _print_other_pairs(about)
             arms, ratios = time_equal_work(options, folder, arms, ratios)
             test = PairedTest(*options.looks, ERROR / len(arms[1:]))
-            judge = _judge_trainings if subject == "training" else partial(_judge_samples, bases=bases)
+            judge = _judge_trainings if subject == "training" else partial(_judge_samples, about=about)
             values, outcomes = judge(options, folder, arms, test)
             inputs = {"folder": str(folder), "subject": subject, "control": arms[0].name}
             values = {**inputs, **values, **origin()}
@@ -148,14 +150,14 @@ def _judge_trainings(
 
 
 def _judge_samples(
-    options: Verdict, folder: Path, arms: Sequence[Arm], test: PairedTest, bases: Mapping[str, str]
+    options: Verdict, folder: Path, arms: Sequence[Arm], test: PairedTest, about: About
 ) -> tuple[dict[str, Any], Sequence[Outcome]]:
     """Return the outcome of samples of the project's model, and what they share."""
     control, *changes = arms
     _announce(arms, f"the model ({MODEL}), and each image's noise")
     scored = [
-        _score_samples(arm, options.cell, folder / f"arm{number}", fixed_base(arm.config.sample.base, bases))
-        for number, arm in enumerate(arms)
+        _score_samples(arm, options.cell, folder / f"arm{number}", about, inputs)
+        for number, (arm, inputs) in enumerate(zip(arms, about.inputs, strict=True))
     ]
     spec = scored[0].spec
     metrics = spec.distance, spec.kernel_distance
@@ -176,11 +178,12 @@ def _judge_samples(
     return values, outcomes
 
 
-def _score_samples(arm: Arm, cell: str | None, folder: Path, base: Path | None) -> CellScores:
-    """Return the scores of the arm's cell of the project's model, in a cascade with the file of its base."""
+def _score_samples(arm: Arm, cell: str | None, folder: Path, about: About, inputs: Inputs) -> CellScores:
+    """Return the scores of the arm's cell of the project's model, with the networks of the inputs."""
     chosen = arm.cell(cell)
     axes = {axis: [value] for axis, value in chosen.axes.items()}
-    document = score_grid(parse({**arm.values, "sweep": axes}, arm.name), MODEL, folder, base)
+    config = parse({**arm.values, "sweep": axes}, arm.name)
+    document = score_trial(config, MODEL, folder, about, inputs)
     return document.cells[chosen.name]
 
 
@@ -201,10 +204,7 @@ def _print_other_pairs(about: About) -> None:
             other = read_checksummed_json(path.with_name(search_dir.ABOUT), About)
         except (FileNotFoundError, DiffctlError):
             continue  # a damaged verdict prevents no other
-        known, wanted = (
-            fingerprint({**one.search, **names, "data": [one.data_digest, one.heldout_digest]})
-            for one in (other, about)
-        )
+        known, wanted = (fingerprint({**one.search, **names, "inputs": one.inputs}) for one in (other, about))
         if other.key != about.key and known == wanted:
             first, last = other.search["pairs"]
             found = f"these changes were judged with --pairs {first}..{last} too"

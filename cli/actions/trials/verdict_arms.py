@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -13,32 +12,15 @@ import typer
 from cli.actions.project.params_file import find_profile, parse_assignments
 from cli.commands.verdict import Verdict
 from cli.shared.process import command_line
-from diffusion.code_digest import (
-    code_digest,
-    module_digests,
-    module_tree,
-    modules_of,
-    syntax_digest,
-    torch_version,
-)
-from diffusion.evaluate import sweep_scores
-from diffusion.evaluate.features.extractors import space_extractor
-from diffusion.evaluate.features.reference_features import extraction
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL
-from diffusion.images.store import open_store
-from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import HELD_OUT, MODEL, PARAMS, VERDICT_RUNS
-from diffusion.model.classifier import ClassifierArtefact
-from diffusion.model.model_file import read_artefact, read_description
-from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings
-from diffusion.sample.sampling_card import code_of_models
+from diffusion.layout import PARAMS, VERDICT_RUNS
 from diffusion.search.search_config import applied
 from diffusion.search.search_dir import About
 from diffusion.system.devices import acquire_device, default_device, device_name
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.section import fingerprint
-from diffusion.train import validation_loss
+from diffusion.trials.trial_inputs import Inputs, inputs_of_loss, inputs_of_samples, inputs_of_scores
 from diffusion.verdict.arms import APART, Arm, refuse_files_of_the_training, refuse_other_losses
 from diffusion.verdict.equal_work import (
     Ratio,
@@ -161,95 +143,29 @@ def identify(
     `bases` are the SHA-256 of the files of base models by name, which may mean another model tomorrow.
     """
     control, cell = arms[0], arms[0].cell(options.cell)
-    seed = control.config.train.seed
-    models = [arm.fingerprint(seed) for arm in arms] if subject == "training" else [_model_sha256()]
     settings = {
-        "models": models,
         "images": [{**arm.card(options.cell), "num_images": arm.config.sample.num_images} for arm in arms],
         "evaluate": control.config.evaluate.model_dump(mode="json"),
         "pairs": options.looks,
         "metric": options.metric,
     }
-    if options.metric == "loss":
-        settings["scoring"] = _loss_scoring(control)
-    elif subject == "training":
-        settings["scoring"] = [_scoring(arm, options.cell, bases) for arm in arms]
-    if bases:
-        settings["bases"] = dict(bases)
+    if subject == "training":
+        settings["models"] = [arm.fingerprint(control.config.train.seed) for arm in arms]
     if options.equal == "time":
         settings["equal"] = {"time": device_name(default_device())}  # another machine has other steps
-    digests = control.plan.data.digest, open_store(HELD_OUT, PreparedMeta).digest
-    key = fingerprint({**settings, "data": digests})
+    inputs = [_inputs(arm, options, subject, bases) for arm in arms]
+    key = fingerprint({**settings, "inputs": inputs})
     names = {"control": control.name, "changes": [arm.name for arm in arms[1:]], "cell": cell.name}
-    code = [arm.plan.code[-1].digest for arm in arms]
     config = control.config.model_dump(mode="json")
-    return VERDICT_RUNS / key, About(
-        key=key,
-        data_digest=digests[0],
-        heldout_digest=digests[1],
-        settings=config,
-        search={**settings, **names, "code": code},
-    )
+    about = About(key=key, settings=config, search={**settings, **names}, bases=dict(bases), inputs=inputs)
+    return VERDICT_RUNS / key, about
 
 
-def refuse_other_code(about: About, number: int, values: dict[str, Any]) -> None:
-    """Raise DiffctlError if the code or a file that decides a score of the verdict is not that of its start.
-
-    `values` are the params.yaml of the training with this number.
-    """
-    known, arm = about.search, Arm(PARAMS.name, values)
-    if "code" not in known:
-        return  # an older version stored none
-    place = number % len(known["code"])
-    if known["metric"] == "loss":
-        is_same = known["scoring"] == _loss_scoring(arm)
-    else:
-        is_same = _sampling(arm, None, about.bases).items() <= known["scoring"][place].items()
-    if not is_same or known["code"][place] != arm.plan.code[-1].digest:
-        found = "the code, torch, the guide or the classifier changed since this verdict began"
-        raise DiffctlError(f"{found}: restore it to resume, or run the command again for another verdict")
-
-
-def _scoring(arm: Arm, name: str | None, bases: Mapping[str, str]) -> dict[str, Any]:
-    """Return what decides an arm's scores next to its settings.
-
-    Features of a reference depend on the same `evaluation`: scores with a stale one are refused.
-    """
-    evaluation = [extraction(space_extractor(space)) for space in arm.config.evaluate.spaces]
-    return {**_sampling(arm, name, bases), "evaluation": evaluation}
-
-
-def _sampling(arm: Arm, name: str | None, bases: Mapping[str, str]) -> dict[str, Any]:
-    """Return what decides an arm's scores next to settings and features: guide, classifier and code."""
-    settings = cell_settings(arm.config.sample, arm.cell(name))
-    guide = read_artefact(Path(settings.guide)) if settings.needs_guide and settings.guide else None
-    classifier = None
-    if settings.has_classifier and settings.classifier:
-        classifier = read_description(Path(settings.classifier), ClassifierArtefact)
-    base = fixed_base(arm.config.sample.base, bases)
-    others = guide, None if base is None else read_artefact(base)
-    models = [arm.plan, *(one for one in others if one is not None)]
-    code = code_digest(code_of_models(settings, models, classifier))
-    return {
-        "networks": [one and one.model_sha256 for one in (guide, classifier)],
-        "sampling": [SAMPLING_VERSION, torch_version(), code],
-        "scores": code_digest(module_digests(sweep_scores.__name__)),
-    }
-
-
-def _loss_scoring(control: Arm) -> dict[str, Any]:
-    """Return what decides the validation losses of all arms next to their trainings.
-
-    The module of the loss changes no training, so that other digests leave it out.
-    """
-    module = validation_loss.__name__
-    tree = module_tree(module)
-    code = {**module_digests(*sorted(modules_of(tree))), module: syntax_digest(tree)}
-    images = control.config.train.val_images
-    return {"torch": torch_version(), "val_images": images, "code": code_digest(code)}
-
-
-def _model_sha256() -> str:
-    if not MODEL.is_file():
-        raise UsageError(f"a change of the sampling is judged with {MODEL}, which is missing: `diffctl run`")
-    return read_artefact(MODEL).model_sha256
+def _inputs(arm: Arm, options: Verdict, subject: str, bases: Mapping[str, str]) -> Inputs:
+    """Return what decides the scores of an arm next to its settings."""
+    if options.metric == "loss":
+        return inputs_of_loss(arm.plan)
+    cell, base = arm.cell(options.cell), fixed_base(arm.config.sample.base, bases)
+    if subject == "sampling":
+        return inputs_of_samples(arm.config, cell, base)
+    return inputs_of_scores(arm.config, arm.plan, [cell], base)
