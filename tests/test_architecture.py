@@ -153,7 +153,7 @@ LAYERS = (
     {"model"},
     {"protocol"},
     {"data", "train", "sample", "evaluate", "choice", "papers"},
-    {"analysis", "api", "config", "edit", "engine", "search"},
+    {"analysis", "api", "config", "edit", "engine", "search", "trials"},
     {"report", "check", "interop", "show", "verdict"},
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -16,7 +16,7 @@ from diffusion.model.counted_passes import count_parameters
 from diffusion.model.model_file import Artefact, read_artefact
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device, device_name
-from diffusion.system.errors import Interrupted
+from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.files import write_json
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
@@ -40,8 +40,8 @@ SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line
 class ConsoleTraining(Observer):
     """The observer that reports on the console under the name of a stage, and writes a heartbeat."""
 
-    explains_start = True
-    """Whether to print why the training does not resume another one; the trials of a search never do."""
+    is_trial = False
+    """Whether it is of a search or a verdict: its steps are of one code, and its start is not explained."""
 
     def __init__(self, name: str, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:
         self.name, self.run = name, run
@@ -51,14 +51,17 @@ class ConsoleTraining(Observer):
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
         """Print the folder of the training, and where it resumes or why it starts from scratch."""
-        step, total = state.step, state.plan.train.steps
+        step, total, code = state.step, state.plan.train.steps, state.plan.code[-1].digest
+        if self.is_trial and any(since.digest != code for since in state.code):
+            found = f"{self.run.folder} was continued from other code (`diffctl run --keep`)"
+            raise DiffctlError(f"{found}, and trials are of one code: set another train.seed, or remove it")
         how = f"resuming after step {step:,} of {total:,}" if step else f"{total:,} steps"
         print_line(self.name, f"{how}, state in {self.run.folder}")
         if self.run.fetched:
             print_line(self.name, f"the state of step {self.run.fetched:,} came from {VARIABLE}")
         if self.run.start:
             print_line(self.name, self.run.start.describe())
-        elif self.explains_start and not step and (changes := self.run.changes()):
+        elif not self.is_trial and not step and (changes := self.run.changes()):
             print_line(self.name, changes)
         if changed := state.change_of_code():
             before, now = changed

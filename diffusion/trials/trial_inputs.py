@@ -17,9 +17,8 @@ from diffusion.code_digest import (
     syntax_digest,
     torch_version,
 )
-from diffusion.config import Config
 from diffusion.evaluate import sweep_scores
-from diffusion.evaluate.evaluate_config import Space
+from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -27,7 +26,7 @@ from diffusion.layout import HELD_OUT, MODEL, PREPARED
 from diffusion.protocol.card import NETWORKS
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import SAMPLING_VERSION, Cell, cell_settings
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.sample.network_files import CellFiles, NetworkArtefacts, NetworkFiles
 from diffusion.sample.sampling_card import sampling_code
 from diffusion.system.errors import DiffctlError, UsageError
@@ -39,24 +38,30 @@ Inputs = dict[str, Any]
 
 
 def inputs_of_scores(
-    config: Config, plan: DenoiserPlan, cells: Iterable[Cell], base: Path | None = None
+    sample: CommonSettings,
+    evaluate: EvaluateConfig,
+    plan: DenoiserPlan,
+    cells: Iterable[Cell],
+    base: Path | None = None,
 ) -> Inputs:
     """Return the inputs of a training and of the scores of these cells; `base` is the file of its base."""
     model, found = plan_artefact(plan), []
     for cell in cells:
-        settings = cell_settings(config.sample, cell)
+        settings = cell_settings(sample, cell)
         guide = Path(settings.guide) if settings.needs_guide and settings.guide else None
         classifier = Path(settings.classifier) if settings.has_classifier and settings.classifier else None
         found.append((settings, NetworkFiles(MODEL, guide, classifier, base).read(model)))
-    return {"code of the training": plan.code[-1].digest, **_of_scores(config, found)}
+    return {"code of the training": plan.code[-1].digest, **_of_scores(evaluate, found)}
 
 
-def inputs_of_samples(config: Config, cell: Cell, base: Path | None = None) -> Inputs:
+def inputs_of_samples(
+    sample: CommonSettings, evaluate: EvaluateConfig, cell: Cell, base: Path | None = None
+) -> Inputs:
     """Return the inputs of the scores of a cell of the project's model, which is one of them."""
     if not MODEL.is_file():
         raise UsageError(f"a change of the sampling is judged with {MODEL}, which is missing: `diffctl run`")
-    networks = CellFiles(MODEL, config.sample, [cell], base).of(cell).read()
-    found = _of_scores(config, [(cell_settings(config.sample, cell), networks)])
+    networks = CellFiles(MODEL, sample, [cell], base).of(cell).read()
+    found = _of_scores(evaluate, [(cell_settings(sample, cell), networks)])
     return {"model": networks.model.model_sha256, **found}
 
 
@@ -82,7 +87,7 @@ def _of_project() -> Inputs:
     return {**images, "torch": torch_version()}
 
 
-def _of_scores(config: Config, found: Sequence[tuple[SampleSettings, NetworkArtefacts]]) -> Inputs:
+def _of_scores(evaluate: EvaluateConfig, found: Sequence[tuple[SampleSettings, NetworkArtefacts]]) -> Inputs:
     """Return the inputs of samples with these settings and networks, and of their scores."""
     code: ModuleDigests = {}
     networks: Inputs = {}
@@ -95,7 +100,7 @@ def _of_scores(config: Config, found: Sequence[tuple[SampleSettings, NetworkArte
         "version of the sampling": SAMPLING_VERSION,
         "code of the sampling": code_digest(code),
         "code of the scores": code_digest(module_digests(sweep_scores.__name__)),
-        "extractors": list(map(_extractor, config.evaluate.spaces)),
+        "extractors": list(map(_extractor, evaluate.spaces)),
     }
 
 

@@ -31,6 +31,7 @@ from diffusion.search.search_dir import (
 )
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, TemporaryError, UsageError
 from diffusion.system.locks import LockBusy
+from diffusion.train.checkpoint.state_files import SavedState, read_state, save_state
 from diffusion.train.distributed import launch
 from diffusion.train.loop import Diverged
 from diffusion.train.step_memory import OutOfMemory
@@ -75,6 +76,22 @@ def test_validation_loss_of_a_reused_training_is_of_the_own_images(run_trial: Ru
     assert full == [True, False]
     shutil.rmtree(TRAIN_RUNS)
     assert run_trial("third", val_images=16) == reused != first
+
+
+@pytest.mark.slow
+def test_training_that_was_continued_from_other_code_is_no_trial(run_trial: RunTrial) -> None:
+    """`diffctl run --keep` copies such a state into the folder of the training by the present code."""
+    run_trial("first")
+    (path,) = TRAIN_RUNS.glob("*/state-*")
+    tensors, values = read_state(path)
+    older = values.code[0].model_copy(update={"digest": "0" * 16})
+    kept = values.model_copy(update={"code": [older, values.code[0].model_copy(update={"step": 2})]})
+    save_state(path.parent, SavedState(dict(tensors), kept))
+    with pytest.raises(
+        DiffctlError, match=r"was continued from other code .*--keep.* set another train\.seed"
+    ):
+        run_trial("second")
+    assert read_result(trial_dir(VERDICT_RUNS / "second", 0)) is None
 
 
 def raising(error: BaseException) -> Callable[..., TrialResult]:

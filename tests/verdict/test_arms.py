@@ -291,14 +291,17 @@ def test_scores_depend_on_the_code_of_their_modules_and_of_the_base(
     write_params(project, model={"low_res": 4}, sample={"base": {"file": "base.safetensors"}})
     base = small_model(Path("base.safetensors"), image_size=4, attention_resolutions=())
     (arm, _) = read_arms(Verdict(changes=["train.batch_size=4"]))
-    before = inputs_of_scores(arm.config, arm.plan, [arm.cell(None)], base)
+    inputs = partial(
+        inputs_of_scores, arm.config.sample, arm.config.evaluate, arm.plan, [arm.cell(None)], base
+    )
+    before = inputs()
     assert before["base"] == read_artefact(base).model_sha256
     monkeypatch.setattr(
         trial_inputs, "module_digests", lambda *roots: {"diffusion.evaluate.scores.scorer": "0"}
     )
-    after = inputs_of_scores(arm.config, arm.plan, [arm.cell(None)], base)
+    after = inputs()
     assert changed_inputs([before], [after]) == ["code of the scores"]
     small_model(base, seed=1, image_size=4, attention_resolutions=())
-    third = inputs_of_scores(arm.config, arm.plan, [arm.cell(None)], base)
+    third = inputs()
     assert changed_inputs([before, after], [third, after]) == ["base"]
     assert "diffusion.evaluate.scores.frechet" in module_digests("diffusion.evaluate.sweep_scores")

@@ -182,7 +182,7 @@ class TrialRun:
             return inputs_of_loss(plan)
         cells = grid(self.config.sample, self.config.sweep)
         base = fixed_base(self.config.sample.base, self.about.bases)
-        return inputs_of_scores(self.config, plan, cells, base)
+        return inputs_of_scores(self.config.sample, self.config.evaluate, plan, cells, base)
 
     def has_files(self) -> bool:
         """Return whether the files that its scoring reads are there and not stale."""
@@ -274,7 +274,7 @@ def _tracked_trial(
     """Track the training, in a search as a child run that its validation loss may prune."""
     trial.stop, trial.is_new = stop, newest_step(run.folder) == 0
     with tracked_training(plan, trial.config, run, stop) as training:
-        training.explains_start = False
+        training.is_trial = True
         training.repeats_validation = trial.is_by_loss
         tags = {SEARCH: trial.search.name, SEARCH_KEY: trial.about.key, TRIAL: str(int(trial.folder.name))}
         training.spool.tags({VERDICT: trial.about.key} if trial.section is None else tags)

@@ -23,7 +23,7 @@ from diffusion.protocol.scores_document import read_scores
 from diffusion.search import search_config, search_dir
 from diffusion.search.search_config import SearchConfig, describe_point
 from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
-from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
+from diffusion.search.setting_table import SettingRow, best_trial, setting_rows
 from diffusion.search.study import SearchStudy, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
@@ -99,7 +99,7 @@ def search_settings(options: Search) -> None:
             settings=settings,
             search=section.model_dump(mode="json", exclude={"trials"}),
             bases=bases,
-            inputs=[inputs_of_scores(config, plan, cells, base) for plan in plans],
+            inputs=[inputs_of_scores(config.sample, config.evaluate, plan, cells, base) for plan in plans],
         )
         if known is not None:
             search_dir.refuse_other_search(folder, known, about)
@@ -150,13 +150,12 @@ def _plan_points(values: dict[str, Any], section: SearchConfig, meta: dict[str, 
 
 def _report(options: Search, folder: Path, about: About, title: str, trials: list[Trial]) -> None:
     """Log and print the table, and how to use the best setting."""
-    done = [one for one in trials if one.state == "done"]
-    scores = [read_scores(trial_dir(folder, one.number) / search_dir.SCORES) for one in done]
-    scored = list(map(ScoredTrial, done, scores))
-    if not scored:
+    done = [one.number for one in trials if one.state == "done"]
+    scores = {number: read_scores(trial_dir(folder, number) / search_dir.SCORES) for number in done}
+    if not scores:
         raise DiffctlError(f"none of the {len(trials)} trials has a score: see why in {folder}/trials")
-    rows = setting_rows(scored)
-    best = trial_dir(folder, best_trial(rows[0], scored).number) / PARAMS.name
+    rows = setting_rows(trials, scores)
+    best = trial_dir(folder, best_trial(rows[0], scores)) / PARAMS.name
     names = ("number", "point", "state", "value", "reason")
     values = {
         "folder": str(folder),
@@ -178,7 +177,7 @@ def _show(trials: list[Trial], rows: list[SettingRow], best: Path) -> None:
     cells = []
     for place, row in enumerate(rows):
         between = "" if row.interval is None else f"{row.interval.low:.4g} to {row.interval.high:.4g}"
-        mark = "<" if place == 0 else "≈" if row.tied else ""
+        mark = "<" if place == 0 else "?" if row.unscored else "≈" if row.tied else ""
         values = [describe_point({name: row.point[name]}).removeprefix(f"{name} ") for name in names]
         numbers = ", ".join(map(str, row.trials))
         cells.append((*values, numbers, row.cell, f"{row.value:.5g}", between, mark))
@@ -186,6 +185,8 @@ def _show(trials: list[Trial], rows: list[SettingRow], best: Path) -> None:
     typer.echo("< the best; of several seeds the mean, with the interval of that mean")
     if any(row.tied for row in rows):
         typer.echo("≈ not significantly worse: the gap is within its confidence interval")
+    if any(row.unscored for row in rows[1:]):
+        typer.echo("? the mean is too good: other seeds were pruned or failed, so these settings are last")
     for one in trials:
         if one.state in ("pruned", "failed"):
             why = f": {one.reason}" if one.reason else f" after step {max(one.reports, default=0):,}"

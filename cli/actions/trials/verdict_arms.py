@@ -167,5 +167,5 @@ def _inputs(arm: Arm, options: Verdict, subject: str, bases: Mapping[str, str]) 
         return inputs_of_loss(arm.plan)
     cell, base = arm.cell(options.cell), fixed_base(arm.config.sample.base, bases)
     if subject == "sampling":
-        return inputs_of_samples(arm.config, cell, base)
-    return inputs_of_scores(arm.config, arm.plan, [cell], base)
+        return inputs_of_samples(arm.config.sample, arm.config.evaluate, cell, base)
+    return inputs_of_scores(arm.config.sample, arm.config.evaluate, arm.plan, [cell], base)
