@@ -23,7 +23,7 @@ from diffusion.system.limits import MAX_COUNT, MAX_PATH
 from diffusion.system.processes import PYTHON_MODULE
 from flows.dvc_stage import Write, refresh_code, supervise
 from flows.pipeline import RETRY_DELAYS, Delays, retried, run_name, stop_on_cancel
-from flows.pipeline_steps import check_mlflow, run_step
+from flows.pipeline_run import check_mlflow, run_step
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
 from tracking.registry.registered_models import find_registered
 from tracking.runs.run_lookup import find_run

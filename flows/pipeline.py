@@ -28,7 +28,7 @@ from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.signals import StopRequest, interrupt_on_signal
 from flows.dvc_stage import StageFailed
 from flows.output_relay import echo, plain_line
-from flows.pipeline_steps import check_mlflow, check_options, run_step, run_steps
+from flows.pipeline_run import check_mlflow, check_options, run_step, run_steps
 from flows.run_lock import FLOW_RUN, environment
 from flows.run_summary import publish_summary
 from flows.sweep_cells import PARENT

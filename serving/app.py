@@ -12,14 +12,7 @@ from diffusion.system.section import explain
 from serving.edit_routes import Responses, edit_routes
 from serving.handlers import EventStreamResponse, Work, http_errors, respond
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
-from serving.schemas import (
-    EDIT_PATHS,
-    EventsRequest,
-    ImagesRequest,
-    ImagesResponse,
-    ModelCard,
-    Problem,
-)
+from serving.schemas import EDIT_PATHS, EventsRequest, ImagesRequest, ImagesResponse, ModelCard, Problem
 from serving.service import Service
 
 DESCRIPTION = """Images of a diffusion model. Image i depends on the model, the settings and i alone.

@@ -388,7 +388,7 @@ def edited_meanwhile(folder: Path, *edits: Edit) -> tuple[int, str]:
     return process.returncode, output
 
 
-RUN_TRAIN = "import asyncio; from flows.pipeline_steps import run_step; asyncio.run(run_step('train'))"
+RUN_TRAIN = "import asyncio; from flows.pipeline_run import run_step; asyncio.run(run_step('train'))"
 STEPS = "MAX_BAD_STEPS = 5"
 
 

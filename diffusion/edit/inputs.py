@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from diffusion.analysis.image_inputs import known_labels
-from diffusion.data.readers.listing import as_text, list_images
+from diffusion.data.readers.image_files import as_text, list_images
 from diffusion.edit.operators import LinearOperator, Measurement, Shape, build_operator
 from diffusion.evaluate.adhoc import check_usable, open_images
 from diffusion.images.image_size import Size

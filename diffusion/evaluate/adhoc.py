@@ -15,8 +15,7 @@ import numpy as np
 from diffusion.choice.confidence import CONFIDENCE, interval
 from diffusion.code_digest import plugin_card
 from diffusion.data.readers.archives import npz_keys, open_npz
-from diffusion.data.readers.image_files import read_content
-from diffusion.data.readers.listing import as_text, list_images
+from diffusion.data.readers.image_files import as_text, list_images, read_content
 from diffusion.data.readers.pickles import integers
 from diffusion.data.source import ImageProblem, summarize
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig

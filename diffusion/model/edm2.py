@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from diffusion.model import kernels
 from diffusion.model.edm2_config import EDM2Spec
 from diffusion.model.layers import Dropout, Stage
-from diffusion.model.magnitude import (
-    ExactMPLayer,
-    Fourier,
-    MPLayer,
-    mp_cat,
-    mp_silu,
-    mp_sum,
-    pixel_norm,
-)
+from diffusion.model.magnitude import ExactMPLayer, Fourier, MPLayer, mp_cat, mp_silu, mp_sum, pixel_norm
 
 RESIDUAL = 0.3  # the share of a residual branch (table 6)
 CLASS = 0.5  # the share of the class in the embedding

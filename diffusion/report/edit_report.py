@@ -42,10 +42,7 @@ def scores_by_picture(results: Tensor, originals: Tensor, measurement: Measureme
     `results` are uint8 (K, R, C, H, W), `originals` uint8 (K, C, H, W); the measurement has K rows. There is
     no spread for one result.
     """
-    from torchmetrics.functional.image import (
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     count, repeats = results.shape[:2]
     made = results.flatten(0, 1)

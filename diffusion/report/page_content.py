@@ -20,11 +20,10 @@ from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, formatting, sample_pictures, score_tables
+from diffusion.report.comparisons import published_content, seeds_content
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint
-from diffusion.report.published_figures import published_content
 from diffusion.report.score_tables import best_cell, headline
-from diffusion.report.seed_comparison import seeds_content
 from diffusion.train.checkpoint.run_record import TrainingFacts
 
 

@@ -21,14 +21,7 @@ from diffusion.sample.conditions import base_condition
 from diffusion.sample.guidance import build_guidance, guided
 from diffusion.sample.guides import NO_GUIDES, OF_BASE, Guides, check_fit, check_guides
 from diffusion.sample.low_res import check_cond_noise, image_noise, noised_condition
-from diffusion.sample.sampler import (
-    CustomTrajectory,
-    NaNGuard,
-    Step,
-    adds_noise,
-    build_sampler,
-    run_sampler,
-)
+from diffusion.sample.sampler import CustomTrajectory, NaNGuard, Step, adds_noise, build_sampler, run_sampler
 from diffusion.sample.sampling_steps import (
     check_eta,
     check_learned_times,

@@ -26,12 +26,7 @@ from diffusion.system.errors import DiffctlWarning, UsageError, first_line
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards, meta_copy
 from diffusion.train.plan import TrainPlan, build_task
-from diffusion.train.step_memory import (
-    OutOfMemory,
-    device_memory,
-    initial_microbatch,
-    oom_hint,
-)
+from diffusion.train.step_memory import OutOfMemory, device_memory, initial_microbatch, oom_hint
 
 MIN_COMPILED_STEPS = 2000  # for `auto`, since compilation takes a minute or two
 MIN_OFFSETS = 2**14  # possible offsets of a row: in a batch of 128 rows two seldom coincide

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.data.data_config import DataConfig, build_source
-from diffusion.data.readers.image_files import read_images
-from diffusion.data.readers.listing import as_text, list_images
+from diffusion.data.readers.image_files import as_text, list_images, read_images
 from diffusion.data.source import ImageProblem, summarize
 from diffusion.evaluate.adhoc import open_images
 from diffusion.system.errors import DiffctlError

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.long
 
 RUN = """
 import asyncio
-from flows.pipeline_steps import run_step
+from flows.pipeline_run import run_step
 for name in ("data", "reference"):
     asyncio.run(run_step(name))
 """

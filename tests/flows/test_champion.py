@@ -12,7 +12,7 @@ from cli.actions.scores import edit_scores, model_sweep
 from diffusion.layout import PREPARED, SCORES
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.system.errors import UsageError
-from flows import champion, pipeline_steps
+from flows import champion, pipeline_run
 from tests.conftest import environment
 from tests.helpers.digits_sweep import write_prepared
 from tests.helpers.mlflow_server import empty_database
@@ -93,8 +93,8 @@ def test_data_and_code_are_brought_up_to_date_first(project: Path, monkeypatch: 
     monkeypatch.setattr(champion, "retried", lambda work, delays: partial(work, write=print))
     monkeypatch.setattr(champion, "reproduce", partial(reproduce, write=None, force=False), raising=False)
     monkeypatch.setattr(champion, "stop_on_cancel", nullcontext)
-    monkeypatch.setattr(pipeline_steps, "reproduce", reproduce)
-    monkeypatch.setattr(pipeline_steps, "raw_files_changed", lambda: True)  # which DVC does not track
+    monkeypatch.setattr(pipeline_run, "reproduce", reproduce)
+    monkeypatch.setattr(pipeline_run, "raw_files_changed", lambda: True)  # which DVC does not track
     asyncio.run(champion._with_reference(work, []))
     assert ran == ["code", ("data", False), ("data", True), ("reference", False), "work"]
 

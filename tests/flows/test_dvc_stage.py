@@ -12,7 +12,7 @@ import pytest
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows.dvc_stage import StageFailed, child_environment, failure, needs_pull, reproduce
-from flows.pipeline_steps import run_step
+from flows.pipeline_run import run_step
 from flows.stage_outcome import StageOutcome
 from tests.helpers.small import commit
 from tests.helpers.toy_project import (

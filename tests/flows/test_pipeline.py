@@ -15,10 +15,9 @@ from diffusion.model.model_file import read_artefact
 from diffusion.sample.sampling_card import cells_folder
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
-from flows import pipeline_run, pipeline_steps, registration
+from flows import pipeline_run, registration
 from flows.dvc_stage import StageFailed, is_unchanged
-from flows.pipeline_run import run_pipeline
-from flows.pipeline_steps import run_step, run_steps
+from flows.pipeline_run import run_pipeline, run_step, run_steps
 from flows.stage_code import STAGES
 from tests.conftest import ROOT, start_diffctl
 from tests.helpers.networks import small_model
@@ -197,7 +196,7 @@ def test_a_run_after_an_interrupted_fresh_one_forces_the_same_stages(toy: Path, 
         return [line for line in capfd.readouterr().out.splitlines() if line.endswith("at work")]
 
     monkeypatch.chdir(toy)
-    monkeypatch.setattr(pipeline_steps, "_prepare_training", lambda **_: None)
+    monkeypatch.setattr(pipeline_run, "_prepare_training", lambda **_: None)
     assert len(run("data", "train", "sample")) == 3
     be(toy, "train", "fail(DiffctlError('stopped'))")
     assert run("train", "sample", fresh=True) == ["train at work"]

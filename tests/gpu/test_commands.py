@@ -13,13 +13,7 @@ from tests.gpu.devices import LONG_ON_CPU
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prefect_home import with_database
 from tests.helpers.small import own_code, small_project
-from tests.helpers.training_process import (
-    loss_curve,
-    prepare,
-    signal_at,
-    train_to_the_end,
-    uninterrupted,
-)
+from tests.helpers.training_process import loss_curve, prepare, signal_at, train_to_the_end, uninterrupted
 
 CHOICE = "DIFFCTL_DEVICE"
 # A process that lacks a package tells it by an exit code only.

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from diffusion.config import parse
 from diffusion.papers.paper import Paper
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.report import published_figures
+from diffusion.report import comparisons
+from diffusion.report.comparisons import (
+    compare_seeds,
+    excluded_seeds,
+    matching_figures,
+    published_content,
+    seeds_content,
+)
 from diffusion.report.page_content import _lineage, _yaml
-from diffusion.report.published_figures import matching_figures, published_content
 from diffusion.report.score_tables import best_cell, headline
-from diffusion.report.seed_comparison import compare_seeds, excluded_seeds, seeds_content
 from tests.conftest import ROOT, params
 from tests.helpers.report_page import Page, report
 from tests.helpers.scores_document import certain, document, with_space
@@ -138,8 +143,8 @@ def paper_of(*figures, **stated):
 
 
 def shipped(monkeypatch, *papers):
-    monkeypatch.setattr(published_figures, "PAPERS", papers)
-    monkeypatch.setattr(published_figures, "open_paper", lambda paper: paper)
+    monkeypatch.setattr(comparisons, "PAPERS", papers)
+    monkeypatch.setattr(comparisons, "open_paper", lambda paper: paper)
 
 
 def test_sweep_without_published_figures():

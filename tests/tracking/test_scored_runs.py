@@ -22,13 +22,7 @@ from tracking import keys
 from tracking.experiments import ensure_experiment, search_runs
 from tracking.runs import scored_runs
 from tracking.runs.run_lookup import find_run
-from tracking.runs.score_logging import (
-    log_edit_scores,
-    log_report,
-    log_samples,
-    log_scores,
-    log_sweep,
-)
+from tracking.runs.score_logging import log_edit_scores, log_report, log_samples, log_scores, log_sweep
 from tracking.runs.scored_runs import SCORES_PATH, fetch_model, fetch_samples, fetch_scores
 from tracking.spool.sender import deliver_all
 from tracking.store import connect

@@ -17,13 +17,7 @@ from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.forward_passes import ForwardPasses
 from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan
-from diffusion.train.step_memory import (
-    STEP_SHARE,
-    OutOfMemory,
-    device_memory,
-    fitting_microbatch,
-    step_bytes,
-)
+from diffusion.train.step_memory import STEP_SHARE, OutOfMemory, device_memory, fitting_microbatch, step_bytes
 from diffusion.train.train_state import TrainState
 from diffusion.train.train_step import accumulate_gradients, train_step
 from tests.helpers.networks import spec_of

@@ -17,11 +17,7 @@ import torch.distributed as dist
 
 from diffusion.images.store import open_store
 from diffusion.system.errors import DiffctlError
-from diffusion.train.distributed.process_group import (
-    ProcessGroup,
-    RankFailed,
-    translate_dist_errors,
-)
+from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, translate_dist_errors
 from diffusion.train.initial_state import new_state
 from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record
 from diffusion.train.observers import AsyncMetrics, Observer

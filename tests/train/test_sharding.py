@@ -20,15 +20,7 @@ from diffusion.train.initial_state import make_optimizer, new_state
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_state import TrainState
 from diffusion.train.train_step import ema_copy
-from tests.helpers.process_pair import (
-    CHANGES,
-    SHARDED,
-    SMALL_DIT,
-    Job,
-    alone,
-    assert_close,
-    trained_in_turn,
-)
+from tests.helpers.process_pair import CHANGES, SHARDED, SMALL_DIT, Job, alone, assert_close, trained_in_turn
 from tests.helpers.trainings import CPU, assert_same, plan_of
 from tests.train.test_state_files import equal
 

@@ -2,12 +2,7 @@
 
 import shutil
 
-from cli.actions.model_choice import (
-    chosen_settings,
-    selected_config,
-    selected_files,
-    selected_model,
-)
+from cli.actions.model_choice import chosen_settings, selected_config, selected_files, selected_model
 from cli.commands import show as commands
 from cli.commands.show import FigureOptions
 from cli.shared.options import ProfileOptions

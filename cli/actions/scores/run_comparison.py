@@ -13,7 +13,7 @@ from diffusion.config import load
 from diffusion.layout import SCORES
 from diffusion.protocol.card import describe_difference
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excluded_seeds
+from diffusion.report.comparisons import SeedComparison, compare_seeds, excluded_seeds
 from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.output_paths import write_output_text

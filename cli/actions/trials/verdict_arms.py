@@ -22,13 +22,7 @@ from diffusion.system.params import read_params
 from diffusion.system.section import fingerprint
 from diffusion.trials.trial_inputs import Inputs, inputs_of_loss, inputs_of_samples, inputs_of_scores
 from diffusion.verdict.arms import APART, Arm, refuse_files_of_the_training, refuse_other_losses
-from diffusion.verdict.equal_work import (
-    Ratio,
-    flop_ratios,
-    refuse_steps,
-    time_ratios,
-    with_equal_work,
-)
+from diffusion.verdict.equal_work import Ratio, flop_ratios, refuse_steps, time_ratios, with_equal_work
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, git_tags
 from tracking.runs.base_models import fixed_base
 

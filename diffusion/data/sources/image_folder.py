@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from diffusion.data.data_config import PhotographsConfig
-from diffusion.data.readers.image_files import ImageFileReader
-from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images, read_labels, split_of
+from diffusion.data.readers.image_files import (
+    SPLITS,
+    ImageFileReader,
+    Listing,
+    as_text,
+    list_images,
+    read_labels,
+    split_of,
+)
 from diffusion.data.source import (
     SHOWN,
     DatasetInfo,

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.data.data_config import PhotographsConfig
-from diffusion.data.readers.image_files import ImageFileReader
-from diffusion.data.readers.listing import Paths, as_text, list_images
+from diffusion.data.readers.image_files import ImageFileReader, Paths, as_text, list_images
 from diffusion.data.source import (
     IMAGENET_CLASSES,
     DatasetInfo,

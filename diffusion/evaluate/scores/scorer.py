@@ -26,14 +26,7 @@ from diffusion.evaluate.scores.jackknife import grouped, image_errors
 from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, inception_score, statistics
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.images.store import Labels
-from diffusion.protocol.card import (
-    SHARES,
-    SUBSETS,
-    Card,
-    protocol_card,
-    statistics_fields,
-    subset_size,
-)
+from diffusion.protocol.card import SHARES, SUBSETS, Card, protocol_card, statistics_fields, subset_size
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
 
 Scores = dict[str, float]

@@ -1,18 +1,37 @@
-"""A training compared with trainings that differ only in the seed: mean, spread and rank of its scores."""
+"""A training compared with trainings that differ only in the seed, and with published figures.
+
+The first have a mean, a spread and a rank of each score. Published figures on the same data are drawn with
+the sweep's curve, with why they are not comparable.
+"""
 
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+
 from diffusion.choice.confidence import card_diff, cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import is_published, leader
-from diffusion.protocol.grid import describe_cell, describe_line
+from diffusion.papers.paper import (
+    PAPERS,
+    FigureComparison,
+    PublishedDifference,
+    compare_cells,
+    open_paper,
+    shared_differences,
+    space_scores,
+    with_score,
+)
+from diffusion.protocol.grid import cell_order, describe_cell, describe_line
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
-from diffusion.report import formatting, score_tables
+from diffusion.report import figures, formatting, score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve
 
 Documents = Sequence[ScoresDocument]
+# Other steps are another point of the curve, not another protocol, and the cost is its other axis.
+SAME_CURVE = ("steps", "eta", "nfe")
+COST = ("nfe", "steps")  # fields with the cost of an image
 
 
 class SeedComparison(NamedTuple):
@@ -105,13 +124,13 @@ def seeds_content(document: ScoresDocument, others: Documents) -> dict[str, Any]
         "own": own,
         "cell": describe_cell(document.cells[document.best.cell].axes),
         "others": [seed for seed in seeds if seed != own],
-        "rows": [_row(one, seeds) for one in found],
+        "rows": [_seed_row(one, seeds) for one in found],
         "apart": any(one.is_apart for one in found),
-        "drawing": _drawing(document, others),
+        "drawing": _seed_drawing(document, others),
     }
 
 
-def _row(one: SeedComparison, seeds: Sequence[int]) -> dict[str, Any]:
+def _seed_row(one: SeedComparison, seeds: Sequence[int]) -> dict[str, Any]:
     places = formatting.places_of(one.metric, list(one.values.values()))
     texts = {seed: formatting.number(value, places) for seed, value in one.values.items()}
     return {
@@ -125,7 +144,7 @@ def _row(one: SeedComparison, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _drawing(document: ScoresDocument, others: Documents) -> str | None:
+def _seed_drawing(document: ScoresDocument, others: Documents) -> str | None:
     """Draw the distance in the best cell's line, with mean and spread of the seeds; None for one point."""
     metric, best = document.spec.distance, document.cells[document.best.cell]
     points = []
@@ -140,3 +159,64 @@ def _drawing(document: ScoresDocument, others: Documents) -> str | None:
     label = formatting.short_names(document.spec)["distance"]
     title = f"{label} over the number of sampling steps, of this training and as the mean of its seeds"
     return as_svg(score_curve(points, label), "seeds", title)
+
+
+def published_content(document: ScoresDocument) -> dict[str, Any] | None:
+    """Return the template's drawing and table; None if no paper has figures on these data."""
+    shown = list(matching_figures(document))
+    if not shown:
+        return None
+    alike = shared_differences([one.differences for one in shown])
+    metrics, distance = [one.figure.metric for one in shown], document.spec.distance
+    metric = distance if distance in metrics else metrics[0]
+    label = formatting.short_names(document.spec)["distance"] if metric == distance else metric
+    return {
+        "label": label,
+        "drawing": _published_drawing(document, metric, label, shown),
+        "alike": ", ".join(map(str, alike)),
+        "rows": [_published_row(one, alike) for one in shown],
+    }
+
+
+def matching_figures(document: ScoresDocument) -> Iterator[FigureComparison]:
+    """Yield the shipped figures on this data set with the cell that differs least, steps and η excepted."""
+    first = next(iter(document.cells.values()))
+    has = {name for seen in space_scores(first) for name in seen.scores}
+    for paper in map(open_paper, PAPERS):
+        for one in compare_cells(paper, document.cells, SAME_CURVE):
+            if one.figure.metric in has and first.card["data"] in paper.datasets_of(one.figure):
+                yield one
+
+
+def _cost(one: FigureComparison) -> int | None:
+    """Return the network evaluations per image, None if the paper does not state them."""
+    stated = one.paper.protocol_of(one.figure)
+    return next((int(stated[field]) for field in COST if stated.get(field)), None)
+
+
+def _published_drawing(
+    document: ScoresDocument, metric: str, label: str, shown: list[FigureComparison]
+) -> Figure:
+    points = []
+    for cell in sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes)):
+        value = with_score(metric, space_scores(cell)).scores[metric]
+        points.append(figures.CurvePoint(cell.nfe, describe_line(cell.axes), value))
+    marks = []
+    for one in shown:
+        if one.figure.metric == metric and (cost := _cost(one)) is not None:
+            line = figures.NOT_COMPARABLE if one.differences else figures.COMPARABLE
+            marks.append(figures.CurvePoint(cost, line, one.figure.value))
+    return figures.score_curve(points, label, x_label="NFE per image", marks=marks)
+
+
+def _published_row(one: FigureComparison, alike: list[PublishedDifference]) -> dict[str, str]:
+    """Return a row of the table. Differences common to all figures are stated once, next to it."""
+    cost = _cost(one)
+    return {
+        "name": one.figure.name,
+        "paper": f"{one.paper.source}, {one.figure.where}",
+        "metric": one.figure.metric,
+        "cost": "" if cost is None else f"{cost:,}",
+        "value": f"{one.figure.value:g}",
+        "verdict": one.verdict(alike),
+    }
