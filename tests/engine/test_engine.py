@@ -1,4 +1,4 @@
-"""The engine: images of batched requests match separate runs, even if other requests end or fail."""
+"""The engine: images of batched requests match separate runs, with guides too, even if others end or fail."""
 
 import threading
 from contextlib import closing
@@ -19,14 +19,25 @@ from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import labels_condition, mixed_condition
 from diffusion.sample.generate import check_settings, generate, model_denoiser
-from diffusion.sample.guides import NO_GUIDES
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.sampler import CustomTrajectory, DenoiserCall, NonFiniteError, Step, build_sampler
-from tests.helpers.networks import artefact_of, counting, network_of, spec_of
+from diffusion.sample.sampling_steps import count_nfe
+from diffusion.system.errors import UsageError
+from tests.helpers.networks import artefact_of, counting, loaded_classifier, network_of, spec_of
 from tests.helpers.trajectories import walk
 
-CPU = torch.device("cpu")
 MAX_BF16_CHANGED, MAX_BF16_FAR = 0.05, 0.01  # shares of bytes that differ, and that differ by more than 1
 MODEL = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
+CPU = torch.device("cpu")
+FREE = {"num_classes": 0, "null_class": False}
+REQUESTS = [
+    {"guidance": 1.0, "guide": "early"},
+    {"guidance": 2.0, "guide": "early", "guidance_interval": (0.3, 3.0), "sampler": "dpm-solver++"},
+    {"classifier": "c", "classifier_scale": 3.0},
+    {"classifier": "c", "eta": 1.0},
+    {"eta": 1.0},
+]
+CONDITIONAL = [{"guidance": 1.5}, {"guidance": 1.0, "guide": "early", "classifier": "c"}]
 
 
 def request_args(model: LoadedModel = MODEL, indices=range(2), klass: int | None = None, **values):
@@ -325,3 +336,40 @@ def test_times_reach_the_denoiser_without_rounding(spacing, dtype):
         chunk.advance(batched_forward(denoiser, [chunk]))
         assert times[-1].dtype == dtype
         assert times[-1].tolist() == [t] * len(job)
+
+
+def model_of(seed: int, **changes: object) -> LoadedModel:
+    spec = spec_of(**changes)
+    return LoadedModel(network_of(spec, seed), artefact_of(spec))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [{}, FREE], ids=["conditional", "unconditional"])
+@pytest.mark.parametrize("rows", [5, 64])
+def test_requests_with_different_guides_share_passes_and_match_separate_runs(classes, rows):
+    model, guides = model_of(0, **classes), Guides(model_of(1, **classes), loaded_classifier())
+    jobs: list[Job] = []
+    with closing(Engine(model, CPU, rows=rows, guides=guides)) as engine:
+        for number, values in enumerate(REQUESTS if classes else [*REQUESTS, *CONDITIONAL]):
+            settings = SampleSettings(steps=4, seed=number, **values)
+            labelled = guides.labelled(model) if settings.has_classifier else model.artefact
+            jobs.append(engine.add(settings, range(3), mixed_condition(labelled, settings, range(3))))
+        total = 0
+        while engine.jobs:
+            made = engine.step()
+            assert made.rows <= rows
+            total += made.rows
+    assert total == sum(len(job) * job.nfe for job in jobs)
+    for job in jobs:
+        assert job.error is None
+        assert job.images is not None
+        assert job.nfe == count_nfe(job.settings, model.artefact.process)
+        alone = generate(model, job.settings, job.indices, job.condition, CPU, guides=guides)
+        assert int((job.images.int() - alone.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("values", [{"guidance": 1.0, "guide": "early"}, {"classifier": "c"}])
+def test_a_request_for_a_missing_guide_is_refused(values):
+    model, settings = model_of(0), SampleSettings(steps=2, **values)
+    with closing(Engine(model, CPU)) as engine, pytest.raises(UsageError, match="needs the"):
+        engine.add(settings, range(1), mixed_condition(model.artefact, settings, range(1)))

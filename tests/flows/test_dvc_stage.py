@@ -1,19 +1,24 @@
-"""Stages under real DVC: output, exit codes, signals, remotes and shared caches."""
+"""Stages under real DVC: output, exit codes, signals, remotes, shared caches and outcomes."""
 
 import asyncio
 import os
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from diffusion.system.errors import DiffctlError, Interrupted, UsageError
+from cli import main
+from cli.stages.used_inputs import InputsChanged
+from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
 from diffusion.system.files import write_text
+from diffusion.system.signals import make_interrupted
 from flows.dvc_stage import StageFailed, child_environment, failure, needs_pull, reproduce
 from flows.pipeline_run import run_step
-from flows.stage_outcome import StageOutcome
+from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 from tests.helpers.small import commit
 from tests.helpers.toy_project import (
     be,
@@ -24,6 +29,8 @@ from tests.helpers.toy_project import (
     wait_for_file,
     wait_until_left,
 )
+
+FULL = "a cannot be written (Full): free some space"
 
 
 @pytest.fixture
@@ -232,3 +239,49 @@ def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(toy: Path) -> Non
     (toy / "allow").touch()
     assert first.wait(60) == 0
     assert (toy / "prepared").read_text() == "data"
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def interrupted() -> None:
+    """Lose the exception of the signal, as a library may."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException:
+        raise KeyError from None
+
+
+@pytest.mark.parametrize(
+    ("work", "outcome"),
+    [
+        (raising(UsageError("wrong")), StageOutcome("refused", "wrong", 2)),
+        (raising(TemporaryError("away")), StageOutcome("temporary", "away", 75)),
+        (raising(InputsChanged("edited")), StageOutcome("refused", "edited", 75)),
+        (raising(DiffctlError("it failed")), StageOutcome("failed", "it failed", 1)),
+        (raising(OSError(28, "Full", "a")), StageOutcome("failed", FULL, 1)),
+        (raising(KeyError("x")), StageOutcome("crashed", "KeyError: 'x'", 1)),
+        (interrupted, StageOutcome("interrupted", str(make_interrupted(signal.SIGTERM)), 143)),
+        (sys.exit, None),
+    ],
+)
+def test_a_failure_is_written_and_its_path_is_not_inherited(tmp_path, monkeypatch, work, outcome) -> None:
+    inherited: list[str | None] = []
+
+    def app(obj: object) -> None:
+        inherited.append(os.environ.get(VARIABLE))
+        work()
+
+    monkeypatch.setattr(main, "app", app)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "outcome.json"))
+    with pytest.raises((SystemExit, KeyError)) as end:
+        main.main()
+    assert inherited == [None]
+    assert read_outcome(tmp_path / "outcome.json") == outcome
+    crashed = outcome is not None and outcome.kind == "crashed"
+    assert isinstance(end.value, KeyError) == crashed
+    assert crashed or end.value.code == (outcome.exit_code if outcome else 0)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""A store returns what was written, or is refused."""
+"""A store returns what was written, or is refused. Samples show which share of a set is in another."""
 
 import json
 import os
@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.images import store as stores
-from diffusion.images.store import ImageStore, open_store, write_store
+from diffusion.images.store import (
+    DIGITS,
+    SAMPLED,
+    TAG_LENGTH,
+    ImageStore,
+    contained_share,
+    image_sample,
+    open_store,
+    write_store,
+)
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.layout import PREPARED
 from diffusion.system.checksums import add_checksum
@@ -163,3 +172,16 @@ def test_missing_prepared_data_name_the_stage_that_makes_them(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"images.npy is missing; `diffctl stage data`"):
         open_store(PREPARED / "train")
+
+
+@given(st.integers(0, 2**32), st.integers(1, 1000), st.integers(0, 8000), st.floats(0, 1))
+def test_share_is_exact_for_subsets_and_near_for_others(seed, count, more, kept):
+    """A set of `count` images; other ones have all or the part `kept` of them, and `more` images."""
+    pool = np.random.default_rng(seed).integers(0, 256, (count + more, 32), np.uint8)
+    tag = image_sample([pool[:count]])[:TAG_LENGTH]
+    assert contained_share(tag, image_sample([pool[more:], pool])) in (1, None), "in parts, with copies"
+    stay = round(kept * count)
+    share = contained_share(tag, image_sample([pool[count - stay :]])) if stay + more else None
+    tested = min(TAG_LENGTH / DIGITS, count) * min(1.0, SAMPLED / max(1, stay + more))
+    if share is not None:
+        assert share == pytest.approx(stay / count, abs=max(0.02, 6 * (0.25 / tested) ** 0.5))
