@@ -21,7 +21,6 @@ from diffusion.search.search_config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_NAME
 from diffusion.system.params import PARAMS, read_params
-from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Section, validate
 from diffusion.train.train_config import ClassifierConfig, TrainSections
 
@@ -116,7 +115,6 @@ class Config(TrainSections):
 
 def parse(values: Any, origin: str) -> Config:
     """Return the Config of nested plain values; UsageError names `origin`, the field and what is allowed."""
-    refuse_renamed(values, origin)
     return validate(Config, values, origin)
 
 

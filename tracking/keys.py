@@ -50,11 +50,10 @@ CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards 
 # Tags of a model version or a registered model.
 DECISION = "diffctl.decision"  # the gate's first decision; later ones have a number appended
 UPLOAD = "diffctl.upload"  # what the name of the version's artifact folder ends in; none before format 4
-FORMAT = "diffctl.format"  # of the registered files and tags; versions of format 2 have no such tag
+FORMAT = "diffctl.format"  # of the registered files and tags
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
 DATA_SAMPLE = "diffctl.data_sample"  # of its images, diffusion/images/store.py; also DATA_DIGEST
 EMA_SIGMA_REL = "diffctl.ema_sigma_rel"  # σ_rel, if the version is an EMA profile
-EVENT = "diffctl.event"  # a move as JSON in earlier versions; `.NUMBER.ID` is appended
 HISTORY_RUN = "diffctl.history_run"  # a run with a param for each move of the champion
 
 # Artifact folders of a run.
@@ -141,7 +140,7 @@ class Project(Section, extra="ignore"):
 
 def read_project() -> Project:
     """Read params.yaml; UsageError if it is missing or does not name the data."""
-    return validate(Project, read_params(earlier_names=True), PARAMS)
+    return validate(Project, read_params(), PARAMS)
 
 
 def title_of(data: str) -> str:

@@ -12,10 +12,9 @@ import yaml
 from diffusion.layout import GRAPH, LOCK, PARAMS, RUNS
 from diffusion.project import PACKAGES
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.files import copy_file, read_text
+from diffusion.system.files import copy_file
 from diffusion.system.processes import PYTHON_MODULE
 from diffusion.system.registry import PLUGINS
-from diffusion.system.renamed import rename_keys
 from tracking.store import ARTIFACTS, DATABASE
 
 COPIED = (LOCK, Path("metrics"), Path("start"), Path(".dvc/config"), Path(PLUGINS))
@@ -58,10 +57,8 @@ def take_over(clone: Path, root: Path) -> list[str]:
             raise UsageError(f"{message}: name a new folder")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     unfinished.write_text(str(clone.resolve()), encoding="utf-8")
-    text = rename_keys(read_text(clone / PARAMS))
-    (root / PARAMS).write_text(text, encoding="utf-8")
-    taken = [str(PARAMS)]
-    for path in (*COPIED, *LINKED):
+    taken = []
+    for path in (PARAMS, *COPIED, *LINKED):
         source, target = clone / path, root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():

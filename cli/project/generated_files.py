@@ -119,7 +119,7 @@ def base_files(files: dict[str, str]) -> dict[str, str]:
 
 def with_own_params(choices: ProjectChoices, params: Path) -> ProjectChoices:
     """Return the choices of a project with this params.yaml, which no profile replaces."""
-    data = read_params(params, earlier_names=True)["data"]
+    data = read_params(params)["data"]
     values = {f"data.{key}": data[key] for key in ("name", "path") if key in data}
     return choices.model_copy(update={"profile": None, "values": values})
 

@@ -11,10 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 from cli.project.generated_files import BASE
-from diffusion.layout import PARAMS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import read_text
-from diffusion.system.renamed import rename_keys
 
 MAX_CONFLICTS = 127  # git merge-file exits with their number up to this, and with 255 on an error
 Action = Literal["new", "replaced", "merged", "conflicts", "kept", "removed"]
@@ -32,22 +30,17 @@ class FileChange(NamedTuple):
 def plan_upgrade(root: Path, generated: dict[str, str], kept: Collection[str] = ()) -> list[FileChange]:
     """Return the changes to the project in `root`, given the generated files by path; nothing is written.
 
-    Files in `kept` are the user's own: no version of diffctl has written them. Keys of params.yaml that were
-    renamed get their new names, in the original too. DiffctlError for a file that is not text in UTF-8.
+    Files in `kept` are the user's own: no version of diffctl has written them. DiffctlError for a file that
+    is not text in UTF-8.
     """
     originals = (file for file in (root / BASE).rglob("*") if file.is_file())
     bases = {str(file.relative_to(root / BASE)): read_text(file) for file in originals}
     changes = []
-    for path in sorted({str(PARAMS), *generated, *bases}):
-        before = read_text(root / path) if (root / path).is_file() else None
-        mine, base = before, bases.get(path)
-        if path == str(PARAMS):
-            mine, base = mine and rename_keys(mine), base and rename_keys(base)
-        new = generated.get(path)
+    for path in sorted({*generated, *bases}):
+        mine = read_text(root / path) if (root / path).is_file() else None
+        base, new = bases.get(path), generated.get(path)
         is_own = path in kept and mine != base
         change = _own_change(path, base, new) if is_own else _change(path, mine, base, new)
-        if mine != before and (change is None or is_own):
-            change = FileChange(path, "merged", "keys were renamed", mine)
         if change is not None:
             changes.append(change)
     return changes

@@ -30,7 +30,6 @@ from diffusion.layout import PREPARED, VERIFIED_RUNS
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_json, strip_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
-from diffusion.system.renamed import translate
 from diffusion.system.section import brief, explain, fingerprint
 
 FILES = ("images.npy", "labels.npy")  # covered by a store's digest
@@ -105,7 +104,7 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
 def read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
     """Return the validated meta, with a checksum by diffctl; DiffctlError if it is invalid."""
     try:
-        values: JsonObject = translate("store", strip_checksum(read_json(path / "meta.json", JsonObject)))
+        values: JsonObject = strip_checksum(read_json(path / "meta.json", JsonObject))
     except Corrupted as error:
         raise DiffctlError(
             f"{path / 'meta.json'} was not written by diffctl or is edited ({error}): make the images again"

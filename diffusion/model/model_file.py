@@ -27,14 +27,12 @@ from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, pars
 from diffusion.system.errors import DiffctlError, DiffctlWarning, printable
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.memory import keep_freed_memory
-from diffusion.system.registry import ARCHIVE, UnknownName, is_entry, load_reference
-from diffusion.system.renamed import translate
+from diffusion.system.registry import ARCHIVE, UnknownName
 from diffusion.system.section import Section, SigmaRel, brief, canonical_json, explain, fingerprint
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 METADATA_KEY = "diffctl"
-FORMERLY_COMMON = {"dropout", "gradient_checkpointing"}  # options of every network, which could ignore them
 
 Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -90,7 +88,7 @@ class ModelDescription(Section):
     @classmethod
     def from_stored(cls, values: JsonObject) -> Self:
         """Parse a file's metadata, perhaps of an earlier version; its digests stay those of its values."""
-        parsed = cls.model_validate(_without_ignored_options(translate("model", values)))
+        parsed = cls.model_validate(values)
         if parsed.model_dump(mode="json") != values:
             parsed._stored = values
         return parsed
@@ -117,15 +115,6 @@ class ModelDescription(Section):
         """The model's identity in cards and registry: a hash of weights and metadata without the code."""
         described = {key: value for key, value in self.stored().items() if key != "code"}
         return hashlib.sha256(canonical_json(described).encode()).hexdigest()
-
-
-def _without_ignored_options(values: JsonObject) -> JsonObject:
-    """Drop the options that every network's file had in earlier versions, where its network has none."""
-    network = values.get("network")
-    if not isinstance(network, dict) or not is_entry(network.get("name"), MODELS):
-        return values
-    unknown = FORMERLY_COMMON - load_reference(MODELS[network["name"]].spec).model_fields.keys()
-    return {**values, "network": {key: value for key, value in network.items() if key not in unknown}}
 
 
 class Artefact(ModelDescription):

@@ -21,7 +21,7 @@ IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MAX_HEADER_BYTES = 8 * 2**20  # bytes; a tensor takes about a hundred
 MAX_TENSORS = 10_000  # tensors; the largest published network has some 1,100
-NAME, EARLIER_NAME = "model.safetensors", "unet.safetensors"  # of a training's model file
+NAME = "model.safetensors"  # of a training's model file
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -41,8 +41,6 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 def open_weights(path: Path) -> Any:
     """Open a safetensors file, a context; UsageError without one, DiffctlError for another file."""
-    if path.name == NAME and not path.exists() and path.with_name(EARLIER_NAME).exists():
-        raise UsageError(f"{path.with_name(EARLIER_NAME)} is of an earlier version: rename it to {path}")
     if not path.is_file():
         raise UsageError(f"no model file at {path}: train one with `diffctl run`, or name another file")
     try:

@@ -22,7 +22,6 @@ from diffusion.system.checksums import JsonObject, parse_json, read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.registry import check_name
-from diffusion.system.renamed import translate
 from diffusion.system.section import PositiveInt, Section, brief
 
 MAX_SCORE = 1e15
@@ -254,8 +253,7 @@ def read_scores(path: Path) -> ScoresDocument:
     """Return the scores in a file; DiffctlError without valid scores."""
     again = "make them with `diffctl stage evaluate`"
     try:
-        values = translate("scores", read_json(path, JsonObject))
-        return parse_json(to_json(values), ScoresDocument, str(path))
+        return parse_json(to_json(read_json(path, JsonObject)), ScoresDocument, str(path))
     except FileNotFoundError:
         raise UsageError(f"no scores at {path}: {again}") from None
     except DiffctlError as error:

@@ -23,7 +23,6 @@ from ruamel.yaml.tag import Tag
 
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.files import read_regular, read_text
-from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Kind, brief, validate
 
 PARAMS = "params.yaml"
@@ -50,11 +49,8 @@ class YamlRefusal(ValueError):
     """The text is refused. The message has the reason and the line, but not the text itself."""
 
 
-def read_params(path: Path | str = PARAMS, earlier_names: bool = False) -> dict[str, Any]:
-    """Return the sections of a params file as plain values; UsageError if it is missing or unreadable.
-
-    UsageError for keys of earlier versions too, unless `earlier_names` allows them.
-    """
+def read_params(path: Path | str = PARAMS) -> dict[str, Any]:
+    """Return the sections of a params file as plain values; UsageError if it is missing or unreadable."""
     shown = brief(path, str, MAX_TEXT)
     try:
         text = read_regular(Path(path), MAX_BYTES).decode()
@@ -68,8 +64,6 @@ def read_params(path: Path | str = PARAMS, earlier_names: bool = False) -> dict[
         raise UsageError(f"{shown} is not readable as YAML: {brief(why, str, MAX_TEXT)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{shown} is not a params file: it has no sections")
-    if not earlier_names:
-        refuse_renamed(values, shown)
     if str(path) == PARAMS and text not in READ:
         READ.append(text)
     return values

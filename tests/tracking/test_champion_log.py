@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from diffusion.system.errors import DiffctlWarning
 from tests.helpers.scores_document import document
 from tests.helpers.team import postgres
-from tracking.keys import CHAMPION, EVENT, HISTORY_RUN, PREVIOUS
+from tracking.keys import CHAMPION, HISTORY_RUN, PREVIOUS
 from tracking.registry.champion_log import (
     ChampionHistory,
     ConcurrentMove,
@@ -255,19 +255,13 @@ def test_no_deleted_tag_or_run_changes_the_history(client):
 
 
 @pytest.mark.parametrize("lost", [1, 2])
-def test_earlier_format_with_a_deleted_or_damaged_move_is_read_and_continued(client, lost):
-    """Earlier versions stored a move as a tag of the model, which any user can delete."""
+def test_history_with_a_damaged_move_is_read_and_continued(client, lost):
     name = make_versions(client)
-    events = [move(1, None, 1, "gate"), move(2, 1, 2, "force")]
     run_id = client.get_registered_model(name).tags[HISTORY_RUN]
-    for event in events:
-        key = f"{EVENT}.{event.number:06d}.{event.id}"
-        client.set_registered_model_tag(name, key, event.model_dump_json())
-        client.log_param(run_id, f"{event.number:06d}", event.id)
+    for event in (move(1, None, 1, "gate"), move(2, 1, 2, "force")):
+        value = "damaged" if event.number == lost else event.model_dump_json()
+        client.log_param(run_id, f"{event.number:06d}", value)
         client.set_registered_model_alias(name, CHAMPION, str(event.after))
-    assert read_history(client, name).events == tuple(events)
-    gone = events[lost - 1]
-    client.delete_registered_model_tag(name, f"{EVENT}.{lost:06d}.{gone.id}")
     with pytest.warns(DiffctlWarning, match=f"move {lost}"):
         history = repair(client, name)
     assert (history.holder, history.previous) == (2, 1)

@@ -22,7 +22,6 @@ from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve
 from diffusion.report.sample_pictures import data_uri, real_images
 from diffusion.report.theme import render
-from diffusion.system.renamed import translate_names
 from tracking.comparison.score_comparison import Comparison, Group, ScoredRun, ScoreRow, format_spread
 from tracking.runs.scored_runs import fetch_samples
 
@@ -180,10 +179,7 @@ def gate_verdicts(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     """Return each param on which the runs differ, with the values of each column; a dash for a file."""
-    params = [
-        [translate_names("params", one.run.data.params) if one.run else {} for one in group]
-        for group in groups
-    ]
+    params = [[one.run.data.params if one.run else {} for one in group] for group in groups]
     known = [values for group in params for values in group if values]
     names = sorted({name for values in known for name in values})
     differ = [name for name in names if len({values.get(name) for values in known}) > 1]

@@ -4,8 +4,6 @@ Each move of the champion is a param of one MLflow run, the model's history run:
 the value the move as JSON. MLflow neither overwrites nor deletes a param. So of two concurrent moves with one
 number the second fails, and nobody can delete a move. The aliases `champion` and `previous` follow the log;
 the next command corrects them if they differ.
-
-Earlier versions stored the JSON as a tag of the registered model, and in the param only the move's id.
 """
 
 import os
@@ -27,12 +25,11 @@ from diffusion.system.section import PositiveInt, Section, ShortText, brief
 from diffusion.system.signals import check_signals
 from tracking.connectivity import MlflowError
 from tracking.experiments import create_finished_run, ensure_experiment
-from tracking.keys import CHAMPION, EVENT, HISTORY_RUN, PREVIOUS, REGISTRY_EXPERIMENT, user_name
+from tracking.keys import CHAMPION, HISTORY_RUN, PREVIOUS, REGISTRY_EXPERIMENT, user_name
 from tracking.store import find, permitted
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import RegisteredModel
     from mlflow.tracking import MlflowClient
 
 RESCORED = "anew"  # how the champion's own weights become a version with new scores
@@ -202,18 +199,17 @@ def read_history(client: "MlflowClient", name: str) -> ChampionHistory:
     if run is None:
         return ChampionHistory(name, aliases=aliases)
     claims = sorted((int(key), value) for key, value in run.data.params.items() if key.isdecimal())
-    moves = (_read_move(model, number, value) for number, value in claims)
+    moves = (_read_move(name, number, value) for number, value in claims)
     events = tuple(move for move in moves if move is not None)
     return ChampionHistory(name, str(run.info.run_id), events, claims[-1][0] if claims else 0, aliases)
 
 
-def _read_move(model: "RegisteredModel", number: int, value: str) -> Move | None:
-    """Return the move of a param; None with a warning if an earlier version's tag was deleted or changed."""
-    key = f"{EVENT}.{number:06d}.{value}"
+def _read_move(name: str, number: int, value: str) -> Move | None:
+    """Return the move of a param; None with a warning if it cannot be read."""
     try:
-        return parse_json(value if value.startswith("{") else model.tags.get(key, ""), Move, f"the tag {key}")
+        return parse_json(value, Move, f"the param {number:06d}")
     except DiffctlError as error:
-        text = f"move {number} of {model.name} is left out of the history: {error}"
+        text = f"move {number} of {name} is left out of the history: {error}"
         warnings.warn(text, DiffctlWarning, stacklevel=3)
         return None
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffusion
@@ -39,10 +39,9 @@ if TYPE_CHECKING:
     from diffusion.sample.network_files import NetworkFiles
 
 DVC_LOCK = Path("dvc.lock")
-WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
-# 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive; 4: in a folder of its own.
-VERSION_FORMAT = 4
-READABLE_FORMATS = ("2", "3", "4")
+WEIGHTS = "model.safetensors"
+VERSION_FORMAT = 4  # 3: in a folder that versions may share; 4: in a folder of its own
+READABLE_FORMATS = ("3", "4")
 UPLOAD_LENGTH = 8  # hex digits
 CODE_ARCHIVE = "diffusion.zip"  # pyfunc_model.py reads it
 GROWN = 0.9  # share of the images of an earlier state of growing data that are still there
@@ -191,7 +190,7 @@ def unreadable_reason(registered: "ModelVersion") -> str:
     tags = registered.tags
     if not {keys.MODEL_SHA256, keys.CARD} <= tags.keys():
         return "was not registered by diffctl"
-    number = tags.get(keys.FORMAT, "2" if keys.FILE_SHA256 in tags else "1")
+    number = tags.get(keys.FORMAT, "below 3")
     if number not in READABLE_FORMATS:
         known = " or ".join(READABLE_FORMATS)
         return f"was registered by diffctl format {brief(number, str)}, not {known}: `diffctl docs upgrading`"
@@ -249,10 +248,8 @@ def _artifacts_of(registered: "ModelVersion") -> str:
 
 
 def download_weights(client: "MlflowClient", run_id: str, artifacts: str, folder: Path) -> Path:
-    """Download the model file of an artifact folder, which an earlier version may have written."""
-    names = {PurePosixPath(found.path).name for found in client.list_artifacts(run_id, artifacts)}
-    name = EARLIER_NAME if EARLIER_NAME in names - {WEIGHTS} else WEIGHTS
-    return Path(client.download_artifacts(run_id, f"{artifacts}/{name}", str(folder)))
+    """Download the model file of an artifact folder."""
+    return Path(client.download_artifacts(run_id, f"{artifacts}/{WEIGHTS}", str(folder)))
 
 
 def check_digest(value: str, digits: int, where: str) -> str:

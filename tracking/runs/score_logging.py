@@ -15,7 +15,6 @@ from diffusion.images.store import Images
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.card import EXTRACTOR_FIELDS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, read_scores
-from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from tracking import keys, mlflow_pages
 from tracking.experiments import log_folder, log_picture
@@ -201,8 +200,7 @@ def _log_best(client: "MlflowClient", run: "Run", document: ScoresDocument, time
 
 def _update_pages(client: "MlflowClient", parent: "Run", training: str, document: ScoresDocument) -> None:
     """Update the descriptions of the run and its experiment where they differ."""
-    params = translate_names("params", parent.data.params)
-    text = mlflow_pages.training_note(params, training) + mlflow_pages.scores_note(document)
+    text = mlflow_pages.training_note(parent.data.params, training) + mlflow_pages.scores_note(document)
     for name, value in mlflow_pages.changed_note(text, parent.data.tags).items():
         client.set_tag(parent.info.run_id, name, value)
     experiment = client.get_experiment(parent.info.experiment_id)

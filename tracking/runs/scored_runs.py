@@ -16,7 +16,6 @@ from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
 from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.errors import DiffctlWarning, UsageError
-from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from tracking import keys, mlflow_pages
 from tracking.experiments import search_runs
@@ -142,7 +141,7 @@ def fetch_model(name: str) -> Path:
         versions = client.search_model_versions(f"run_id = '{run_id}'")
         ours = (version for version in versions if not unreadable_reason(version))
         newest = max(ours, key=lambda version: int(version.version), default=None)
-        if newest and keys.EMA_SIGMA_REL in translate_names("tags", newest.tags):
+        if newest and keys.EMA_SIGMA_REL in newest.tags:
             return fetch_version_networks(client, newest).model
         if sha256 is None:
             raise UsageError(f"run {run.info.run_name} ({run_id}) has no model in MLflow: try `diffctl sync`")

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
-from diffusion.system.renamed import DocumentKind, translate_names
-
 CHECKSUM = b',"crc":"%08x"}\n'
 
 
@@ -132,18 +130,14 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(line: bytes) -> AnyEvent | None:
-    """Return the event of a line, with today's names; None if the line is damaged or not an event."""
+    """Return the event of a line; None if the line is damaged or not an event."""
     content, _, _ = line.rpartition(CHECKSUM[:8])
     if line != content + CHECKSUM % zlib.crc32(content):
         return None
     try:
-        event = _EVENTS.validate_python(json.loads(content + b"}"))
+        return _EVENTS.validate_python(json.loads(content + b"}"))
     except (ValueError, RecursionError):
         return None
-    if isinstance(event, Params | Tags | Points | Checkpoint):  # with names that may have changed since
-        document: DocumentKind = "metrics" if isinstance(event, Checkpoint) else event.kind
-        return event.model_copy(update={"values": translate_names(document, event.values)})
-    return event
 
 
 def _json_floats(values: dict[str, float]) -> dict[str, float | str]:

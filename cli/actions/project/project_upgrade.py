@@ -15,13 +15,11 @@ from cli.project.generated_files import (
     with_own_params,
 )
 from cli.project.upgrade_plan import FileChange, plan_upgrade
-from diffusion.layout import GRAPH, MARK, MODEL, PARAMS
+from diffusion.layout import GRAPH, MARK, PARAMS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_text
 from diffusion.version import VERSION
 from flows.stage_code import write_stage_code
-
-OLD_MODEL = Path("models/unet.safetensors")  # of versions before 59a3ea9c
 
 
 def upgrade(options: Upgrade) -> None:
@@ -30,8 +28,7 @@ def upgrade(options: Upgrade) -> None:
     originals = base_files(files)
     generated = {path: files[path] for path in files if f"{BASE}/{path}" in originals}
     changes = plan_upgrade(Path(), generated, choices.kept)
-    is_current = choices.version == VERSION and not changes
-    if is_current and not OLD_MODEL.exists():
+    if choices.version == VERSION and not changes:
         return typer.echo(f"the project is up to date with diffctl {VERSION}")
     if not options.dry_run:
         _refuse_uncommitted([change.path for change in changes if change.action != "kept"])
@@ -73,16 +70,12 @@ def _refuse_uncommitted(paths: list[str]) -> None:
 
 
 def _write(changes: list[FileChange]) -> None:
-    """Write the changes, and give saved work the names of this version."""
     for change in changes:
         if change.text is not None:
             Path(change.path).parent.mkdir(parents=True, exist_ok=True)
             write_text(Path(change.path), change.text)
         elif change.action == "removed":
             Path(change.path).unlink()
-    if OLD_MODEL.exists() and not MODEL.exists():
-        OLD_MODEL.rename(MODEL)
-        typer.echo(f"{OLD_MODEL} is now {MODEL}")
 
 
 def _record(files: dict[str, str]) -> None:
