@@ -9,7 +9,7 @@ import typer
 
 from cli.actions.images import image_analysis, learned_grid, sampled_images
 from cli.actions.models import model_formats, publication
-from cli.actions.trials import search_trial, trial_search
+from cli.actions.trials import trial_process, trial_search
 from cli.shared.command import CommandOptions, argument, command, group, option, out_option
 from cli.shared.options import (
     JsonOptions,
@@ -159,7 +159,7 @@ class Search(JsonOptions, RayOptions):
             raise UsageError("a search needs Optuna: pip install 'diffctl[search]'")
 
 
-@command(app, lambda: search_trial.run_trial, name="search-trial", hidden=True)
+@command(app, lambda: trial_process.run_trial, name="search-trial", hidden=True)
 class SearchTrial(CommandOptions):
     """Run one trial; `diffctl search` and `diffctl verdict` start these processes."""
 

@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from diffusion.system.errors import UsageError
+from diffusion.system.params import with_fields
 from diffusion.system.section import NotBool, Section, Seed, ShortText, brief, canonical_json
 
 MAX_FIELDS, MAX_VALUES, MAX_TRIALS = 20, 100, 10_000
@@ -36,7 +36,7 @@ class Range(Section):
         return self
 
 
-Point = dict[str, Any]
+Point = Mapping[str, Any]
 """A value for each searched field, by its dotted name."""
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=MAX_VALUES)]
@@ -99,25 +99,6 @@ def count_trials(section: SearchConfig) -> int:
     return section.trials
 
 
-def applied(values: dict[str, Any], point: Point, source: str = "search.fields.") -> dict[str, Any]:
-    """Return the plain values of params.yaml with those of the point.
-
-    UsageError, which begins with the `source`, if a field cannot be set.
-    """
-    changed = deepcopy(values)
-    for name, value in point.items():
-        *parents, last = name.split(".")
-        section = changed
-        for key in parents:
-            if section.get(key) is None:
-                section[key] = {}
-            section = section[key]
-            if not isinstance(section, dict):
-                raise UsageError(f"{source}{name}: params.yaml has {brief(section)} at {key}, not keys")
-        section[last] = deepcopy(value)
-    return changed
-
-
 def describe_point(point: Point) -> str:
     """Return the point in one line."""
     return ", ".join(f"{name} {brief(value, str, 40)}" for name, value in point.items())
@@ -128,4 +109,4 @@ def refuse_invalid(
 ) -> None:
     """Raise UsageError for the first point, or end of a range, that `validate`(values, origin) refuses."""
     for point in grid(section):
-        validate(applied(values, point), f"search with {describe_point(point)}")
+        validate(with_fields(values, point, "search.fields."), f"search with {describe_point(point)}")

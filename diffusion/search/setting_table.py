@@ -7,8 +7,8 @@ from diffusion.choice.confidence import Interval, group_gap, mean_interval, mean
 from diffusion.choice.ranking import rank_metric
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.search.search_config import Point
-from diffusion.search.search_dir import Trial
 from diffusion.system.section import canonical_json
+from diffusion.trials.trial_runs import Trial
 
 SEED = "train.seed"
 

@@ -21,11 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from diffusion.search.search_config import Point, Range, SearchConfig, count_trials, grid
-from diffusion.search.search_dir import State, Trial, TrialResult
-from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 from diffusion.system.section import canonical_json
+from diffusion.trials.trial_runs import State, Trial, TrialResult, TrialRunner, run_trials
 
 JOURNAL, LOCK = "journal.log", "journal.lock"
 POINT, REASON = "point", "reason"  # user attributes of a trial
@@ -171,27 +170,20 @@ def run_search(
 ) -> list[Trial]:
     """Run all trials that have no result, interrupted ones first; return all trials.
 
-    `begin` may return the result of a trial before it runs, `end` receives each result. An exception of them
-    or of the runner ends the search; the same call continues it.
+    `begin` may return the result of a trial before it runs, `end` receives each result.
     """
 
     def finish(number: int, result: TrialResult) -> None:
         end(number, result)
         study.finish(number, result)
 
-    running: set[int] = set()
-    while True:
-        while len(running) < runner.room() and (trial := _next_trial(study, running)):
-            if (known := begin(trial)) is not None:
-                finish(trial.number, known)
-            else:
-                running.add(trial.number)
-                runner.start(trial)
-        if not running:
-            return study.trials()
-        for number, result in runner.ended():
-            finish(number, result)
-            running.discard(number)
+    def propose(running: set[int]) -> Trial | None:
+        while (trial := _next_trial(study, running)) and (known := begin(trial)) is not None:
+            finish(trial.number, known)
+        return trial
+
+    run_trials(runner, propose, finish)
+    return study.trials()
 
 
 def _next_trial(study: SearchStudy, running: set[int]) -> Trial | None:

@@ -7,8 +7,9 @@ need are refused: duplicate keys, anchors and aliases, tags, several documents, 
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -229,6 +230,25 @@ def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         found |= flatten_fields(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return found
+
+
+def with_fields(values: dict[str, Any], changes: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+    """Return the values of params.yaml with changes by dotted name.
+
+    UsageError, which begins with the `source`, if a field cannot be set.
+    """
+    changed = deepcopy(values)
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        section = changed
+        for key in parents:
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
+            if not isinstance(section, dict):
+                raise UsageError(f"{source}{name}: params.yaml has {brief(section)} at {key}, not keys")
+        section[last] = deepcopy(value)
+    return changed
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

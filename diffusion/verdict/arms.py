@@ -16,10 +16,9 @@ from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.learned_grid import refuse_learned_times
 from diffusion.protocol.settings import CommonSettings
-from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
-from diffusion.system.params import changed_fields, flatten_fields
+from diffusion.system.params import changed_fields, flatten_fields, with_fields
 from diffusion.train.optimizers.optimizer_registry import OPTIMIZERS
 from diffusion.train.plan import DenoiserPlan, changed_loss, plan_training, training_fingerprint
 
@@ -95,7 +94,7 @@ class Arm:
             "sample.num_images": images,
             "sweep": {axis: [value] for axis, value in cell.axes.items()},
         }
-        return applied({name: one for name, one in self.values.items() if name != "search"}, point, "")
+        return with_fields({name: one for name, one in self.values.items() if name != "search"}, point)
 
 
 OF_CASCADE = ("base", "cond_noise")  # fields of a card that belong to a model that enlarges images

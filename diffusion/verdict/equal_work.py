@@ -19,10 +19,10 @@ from diffusion.check.cost_estimate import step_flops
 from diffusion.check.findings import Project
 from diffusion.check.timing import step_work
 from diffusion.model.counted_passes import FlopCounter
-from diffusion.search.search_config import applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json
+from diffusion.system.params import with_fields
 from diffusion.system.section import Section
 from diffusion.train.initial_state import new_state
 from diffusion.train.plan import TrainPlan
@@ -146,4 +146,4 @@ def _scaled(arm: Arm, control: Arm, ratio: Ratio) -> Arm:
     own = arm.config.train.lr
     if (lr := own.stretched(steps / before)) != own:
         point["train.lr"] = lr.model_dump(mode="json")
-    return replace(arm, values=applied(arm.values, point, ""))
+    return replace(arm, values=with_fields(arm.values, point))

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffusion.code_digest import check_worker_version, library_version
-from diffusion.search.search_dir import ABOUT, About, Trial, TrialResult, read_result, trial_dir
-from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import TEMPORARY, DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
+from diffusion.trials.trial_runs import ABOUT, About, Trial, TrialResult, TrialRunner, read_result, trial_dir
 from flows.ray.ray_session import RETRIES, get_result, ray_session
 
 POLL_SECONDS, PROCESS_POLL_SECONDS = 0.5, 0.1

@@ -14,7 +14,16 @@ import torch
 from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.images.store import open_store
-from diffusion.layout import AVERAGES, CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
+from diffusion.layout import (
+    AVERAGES,
+    CELL_RUNS,
+    CLASSIFIER_RUNS,
+    MODEL,
+    MODEL_RUNS,
+    PREPARED,
+    SEARCH_RUNS,
+    TRAIN_RUNS,
+)
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
@@ -22,7 +31,6 @@ from diffusion.sample import cell_images
 from diffusion.sample.ema_files import ema_model_file, matching_snapshots
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampling_card import cells_folder, shards_folder
-from diffusion.search.search_dir import ABOUT, About, open_about, search_dir
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
@@ -32,6 +40,7 @@ from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
 from diffusion.train.optimizers.lr_schedule import ConstantLR
 from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint, training_settings
+from diffusion.trials.trial_runs import ABOUT, About, open_about
 from flows.run_lock import LOCK
 from flows.sweep_cells import run_sweep
 from tests.conftest import write_params
@@ -114,7 +123,7 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
     write_text(base / "model.safetensors", "weights")
     bases = {"champion small": base.name}
     searches = [
-        open_about(search_dir(name), About(key=name, settings={}, search={}, bases=bases))
+        open_about(SEARCH_RUNS / name, About(key=name, settings={}, search={}, bases=bases))
         for name in ("first", "second")
     ]
     shared, single = make_training("shared", "shared"), make_training("single", "single")
@@ -125,12 +134,12 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
         spool.close("FINISHED")
         deliver(folder, tracking_uri())
     assert gone(plan) == set()
-    shutil.rmtree(search_dir("second"))
+    shutil.rmtree(Path(SEARCH_RUNS, "second"))
     assert gone(plan) == {single}
-    write_text(search_dir("first") / ABOUT, "damaged")
+    write_text(Path(SEARCH_RUNS, "first") / ABOUT, "damaged")
     with pytest.raises(DiffctlError, match=r"search\.json"):
         gone(plan)
-    shutil.rmtree(search_dir("first"))
+    shutil.rmtree(Path(SEARCH_RUNS, "first"))
     assert gone(plan) == {shared, single, base}
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import Trial
 from diffusion.search.study import SearchStudy
+from diffusion.trials.trial_runs import Trial
 from tests.conftest import write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prepared import copy_reference

@@ -15,7 +15,12 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import (
+from diffusion.search.study import SearchStudy
+from diffusion.system.checksums import JsonObject, add_checksum, read_json
+from diffusion.system.files import write_json
+from diffusion.system.locks import is_held
+from diffusion.system.params import read_params
+from diffusion.trials.trial_runs import (
     ABOUT,
     About,
     Trial,
@@ -25,11 +30,6 @@ from diffusion.search.search_dir import (
     trial_dir,
     write_trial_params,
 )
-from diffusion.search.study import SearchStudy
-from diffusion.system.checksums import JsonObject, add_checksum, read_json
-from diffusion.system.files import write_json
-from diffusion.system.locks import is_held
-from diffusion.system.params import read_params
 from tests.conftest import diffctl, start_diffctl, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database

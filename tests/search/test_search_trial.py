@@ -13,13 +13,21 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from cli.actions.trials import search_trial
+from cli.actions.trials import trial_process
 from cli.commands.models import SearchTrial
 from cli.stages import training
 from cli.stages.observers import TrackedTraining
 from diffusion.layout import HELD_OUT, TRAIN_RUNS, VERDICT_RUNS
 from diffusion.sample.sampler import NonFiniteError
-from diffusion.search.search_dir import (
+from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, TemporaryError, UsageError
+from diffusion.system.locks import LockBusy
+from diffusion.train.checkpoint.state_files import SavedState, read_state, save_state
+from diffusion.train.distributed import launch
+from diffusion.train.loop import Diverged
+from diffusion.train.step_memory import OutOfMemory
+from diffusion.train.validation_loss import ValidationLoss
+from diffusion.trials.trial_inputs import Inputs, inputs_of_loss
+from diffusion.trials.trial_runs import (
     About,
     Elapsed,
     TrialResult,
@@ -29,14 +37,6 @@ from diffusion.search.search_dir import (
     trial_dir,
     write_trial_params,
 )
-from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, TemporaryError, UsageError
-from diffusion.system.locks import LockBusy
-from diffusion.train.checkpoint.state_files import SavedState, read_state, save_state
-from diffusion.train.distributed import launch
-from diffusion.train.loop import Diverged
-from diffusion.train.step_memory import OutOfMemory
-from diffusion.train.validation_loss import ValidationLoss
-from diffusion.trials.trial_inputs import Inputs, inputs_of_loss
 from diffusion.verdict.arms import Arm
 from flows.ray.trial_runner import STARTED, STARTER
 from tests.conftest import params
@@ -62,7 +62,7 @@ def run_trial(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunTrial:
         open_about(verdict, About(key=name, settings={}, search={"metric": metric}, inputs=list(inputs)))
         folder = trial_dir(verdict, 0)
         write_trial_params(folder, params(train={**SHORT, "val_images": val_images}), {})
-        search_trial.run_trial(SearchTrial(folder=folder, local=False))
+        trial_process.run_trial(SearchTrial(folder=folder, local=False))
         return read_result(folder)
 
     return run
@@ -107,7 +107,7 @@ def raising(error: BaseException) -> Callable[..., TrialResult]:
 def test_failure_that_the_settings_cause_is_the_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, error: DiffctlError
 ) -> None:
-    monkeypatch.setattr(search_trial, "_train_and_score", raising(error))
+    monkeypatch.setattr(trial_process, "_train_and_score", raising(error))
     assert run_trial() == TrialResult("failed", reason=str(error))
 
 
@@ -115,18 +115,18 @@ def test_failure_that_the_settings_cause_is_the_result(
 def test_other_failure_is_no_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, error: DiffctlError
 ) -> None:
-    monkeypatch.setattr(search_trial, "_train_and_score", raising(error))
+    monkeypatch.setattr(trial_process, "_train_and_score", raising(error))
     with pytest.raises(type(error), match=re.escape(str(error))):
         run_trial()
-    monkeypatch.setattr(search_trial, "_train_and_score", lambda *ignored: TrialResult("done", 1.0))
+    monkeypatch.setattr(trial_process, "_train_and_score", lambda *ignored: TrialResult("done", 1.0))
     assert run_trial() == TrialResult("done", 1.0)
 
 
 def test_stop_is_reported_by_the_process_that_started_the_trial(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_trial, "_train_and_score", raising(Interrupted("stopped", signal.SIGTERM)))
-    monkeypatch.setattr(search_trial, "die_with_parent", lambda *ignored: None)
+    monkeypatch.setattr(trial_process, "_train_and_score", raising(Interrupted("stopped", signal.SIGTERM)))
+    monkeypatch.setattr(trial_process, "die_with_parent", lambda *ignored: None)
     with pytest.raises(Interrupted):
         run_trial()
     monkeypatch.setenv(STARTER, "1")
@@ -138,10 +138,10 @@ def test_stop_is_reported_by_the_process_that_started_the_trial(
 def test_failure_with_a_missing_reference_is_no_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_trial, "_train_and_score", raising(UsageError("?")))
+    monkeypatch.setattr(trial_process, "_train_and_score", raising(UsageError("?")))
     with pytest.raises(UsageError, match=re.escape("?")):
         run_trial(metric="fd")
-    monkeypatch.setattr(search_trial, "check_scoring", lambda config: None)
+    monkeypatch.setattr(trial_process, "check_scoring", lambda config: None)
     assert run_trial(metric="fd") == TrialResult("failed", reason="?")
     shutil.rmtree(HELD_OUT)
     with pytest.raises(UsageError, match=f"no images in {HELD_OUT}"):
@@ -152,10 +152,10 @@ def test_seconds_of_interrupted_processes_are_added(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(search_trial, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(trial_process, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setenv(STARTED, "-5.0")
 
-    def stopped(trial: search_trial.TrialRun, *ignored: object) -> TrialResult:
+    def stopped(trial: trial_process.TrialRun, *ignored: object) -> TrialResult:
         clock[0] += 90
         trial.is_new = True
         raise Interrupted("stopped", signal.SIGINT)
@@ -164,10 +164,10 @@ def test_seconds_of_interrupted_processes_are_added(
         clock[0] += 10
         return TrialResult("done", 1.0)
 
-    monkeypatch.setattr(search_trial, "_train_and_score", stopped)
+    monkeypatch.setattr(trial_process, "_train_and_score", stopped)
     with pytest.raises(Interrupted):
         run_trial()
-    monkeypatch.setattr(search_trial, "_train_and_score", resumed)
+    monkeypatch.setattr(trial_process, "_train_and_score", resumed)
     run_trial()
     assert read_elapsed(trial_dir(VERDICT_RUNS / "first", 0)) == Elapsed(105.0, is_full=True)
 
@@ -180,7 +180,7 @@ def done(*ignored: object) -> TrialResult:
 def test_trial_with_other_images_or_code_than_at_the_start_is_no_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_trial, "_train_and_score", done)
+    monkeypatch.setattr(trial_process, "_train_and_score", done)
     inputs = inputs_of_loss(Arm("control", params(train={**SHORT, "val_images": 8})).plan)
     for number, name in enumerate(inputs):
         with pytest.raises(DiffctlError, match=f"^{name} changed since the search or verdict in"):
@@ -195,14 +195,14 @@ def test_failure_by_a_wrong_variable_is_no_result(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    monkeypatch.setattr(search_trial, "_train_and_score", raising(UsageError("?")))
+    monkeypatch.setattr(trial_process, "_train_and_score", raising(UsageError("?")))
     with pytest.raises(UsageError, match=name):
         run_trial()
 
 
 def test_failure_by_missing_gpus_is_no_result(run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "process_count", raising(UsageError("there is 1 GPU")))
-    monkeypatch.setattr(search_trial, "_train_and_score", raising(UsageError("?")))
+    monkeypatch.setattr(trial_process, "_train_and_score", raising(UsageError("?")))
     with pytest.raises(UsageError, match="1 GPU"):
         run_trial()
 
@@ -217,7 +217,7 @@ def test_trials_of_one_training_run_one_after_another(
             meeting.wait(0.5)  # until another trial is here
         return done()
 
-    monkeypatch.setattr(search_trial, "_train_and_score", score)
+    monkeypatch.setattr(trial_process, "_train_and_score", score)
     with ThreadPoolExecutor() as threads:
         assert list(threads.map(run_trial, ("first", "second"))) == [done(), done()]
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from diffusion.choice.confidence import mean_interval
-from diffusion.search.search_dir import State, Trial
 from diffusion.search.setting_table import best_trial, setting_rows
+from diffusion.trials.trial_runs import State, Trial
 from tests.helpers.scores_document import document
 
 KD = "kd_effnet_lite0_64"

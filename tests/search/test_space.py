@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.search.search_config import SearchConfig, applied, count_trials, grid, refuse_invalid
+from diffusion.search.search_config import SearchConfig, count_trials, grid, refuse_invalid
 from diffusion.search.study import SearchStudy
 from diffusion.system.errors import UsageError
+from diffusion.system.params import with_fields
 from diffusion.system.section import validate
 
 RANGE = {"low": 1, "high": 5}
@@ -72,12 +73,12 @@ def test_proposals_are_in_the_space_and_reproducible(tmp_path_factory, seed, num
 
 def test_point_replaces_its_values_only() -> None:
     values = {"train": {"steps": 5, "lr": {"rate": 1}}, "data": {"name": "x"}}
-    made = applied(values, {"train.lr.rate": 2, "model.channels": 8})
+    made = with_fields(values, {"train.lr.rate": 2, "model.channels": 8})
     changed = {"train": {"steps": 5, "lr": {"rate": 2}}, "model": {"channels": 8}}
     assert made == {**values, **changed}
     assert values["train"]["lr"] == {"rate": 1}
     with pytest.raises(UsageError, match="not keys"):
-        applied(values, {"train.steps.more": 1})
+        with_fields(values, {"train.steps.more": 1})
 
 
 def test_every_combination_of_values_and_range_ends_is_validated() -> None:

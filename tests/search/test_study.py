@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from diffusion.code_digest import library_version
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import Trial, TrialResult
 from diffusion.search.study import JOURNAL, SearchStudy, run_search
-from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
+from diffusion.trials.trial_runs import Trial, TrialResult, TrialRunner
 from flows.ray import trial_runner
 
 LOG_RANGE = {"low": 0.01, "high": 1.0, "log": True}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cli.actions.model_choice import selected_files
-from cli.actions.trials import search_trial
+from cli.actions.trials import trial_process
 from cli.shared.options import ModelSourceOptions
 from diffusion.choice.selection import best_settings
 from diffusion.config import parse
@@ -15,10 +15,10 @@ from diffusion.protocol.base_model import BaseConfig, base_text
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file
-from diffusion.search.search_dir import About, open_about
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file, write_json
+from diffusion.trials.trial_runs import About, open_about
 from serving.model_source import model_of_file, model_of_run
 from tests.conftest import params, write_params
 from tests.helpers.networks import small_model
@@ -108,11 +108,11 @@ def base_of_trial(verdict: Path, monkeypatch) -> bytes:
     """Return the base that a trial of a verdict samples with."""
     scored: list[Path] = []
     take = lambda config, model, folder, base: scored.append(base) or document()  # noqa: E731
-    monkeypatch.setattr(search_trial, "score_grid", take)
+    monkeypatch.setattr(trial_process, "score_grid", take)
     sample = {"base": BASE.model_dump(exclude_none=True)}
     config = parse(params(sample=sample, model={"low_res": 4}), "the test")
     about = open_about(verdict, About(key="v", settings={}, search={}))
-    search_trial.score_trial(config, MODEL, verdict, about, {})
+    trial_process.score_trial(config, MODEL, verdict, about, {})
     return scored[0].read_bytes()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.actions.trials import search_trial
+from cli.actions.trials import trial_process
 from cli.actions.trials.verdict_arms import check_options, identify, read_arms
 from cli.actions.trials.verdict_trials import Job, VerdictTrials
 from cli.commands.verdict import Verdict
@@ -17,12 +17,11 @@ from diffusion.layout import GRIDS, MODEL, PARAMS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.learned_grid import LearnedGrids
-from diffusion.search.search_config import applied
-from diffusion.search.search_dir import Trial, TrialResult, trial_dir, write_result
-from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
+from diffusion.system.params import with_fields
 from diffusion.trials import trial_inputs
 from diffusion.trials.trial_inputs import changed_inputs, inputs_of_scores
+from diffusion.trials.trial_runs import Trial, TrialResult, TrialRunner, trial_dir, write_result
 from diffusion.verdict.arms import Arm, find_subject
 from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
@@ -147,7 +146,7 @@ def test_subject_of_a_change(project: Path, field: str, value: object, subject: 
 )  # fmt: skip
 def test_differences_have_the_defaults(change: dict[str, object], text: str) -> None:
     control = Arm("control", params())
-    assert ", ".join(Arm("change", applied(params(), change, "")).differences(control)) == text
+    assert ", ".join(Arm("change", with_fields(params(), change)).differences(control)) == text
 
 
 def test_arms_of_a_pair_differ_in_the_change_alone() -> None:
@@ -254,8 +253,8 @@ def test_a_verdict_on_samples_is_of_its_model_and_guides(
     assert about.key == same.key != identify(arms, options, "sampling", {})[1].key
     inputs = about.inputs[1]
     scored = document({(3, 0.0): 0.3}, model_sha256=inputs["model"], guide_sha256=inputs["guide"])
-    monkeypatch.setattr(search_trial, "score_grid", lambda *ignored: scored)
-    score = partial(search_trial.score_trial, arms[1].config, MODEL, project, about)
+    monkeypatch.setattr(trial_process, "score_grid", lambda *ignored: scored)
+    score = partial(trial_process.score_trial, arms[1].config, MODEL, project, about)
     assert score(inputs) == scored
     for name in ("model", "guide"):
         with pytest.raises(DiffctlError, match=f"the file of the {name} was replaced"):

@@ -12,8 +12,8 @@ from diffusion.check.findings import Project
 from diffusion.check.timing import Work
 from diffusion.layout import VERDICT_RUNS
 from diffusion.model.network_registry import build_network
-from diffusion.search.search_config import applied
 from diffusion.system.errors import UsageError
+from diffusion.system.params import with_fields
 from diffusion.train.optimizers.builders import matrix_parameters
 from diffusion.train.optimizers.lr_schedule import LRSchedule, learning_rate
 from diffusion.train.plan import TrainPlan
@@ -30,7 +30,7 @@ Make = Callable[..., Arm]
 def arm(project: Path) -> Make:
     """Return an arm of the project's settings with changes."""
     copy_data(project)
-    return lambda **change: Arm(str(change), applied(params(), change, ""))
+    return lambda **change: Arm(str(change), with_fields(params(), change))
 
 
 def newton_schulz(rows: int, columns: int) -> int:
@@ -56,7 +56,7 @@ def test_steps_follow_from_a_clear_ratio_and_the_rate_keeps_its_shares(arm: Make
     lr = {"schedule": "cosine", "rate": 0.01, "warmup": 20}
     control, change = (arm(**{"train.steps": 200, "train.lr": lr, "model.channels": n}) for n in (8, 16))
     (scaled,) = with_equal_work(control, [change], [Ratio(1.6, 1.5, 1.7)])
-    wanted = applied(change.values, {"train.steps": 125, "train.lr.warmup": 12}, "")
+    wanted = with_fields(change.values, {"train.steps": 125, "train.lr.warmup": 12})
     assert scaled.config == Arm("", wanted).config
     assert scaled.name == change.name
     assert with_equal_work(control, [change], [Ratio(1.1, 0.9, 1.3)]) == [change]

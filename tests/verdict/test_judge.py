@@ -15,17 +15,17 @@ from cli.actions.trials.verdict_trials import PROGRESS, VerdictTrials
 from diffusion.choice.paired_test import PairedTest
 from diffusion.layout import VERDICT_RUNS
 from diffusion.protocol.scores_document import write_scores_document
-from diffusion.search.search_dir import (
+from diffusion.system.errors import DiffctlError
+from diffusion.trials.trial_runs import (
     SCORES,
     Elapsed,
     Trial,
     TrialResult,
+    TrialRunner,
     trial_dir,
     write_elapsed,
     write_result,
 )
-from diffusion.search.trial_runner import TrialRunner
-from diffusion.system.errors import DiffctlError
 from diffusion.verdict.arms import Arm
 from diffusion.verdict.outcome import TrainingOutcome
 from tests.conftest import params

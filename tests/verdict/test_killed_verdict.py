@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from diffusion.search.search_dir import trial_dir
 from diffusion.system.locks import is_held
+from diffusion.trials.trial_runs import trial_dir
 from tests.conftest import diffctl, params, start_diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prepared import copy_reference

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.actions.trials import search_trial
+from cli.actions.trials import trial_process
 from cli.actions.trials.verdict_judge import Judge
 from cli.actions.trials.verdict_trials import VerdictTrials
 from cli.commands.models import SearchTrial
@@ -14,9 +14,16 @@ from cli.stages import training
 from cli.stages.observers import TrackedTraining
 from diffusion.choice.paired_test import PairedTest
 from diffusion.layout import VERDICT_RUNS
-from diffusion.search.search_config import applied
-from diffusion.search.search_dir import About, Trial, TrialResult, open_about, read_result, trial_dir
-from diffusion.search.trial_runner import TrialRunner
+from diffusion.system.params import with_fields
+from diffusion.trials.trial_runs import (
+    About,
+    Trial,
+    TrialResult,
+    TrialRunner,
+    open_about,
+    read_result,
+    trial_dir,
+)
 from diffusion.verdict.arms import APART, Arm
 from tests.conftest import params
 from tests.helpers.prepared import copy_reference
@@ -46,7 +53,7 @@ def decide(project: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
 
     def run(folder: Path, trial: Trial) -> TrialResult:
         place = trial_dir(folder, trial.number)
-        search_trial.run_trial(SearchTrial(folder=place, local=False))
+        trial_process.run_trial(SearchTrial(folder=place, local=False))
         result = read_result(place)
         assert result is not None
         return result
@@ -66,7 +73,7 @@ def decide(project: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
 
 def settings(number: int, change: dict[str, Any] = {}) -> dict[str, Any]:  # noqa: B006 (it is only read)
     """Return the settings of a verdict's arm; no two verdicts share a seed."""
-    return applied(SETTINGS, {"train.seed": 1000 * number, "sample.seed": 1000 * number, **change}, "")
+    return with_fields(SETTINGS, {"train.seed": 1000 * number, "sample.seed": 1000 * number, **change})
 
 
 @pytest.mark.long

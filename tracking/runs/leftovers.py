@@ -17,13 +17,13 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ema_files import existing_ema_models
 from diffusion.sample.network_files import NetworkFiles, existing_files
 from diffusion.sample.sampling_card import cells_folder, shards_folder
-from diffusion.search.search_dir import known_searches
 from diffusion.system.files import disk_usage
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from diffusion.train.checkpoint.resume import find_kept_run, find_resume_point
 from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.plan import TrainPlan
+from diffusion.trials.trial_runs import known_searches
 from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY, VERDICT
 from tracking.registry.registered_models import find_champion, project_model
 from tracking.runs.run_lookup import find_run

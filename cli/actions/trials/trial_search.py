@@ -1,5 +1,6 @@
 """A hyperparameter search: its trials one by one or in parallel on Ray, and its table."""
 
+import re
 import uuid
 import warnings
 from functools import partial
@@ -10,33 +11,36 @@ import torch
 import typer
 
 from cli.actions.scores.model_sweep import check_scoring
-from cli.actions.trials.trial_processes import run_in_process, trial_runner
+from cli.actions.trials.trial_process import trial_runner
 from cli.commands.models import Search
 from cli.shared.console import print_table
 from diffusion.check import preflight
 from diffusion.config import Config, load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import PARAMS, PREPARED
+from diffusion.layout import PARAMS, PREPARED, SEARCH_RUNS
 from diffusion.protocol.grid import grid
 from diffusion.protocol.scores_document import read_scores
-from diffusion.search import search_config, search_dir
+from diffusion.search import search_config
 from diffusion.search.search_config import SearchConfig, describe_point
-from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
 from diffusion.search.setting_table import SettingRow, best_trial, setting_rows
 from diffusion.search.study import SearchStudy, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
-from diffusion.system.params import read_params
+from diffusion.system.params import changed_fields, read_params, with_fields
+from diffusion.system.section import brief
 from diffusion.train.plan import DenoiserPlan, changed_loss, plan_training
 from diffusion.train.pretrained import PretrainedRefused
-from diffusion.trials.trial_inputs import inputs_of_scores
+from diffusion.trials import trial_runs
+from diffusion.trials.trial_inputs import changed_inputs, inputs_of_scores
+from diffusion.trials.trial_runs import About, Trial, TrialResult, trial_dir
 from diffusion.verdict.arms import refuse_files_of_the_training
 from flows.dvc_pull import fetch_networks
 from tracking.experiments import log_search
 from tracking.keys import title_of
 from tracking.runs.base_models import fix_bases, fixed_base
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_FAILURES = 3  # in a row, which the settings alone do not explain
 
 
@@ -51,9 +55,9 @@ class Trials:
         """Write the params.yaml of the trial; return its result if it has one already or is invalid."""
         folder = trial_dir(self._folder, trial.number)
         self._print(trial.number, f": {describe_point(trial.point)}")
-        if (result := search_dir.read_result(folder)) is not None:
+        if (result := trial_runs.read_result(folder)) is not None:
             return result
-        path = search_dir.write_trial_params(folder, self._values, trial.point)
+        path = trial_runs.write_trial_params(folder, self._values, trial.point)
         try:
             # A point within ranges may be an invalid configuration.
             plan_training(load(path), self._meta, torch.device("cpu"))
@@ -61,7 +65,7 @@ class Trials:
             raise  # its file has changed since the search began
         except UsageError as error:
             result = TrialResult("failed", reason=str(error))
-            search_dir.write_result(folder, result)
+            trial_runs.write_result(folder, result)
         return result
 
     def end(self, number: int, result: TrialResult) -> None:
@@ -74,24 +78,20 @@ class Trials:
             folder = trial_dir(self._folder, number)
             raise DiffctlError(f"{MAX_FAILURES} trials in a row failed{why}: correct that, remove {folder}")
 
-    def run(self, trial: Trial) -> TrialResult:
-        """Run the trial. Interrupted on a signal, after a save."""
-        return run_in_process(trial_dir(self._folder, trial.number))
-
     def _print(self, number: int, text: str) -> None:
         typer.echo(f"trial {number} (of {self._total}){text}", err=True)
 
 
 def search_settings(options: Search) -> None:
-    folder, values, config = search_dir.search_dir(options.name), read_params(), load()
+    folder, values, config = _folder(options.name), read_params(), load()
     if (section := config.search) is None:
         raise UsageError(f"{PARAMS} has no section `search`: add one, see `diffctl docs search`")
     if options.ray and "train.devices" in section.fields:
         raise UsageError("search.fields.train.devices: with --ray it is equal for all trials: leave it out")
     settings, plans = _check_search(values, config, section)
     busy = f"the search {options.name} is running: wait for it, or use another --name"
-    with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
-        known = search_dir.find_about(folder)
+    with file_lock(folder / trial_runs.LOCK, timeout=0, busy=busy):
+        known = trial_runs.find_about(folder)
         bases = fix_bases([config.sample.base]) if known is None else known.bases
         base, cells = fixed_base(config.sample.base, bases), grid(config.sample, config.sweep)
         about = About(
@@ -102,13 +102,33 @@ def search_settings(options: Search) -> None:
             inputs=[inputs_of_scores(config.sample, config.evaluate, plan, cells, base) for plan in plans],
         )
         if known is not None:
-            search_dir.refuse_other_search(folder, known, about)
-        about = search_dir.open_about(folder, about)
+            _refuse_other(folder, known, about)
+        about = trial_runs.open_about(folder, about)
         meta = open_store(PREPARED / "train", PreparedMeta).meta
         trials = Trials(folder, values, meta, search_config.count_trials(section))
-        with trial_runner(options, config, folder, trials.run, options.address) as runner:
+        with trial_runner(options, config, folder, options.address) as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)
         _report(options, folder, about, title_of(config.data.name), done)
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of the search; UsageError for an invalid name."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--name {brief(name)}: give at most 100 letters, digits, -, _ and dots inside")
+    return SEARCH_RUNS / name
+
+
+def _refuse_other(folder: Path, known: About, now: About) -> None:
+    """Raise UsageError if the search in the folder has other settings or inputs than `now`.
+
+    Its settings have the first point of the search, so that the values of searched fields in params.yaml do
+    not matter. The number of trials is no part of them: it may increase.
+    """
+    changed = changed_fields({"search": known.search}, {"search": now.search})  # they change settings too
+    changed = changed or changed_fields(known.settings, now.settings)
+    if changed := changed or changed_inputs(known.inputs, now.inputs):
+        fields = ", ".join(changed[:3])
+        raise UsageError(f"{folder} is a search with other settings ({fields}): use another --name")
 
 
 def _check_search(
@@ -126,7 +146,7 @@ def _check_search(
     meta = open_store(PREPARED / "train", PreparedMeta).meta
     plans = _plan_points(values, section, meta)
     check_scoring(config)
-    first = parse(search_config.applied(values, search_config.grid(section)[0]), "search")
+    first = parse(with_fields(values, search_config.grid(section)[0]), "search")
     return first.model_dump(mode="json"), plans
 
 
@@ -151,7 +171,7 @@ def _plan_points(values: dict[str, Any], section: SearchConfig, meta: dict[str, 
 def _report(options: Search, folder: Path, about: About, title: str, trials: list[Trial]) -> None:
     """Log and print the table, and how to use the best setting."""
     done = [one.number for one in trials if one.state == "done"]
-    scores = {number: read_scores(trial_dir(folder, number) / search_dir.SCORES) for number in done}
+    scores = {number: read_scores(trial_dir(folder, number) / trial_runs.SCORES) for number in done}
     if not scores:
         raise DiffctlError(f"none of the {len(trials)} trials has a score: see why in {folder}/trials")
     rows = setting_rows(trials, scores)

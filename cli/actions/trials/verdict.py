@@ -11,8 +11,7 @@ import torch
 import typer
 
 from cli.actions.scores.model_sweep import check_networks, check_scoring
-from cli.actions.trials.search_trial import score_trial
-from cli.actions.trials.trial_processes import run_in_process, trial_runner
+from cli.actions.trials.trial_process import score_trial, trial_runner
 from cli.actions.trials.verdict_arms import (
     check_options,
     count_equal_work,
@@ -36,15 +35,15 @@ from diffusion.layout import MODEL, PREPARED, REFERENCE, VERDICT_RUNS
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.scores_document import CellScores
 from diffusion.sample.sampling_steps import count_nfe
-from diffusion.search import search_dir
-from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import acquire_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.section import fingerprint
+from diffusion.trials import trial_runs
 from diffusion.trials.trial_inputs import Inputs
+from diffusion.trials.trial_runs import About
 from diffusion.verdict.arms import Arm, common_subject
 from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
@@ -77,8 +76,8 @@ def judge_changes(options: Verdict) -> None:
             for arm in arms[1:]:  # their reference and extractors are equal
                 check_networks(arm.config)
         busy = f"this verdict is running ({folder}): wait for it or stop it"
-        with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
-            about = search_dir.open_about(folder, about)
+        with file_lock(folder / trial_runs.LOCK, timeout=0, busy=busy):
+            about = trial_runs.open_about(folder, about)
             _print_other_pairs(about)
             arms, ratios = time_equal_work(options, folder, arms, ratios)
             test = PairedTest(*options.looks, ERROR / len(arms[1:]))
@@ -127,11 +126,7 @@ def _judge_trainings(
             typer.echo(f"the first {test.first} pairs are trained whatever the budget is", err=True)
         else:
             _check_budget(options.seconds, measure() * len(arms), test)
-
-    def run(trial: Trial) -> TrialResult:
-        return run_in_process(trial_dir(folder, trial.number))
-
-    with trial_runner(options, control.config, folder, run) as runner:
+    with trial_runner(options, control.config, folder) as runner:
         judge = Judge(trials, test, options.seconds, runner, measure)
         outcomes = judge.decide()
     values = {
@@ -201,7 +196,7 @@ def _print_other_pairs(about: About) -> None:
     names = dict.fromkeys(("pairs", "control", "changes", "cell"))  # the settings tell arms and cells apart
     for path in VERDICT_RUNS.glob(f"*/{PROGRESS}"):
         try:
-            other = read_checksummed_json(path.with_name(search_dir.ABOUT), About)
+            other = read_checksummed_json(path.with_name(trial_runs.ABOUT), About)
         except (FileNotFoundError, DiffctlError):
             continue  # a damaged verdict prevents no other
         known, wanted = (fingerprint({**one.search, **names, "inputs": one.inputs}) for one in (other, about))

@@ -14,13 +14,12 @@ from cli.commands.verdict import Verdict
 from cli.shared.process import command_line
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL
 from diffusion.layout import PARAMS, VERDICT_RUNS
-from diffusion.search.search_config import applied
-from diffusion.search.search_dir import About
 from diffusion.system.devices import acquire_device, default_device, device_name
 from diffusion.system.errors import UsageError
-from diffusion.system.params import read_params
+from diffusion.system.params import read_params, with_fields
 from diffusion.system.section import fingerprint
 from diffusion.trials.trial_inputs import Inputs, inputs_of_loss, inputs_of_samples, inputs_of_scores
+from diffusion.trials.trial_runs import About
 from diffusion.verdict.arms import APART, Arm, refuse_files_of_the_training, refuse_other_losses
 from diffusion.verdict.equal_work import Ratio, flop_ratios, refuse_steps, time_ratios, with_equal_work
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, git_tags
@@ -43,7 +42,7 @@ def read_arms(options: Verdict) -> list[Arm]:
         point = parse_assignments(group, "verdict")
         if "train.seed" in point:
             raise UsageError("train.seed: both trainings of a pair have the control's seed: set it there")
-        changes.append(Arm(" ".join(group), applied(own, point, "")))
+        changes.append(Arm(" ".join(group), with_fields(own, point)))
     if options.seeds_apart:
         changes.append(Arm("other seeds", control.values, APART))
     elif not changes:
@@ -51,7 +50,7 @@ def read_arms(options: Verdict) -> list[Arm]:
     arms = [control, *changes]
     if options.stratified:
         fixed = {"process.stratified": True}
-        arms = [replace(one, values=applied(one.values, fixed, "")) for one in arms]
+        arms = [replace(one, values=with_fields(one.values, fixed)) for one in arms]
     return arms
 
 

@@ -8,8 +8,8 @@ import typer
 from cli.actions.trials.verdict_trials import Job, VerdictTrials
 from diffusion.check.cost_estimate import format_duration
 from diffusion.choice.paired_test import PairedTest
-from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
+from diffusion.trials.trial_runs import TrialRunner
 from diffusion.verdict.outcome import Pair, TrainingOutcome
 
 

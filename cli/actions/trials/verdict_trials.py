@@ -10,13 +10,12 @@ import numpy as np
 import typer
 
 from diffusion.protocol.scores_document import CellScores, read_scores
-from diffusion.search import search_dir
-from diffusion.search.search_dir import Trial, TrialResult, trial_dir
-from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.files import write_json
 from diffusion.system.section import Section
 from diffusion.train.validation_loss import LOSS
+from diffusion.trials import trial_runs
+from diffusion.trials.trial_runs import Trial, TrialResult, TrialRunner, run_trials, trial_dir
 from diffusion.verdict.arms import Arm, Metric
 from diffusion.verdict.outcome import needed_images, scoring_noise
 
@@ -106,10 +105,10 @@ class VerdictTrials:
     def _read(self, job: Job) -> tuple[TrialResult, CellScores | None] | None:
         """Return the result of a training and its scores, None for those of a failed one."""
         key = job, self.images
-        if key not in self._known and (result := search_dir.read_result(self.place(job))):
+        if key not in self._known and (result := trial_runs.read_result(self.place(job))):
             scores = None
             if result.state == "done" and self.metric != "loss":
-                scores = read_scores(self.place(job) / search_dir.SCORES).cells[self.cells[job.arm].name]
+                scores = read_scores(self.place(job) / trial_runs.SCORES).cells[self.cells[job.arm].name]
             if scores is None or scores.num_images == self.images:
                 self._known[key] = result, scores
         return self._known.get(key)
@@ -119,21 +118,14 @@ class VerdictTrials:
 
         Interrupted on a signal, after a save.
         """
-        waiting, running = [job for job in jobs if self.result(job) is None], set[int]()
-        has_run = False
-        while waiting or running:
-            while waiting and len(running) < runner.room():
-                number = self._begin(waiting.pop(0))
-                running.add(number)
-                runner.start(Trial(number, {}))
-            for number, _ in runner.ended():
-                running.discard(number)
-                has_run = True
-        return has_run
+        waiting = [job for job in jobs if self.result(job) is None]
+        count = len(waiting)
+        run_trials(runner, lambda _: self._begin(waiting.pop(0)) if waiting else None)
+        return count > 0
 
     def seconds(self, jobs: Sequence[Job]) -> float:
         """Return what these trainings took with all interruptions, on this machine or another one."""
-        return sum(search_dir.read_elapsed(self.place(job)).seconds for job in jobs)
+        return sum(trial_runs.read_elapsed(self.place(job)).seconds for job in jobs)
 
     def mean_seconds(self, jobs: Sequence[Job], measure: Callable[[], float]) -> float:
         """Return the mean duration of those of these trainings that ran in full.
@@ -141,7 +133,7 @@ class VerdictTrials:
         Without one it is what `measure` returned at first: a resumed verdict ends at the same pair.
         """
         done = [job for job in jobs if (end := self.result(job)) is not None and end.state == "done"]
-        found = [search_dir.read_elapsed(self.place(job)) for job in done]
+        found = [trial_runs.read_elapsed(self.place(job)) for job in done]
         if seconds := [one.seconds for one in found if one.is_full]:
             return fmean(seconds)
         known = self._progress.seconds if self._progress else None
@@ -179,11 +171,11 @@ class VerdictTrials:
     def _number(self, job: Job) -> int:
         return job.pair * len(self.arms) + job.arm
 
-    def _begin(self, job: Job) -> int:
+    def _begin(self, job: Job) -> Trial:
         folder = self.place(job)
-        (folder / search_dir.RESULT).unlink(missing_ok=True)  # of fewer images
+        (folder / trial_runs.RESULT).unlink(missing_ok=True)  # of fewer images
         control, arm = self.arms[0].config, self.arms[job.arm]
         seeds = control.train.seed + job.pair, control.sample.seed + job.pair
-        search_dir.write_trial_params(folder, arm.pair_values(seeds, self.cells[job.arm], self.images), {})
+        trial_runs.write_trial_params(folder, arm.pair_values(seeds, self.cells[job.arm], self.images), {})
         typer.echo(f"pair {job.pair + 1}: {arm.name}, seed {self.seed(job)}", err=True)
-        return self._number(job)
+        return Trial(self._number(job))

@@ -1,7 +1,7 @@
-"""The process of one trial of a search or a verdict: train, sample and score in the trial's folder.
+"""A trial of a search or a verdict as a process: train, sample and score in the trial's folder.
 
-The models/, samples/ and metrics/ of the project do not change. The training is in runs/train like any other,
-so it can be resumed.
+A search or a verdict starts these processes by `trial_runner`. The models/, samples/ and metrics/ of the
+project do not change. The training is in runs/train like any other, so it can be resumed.
 """
 
 import csv
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,9 +18,9 @@ from pathlib import Path
 import typer
 
 from cli.actions.scores.model_sweep import check_scoring, score_grid
-from cli.actions.trials.trial_processes import MODULE
 from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
+from cli.shared.options import RayOptions
 from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.choice.selection import describe_selection
@@ -31,15 +31,13 @@ from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.protocol.grid import grid
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.sampler import NonFiniteError
-from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import About, Elapsed, TrialResult
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, Interrupted, LastingError, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.processes import die_with_parent
-from diffusion.system.signals import StopRequest
+from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
@@ -48,6 +46,7 @@ from diffusion.train.plan import DenoiserPlan, plan_training, training_fingerpri
 from diffusion.train.step_memory import OutOfMemory
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import LOSS
+from diffusion.trials import trial_runs
 from diffusion.trials.trial_inputs import (
     Inputs,
     inputs_of_loss,
@@ -55,8 +54,9 @@ from diffusion.trials.trial_inputs import (
     refuse_other_inputs,
     refuse_other_networks,
 )
+from diffusion.trials.trial_runs import About, Elapsed, TrialResult, TrialRunner, trial_dir
 from flows.dvc_pull import fetch_networks
-from flows.ray.trial_runner import STARTED, STARTER
+from flows.ray.trial_runner import STARTED, STARTER, ray_trials, run_process
 from tracking.keys import (
     BEST,
     EVALUATION_FOLDER,
@@ -76,8 +76,34 @@ from tracking.spool.event_log import Spool
 from tracking.spool.sender import close_sender, start_sender
 from tracking.store import tracking_uri
 
+MODULE = ("-P", "-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
 LOCK = "lock"  # in a trial's folder
 TRAINING_LOCK = "trial.lock"  # in the folder of a training: its trials run one after another
+
+
+def trial_runner(
+    options: RayOptions, config: Config, folder: Path, address: str | None = None
+) -> AbstractContextManager[TrialRunner]:
+    """Return what runs the trials in a folder: here, one by one in child processes, or on Ray."""
+    if not options.ray:
+        return nullcontext(TrialRunner(lambda trial: _run_in_process(trial_dir(folder, trial.number))))
+    return ray_trials(
+        address or config.sample.address,
+        folder,
+        (*MODULE, "--local"),
+        at_once=options.max_parallel,
+        cpus=options.cpus or 1,
+        gpus=config.train.devices if isinstance(config.train.devices, int) else 1,
+    )
+
+
+def _run_in_process(folder: Path) -> TrialResult:
+    """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
+    with stop_request() as stop:
+        result = run_process([sys.executable, *MODULE, str(folder)], folder, stop)
+        stop.raise_if_set()
+    assert result is not None, "it was not stopped"
+    return result
 
 
 def run_trial(options: SearchTrial) -> None:
@@ -112,13 +138,13 @@ def _run_trial(options: SearchTrial, starter: str | None) -> None:
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
     command = [sys.executable, *MODULE, str(folder)]
-    paths = TRAIN_RUNS, folder / search_dir.CURVE, folder / search_dir.MODEL
+    paths = TRAIN_RUNS, folder / trial_runs.CURVE, folder / trial_runs.MODEL
     trainer = Trainer(plan, store, command, partial(print_line, "train"), *paths)
     if is_follower():
         return follow(trainer)
     training = TRAIN_RUNS / training_fingerprint(plan)
     with file_lock(folder / LOCK), file_lock(training / TRAINING_LOCK):
-        if search_dir.read_result(folder) is None:
+        if trial_runs.read_result(folder) is None:
             trial = TrialRun(folder, config, config.search)
             _check_start(trial, plan)
             with _timed(trial, startup):
@@ -128,7 +154,7 @@ def _run_trial(options: SearchTrial, starter: str | None) -> None:
                     if not _is_of_settings(error, trial):
                         raise
                     result = TrialResult("failed", reason=str(error)[:1000])
-            search_dir.write_result(folder, result)
+            trial_runs.write_result(folder, result)
 
 
 def _check_start(trial: "TrialRun", plan: DenoiserPlan) -> None:
@@ -169,7 +195,7 @@ class TrialRun:
     @cached_property
     def about(self) -> About:
         """The settings of the search or the verdict."""
-        return read_checksummed_json(self.search / search_dir.ABOUT, About)
+        return read_checksummed_json(self.search / trial_runs.ABOUT, About)
 
     @property
     def is_by_loss(self) -> bool:
@@ -206,14 +232,14 @@ class TrialRun:
 @contextmanager
 def _timed(trial: TrialRun, startup: float) -> Iterator[None]:
     """Add the seconds of the process's start and of the block to those of earlier ones, however it ends."""
-    before, started = search_dir.read_elapsed(trial.folder), time.monotonic()
+    before, started = trial_runs.read_elapsed(trial.folder), time.monotonic()
     try:
         yield
     finally:
         seconds = round(before.seconds + startup + time.monotonic() - started, 1)
         elapsed = Elapsed(seconds, is_full=before.is_full or trial.is_new)
         with suppress(OSError):  # a full disk, which is the error of the block
-            search_dir.write_elapsed(trial.folder, elapsed)
+            trial_runs.write_elapsed(trial.folder, elapsed)
 
 
 def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> TrialResult:
@@ -228,10 +254,10 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
     if trial.is_by_loss:
         if not math.isfinite(training.validated.get("loss", 0.0)):  # the curve leaves it out
             return TrialResult("failed", reason="its validation loss is not finite")
-        return TrialResult("done", _validation_loss(trial.folder / search_dir.CURVE, plan.train.steps))
+        return TrialResult("done", _validation_loss(trial.folder / trial_runs.CURVE, plan.train.steps))
     config, folder = trial.config, training.run.folder
     inputs = trial.inputs(plan)
-    document = score_trial(config, trial.folder / search_dir.MODEL, trial.folder, trial.about, inputs)
+    document = score_trial(config, trial.folder / trial_runs.MODEL, trial.folder, trial.about, inputs)
     refuse_other_inputs(inputs, trial.about.inputs, trial.search)
     result = TrialResult("done", document.best.value)
     if trial.section is None:
@@ -243,7 +269,7 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         spool.result(best_scores(document))
         if document.training is not None:
             spool.tags({BEST: describe_selection(document.best), SETTING: document.training.setting})
-        spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
+        spool.artifact(trial.folder / trial_runs.SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")
     close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])
     return result

@@ -1,6 +1,10 @@
-"""The directory of a search, runs/search/NAME/: its settings, and a directory for each trial."""
+"""A trial of a search or a verdict: its folder, its result, and the loop that runs trials.
 
-import re
+The folder of a search, runs/search/NAME/, or of a verdict, runs/verdict/KEY/, has the file search.json and a
+folder for each trial.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,15 +13,12 @@ import yaml
 from pydantic import ConfigDict, Field
 
 from diffusion.layout import PARAMS, SEARCH_RUNS, VERDICT_RUNS
-from diffusion.search.search_config import Point, applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json, write_text
-from diffusion.system.params import changed_fields
-from diffusion.system.section import Section, brief
-from diffusion.trials.trial_inputs import changed_inputs
+from diffusion.system.params import with_fields
+from diffusion.system.section import Section
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ABOUT, RESULT, ELAPSED, LOCK = "search.json", "ended.json", "elapsed.json", "lock"
 MODEL, CURVE, SCORES = "model.safetensors", "loss.csv", "scores.json"  # of a trial
 
@@ -26,14 +27,14 @@ State = Literal["running", "done", "pruned", "failed"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a search.
+    """One training of a search, at a `point`: values by the dotted names of fields.
 
     `number` counts from 0, `value` is the score (lower is better) if the trial is done, `reports` has the
     validation loss by step, `reason` is why the trial failed.
     """
 
     number: int
-    point: Point
+    point: Mapping[str, Any] = field(default_factory=dict)
     state: State = "running"
     value: float | None = None
     reports: dict[int, float] = field(default_factory=dict)
@@ -76,13 +77,6 @@ class About(Section):
     inputs: list[dict[str, Any]] = Field(default_factory=list)
 
 
-def search_dir(name: str) -> Path:
-    """Return the directory of the search; UsageError for an invalid name."""
-    if not NAME.fullmatch(name):
-        raise UsageError(f"--name {brief(name)}: give at most 100 letters, digits, -, _ and dots inside")
-    return SEARCH_RUNS / name
-
-
 def find_about(folder: Path) -> About | None:
     """Return the settings stored in the directory; None if it is new."""
     try:
@@ -98,19 +92,6 @@ def open_about(folder: Path, about: About) -> About:
     return known or about
 
 
-def refuse_other_search(folder: Path, known: About, now: About) -> None:
-    """Raise UsageError if the search in the directory has other settings or inputs than `now`.
-
-    Its settings have the first point of the search, so that the values of searched fields in params.yaml do
-    not matter. The number of trials is no part of them: it may increase.
-    """
-    changed = changed_fields({"search": known.search}, {"search": now.search})  # they change settings too
-    changed = changed or changed_fields(known.settings, now.settings)
-    if changed := changed or changed_inputs(known.inputs, now.inputs):
-        fields = ", ".join(changed[:3])
-        raise UsageError(f"{folder} is a search with other settings ({fields}): use another --name")
-
-
 def known_searches() -> list[About]:
     """Return the settings of all searches and verdicts; DiffctlError if a file is damaged."""
     paths = [path for root in (SEARCH_RUNS, VERDICT_RUNS) for path in sorted(root.glob(f"*/{ABOUT}"))]
@@ -122,11 +103,11 @@ def trial_dir(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number:05d}"
 
 
-def write_trial_params(folder: Path, values: dict[str, Any], point: Point) -> Path:
-    """Write a trial's params.yaml and return its path."""
+def write_trial_params(folder: Path, values: dict[str, Any], point: Mapping[str, Any]) -> Path:
+    """Write a trial's params.yaml, which has the values changed by its point, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PARAMS.name
-    write_text(path, yaml.safe_dump(applied(values, point), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump(with_fields(values, point), sort_keys=False, allow_unicode=True))
     return path
 
 
@@ -154,3 +135,46 @@ def read_elapsed(folder: Path) -> Elapsed:
         return read_checksummed_json(folder / ELAPSED, Elapsed)
     except (FileNotFoundError, DiffctlError):
         return Elapsed()
+
+
+class TrialRunner:
+    """Runs one trial at a time by calling `run`. A subclass may run several."""
+
+    def __init__(self, run: Callable[[Trial], TrialResult]) -> None:
+        self._run = run
+        self._started: list[Trial] = []
+
+    def room(self) -> int:
+        """Return how many trials may run now, at least one."""
+        return 1
+
+    def start(self, trial: Trial) -> None:
+        """Start a trial, or resume it."""
+        self._started.append(trial)
+
+    def ended(self) -> list[tuple[int, TrialResult]]:
+        """Return the numbers and results of trials that ended since the last call; wait a while for one."""
+        trial = self._started.pop()
+        return [(trial.number, self._run(trial))]
+
+
+def run_trials(
+    runner: TrialRunner,
+    propose: Callable[[set[int]], Trial | None],
+    end: Callable[[int, TrialResult], None] = lambda number, result: None,
+) -> None:
+    """Run the trials that `propose` returns, given the numbers of those that run, until it returns None.
+
+    `end` receives each result. An exception of them or of the runner, such as Interrupted, ends the loop; the
+    same call resumes the trials, since each has its saved state and its result in its folder.
+    """
+    running: set[int] = set()
+    while True:
+        while len(running) < runner.room() and (trial := propose(running)) is not None:
+            running.add(trial.number)
+            runner.start(trial)
+        if not running:
+            return
+        for number, result in runner.ended():
+            end(number, result)
+            running.discard(number)
