@@ -40,7 +40,7 @@ from diffusion.trials.trial_runs import (
 from diffusion.verdict.arms import Arm
 from flows.ray.trial_runner import STARTED, STARTER
 from tests.conftest import params
-from tests.helpers.prepared import copy_data
+from tests.helpers.prepared import copy_data, reverse_held_out_images
 
 SHORT = {"steps": 4, "save_every": 4, "log_every": 2, "val_every": 4}
 
@@ -186,6 +186,12 @@ def test_trial_with_other_images_or_code_than_at_the_start_is_no_result(
         with pytest.raises(DiffctlError, match=f"^{name} changed since the search or verdict in"):
             run_trial(f"changed{number}", inputs=[{**inputs, name: "other"}])
     assert run_trial("same", inputs=[{**inputs, "torch": "0.1"}, inputs]) == done()
+    monkeypatch.setattr(
+        trial_process, "_train_and_score", lambda *ignored: reverse_held_out_images() or done()
+    )
+    with pytest.raises(DiffctlError, match=f"^{HELD_OUT} changed since"):
+        run_trial("meanwhile", inputs=[inputs])
+    assert read_result(trial_dir(VERDICT_RUNS / "meanwhile", 0)) is None
 
 
 @pytest.mark.parametrize(

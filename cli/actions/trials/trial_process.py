@@ -154,6 +154,7 @@ def _run_trial(options: SearchTrial, starter: str | None) -> None:
                     if not _is_of_settings(error, trial):
                         raise
                     result = TrialResult("failed", reason=str(error)[:1000])
+            refuse_other_inputs(trial.inputs(plan), trial.about.inputs, trial.search)
             trial_runs.write_result(folder, result)
 
 
@@ -258,7 +259,6 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
     config, folder = trial.config, training.run.folder
     inputs = trial.inputs(plan)
     document = score_trial(config, trial.folder / trial_runs.MODEL, trial.folder, trial.about, inputs)
-    refuse_other_inputs(inputs, trial.about.inputs, trial.search)
     result = TrialResult("done", document.best.value)
     if trial.section is None:
         return result  # a verdict's scores are of one cell, and its training may be that of the pipeline
