@@ -20,7 +20,7 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.settings import SampleSettings, default_spacing
+from diffusion.protocol.settings import SampleSettings, completed
 from diffusion.sample.generate import generate
 from diffusion.sample.guidance import guided
 from diffusion.sample.sampler import build_sampler, run_sampler
@@ -96,7 +96,7 @@ def sample(
     autoguidance needs a `guide`, a worse network of the same data, which `settings.guide` names. UsageError
     for settings that the process does not allow, and for those of further networks.
     """
-    settings = settings or SampleSettings(spacing=default_spacing(process.config.schedule))
+    settings = completed(settings or SampleSettings(), process.config.schedule)
     for name in ("classifier", "base", "cond_noise"):
         if getattr(settings, name):
             raise UsageError(f"sample: {name} is an option of model files: use `generate`, or leave it out")

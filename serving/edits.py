@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.choice.selection import learned_times
 from diffusion.edit.editor import count_edit_nfe, edit_trajectory
 from diffusion.edit.inputs import fit_input, masked_operator, measure, picture_shape
 from diffusion.edit.operators import LinearOperator, Shape, build_operator
@@ -13,9 +12,8 @@ from diffusion.images.image_size import format_pixels, format_size
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import chosen_edit
-from diffusion.protocol.settings import SampleSettings, default_spacing
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import CustomTrajectory
-from diffusion.system.section import validate
 from serving.encoded_pictures import decode_base64
 from serving.handlers import Work, http_errors
 from serving.schemas import EditRequest
@@ -54,10 +52,7 @@ async def start_edit(service: Service, request: EditRequest, every: int = 0) -> 
 
 def prepare_edit(model: ServedModel, request: EditRequest) -> PreparedEdit:
     """Return the job of a request; raise UsageError if it does not fit the model or the limits."""
-    spacing = default_spacing(model.artefact.process.schedule)
-    given = {"spacing": spacing, **request.options, "seed": request.seed}
-    settings = validate(SampleSettings, given | learned_times(model.scores, given), "the request")
-    model.check(request, settings)
+    settings = model.resolve(request, best_cell=False)
     text = request.operator or (None if request.mask is None else "mask")
     own = request.method_options
     edit = chosen_edit(request.method, own, text, request.strength, request.sigma_y, "the request")

@@ -1,20 +1,15 @@
 """The source of a server's model: a fixed one, or the current champion."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.choice.selection import best_card, best_settings, model_scores, scores_for, settings_of
-from diffusion.layout import SCORES
-from diffusion.model.model_file import read_artefact
-from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.protocol.resolution import best_settings, check_sampled_by_this_code
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import UsageError
 from tracking.connectivity import MlflowError
-from tracking.registry.registered_models import champion_version, fetch_version_files, find_version_files
-from tracking.runs.base_models import fetch_scored_base, fetch_scored_files
-from tracking.runs.run_lookup import find_run
-from tracking.runs.scored_runs import fetch_model, fetch_scores
+from tracking.recipes import Source, recipe_of
+from tracking.registry.registered_models import champion_version, fetch_version_files
 
 
 class PublishedModel(NamedTuple):
@@ -47,8 +42,7 @@ class ChampionSource(NamedTuple):
 
     def fetch(self) -> PublishedModel:
         """Return the champion; raise UsageError if there is none."""
-        found = fetch_version_files(self.name)
-        return PublishedModel(self.name, found.version, found.files, found.scores)
+        return published_version(self.name)
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether another version is champion; without any, the last one still serves."""
@@ -58,36 +52,22 @@ class ChampionSource(NamedTuple):
 ModelSource = FixedSource | ChampionSource
 
 
-def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel:
-    """Return a model file with its project's scores; if they are of another model, `report` that."""
-    scores_file = path.absolute().parent.parent / SCORES
-    if scores_file.exists():
-        try:
-            scores = scores_for(read_scores(scores_file), path, read_artefact(path).model_sha256)
-            name, cell = scores.best.cell, scores.cells[scores.best.cell]
-            files = fetch_scored_files(settings_of(cell, name, 0), cell.card, path)
-            return PublishedModel(path.name, None, files, scores)
-        except (MlflowError, UsageError) as error:
-            report(f"{path} is served without scores: {error}")
-    return PublishedModel(path.name, None, NetworkFiles(path), None)
+def published_version(name: str, number: int | None = None) -> PublishedModel:
+    """Return a version of a registered model, by default the champion; UsageError if there is none."""
+    found = fetch_version_files(name, number)
+    return PublishedModel(name, found.version, found.files, found.scores)
 
 
-def model_of_run(name: str) -> PublishedModel:
-    """Return the model of an MLflow run, given by id or name, with its scores if it was evaluated.
+def published_model(source: Source, report: Callable[[str], object]) -> PublishedModel:
+    """Return the model of a file or a run with what guides it in its best cell.
 
-    UsageError if the base of a cascade is not the one of the scores.
+    Without scores it is published alone; if they do not fit it, or a network is missing, `report` that.
     """
-    file, run = fetch_model(name), find_run(name)
-    artefact, title = read_artefact(file), str(run.info.run_name)
-    try:
-        scores = model_scores(fetch_scores(run), artefact.model_sha256)
-    except UsageError:  # not evaluated
-        scores = None
-    files = NetworkFiles(file)
-    if scores is not None:
-        card, base = best_card(scores), best_settings(scores).base
-        if (registered := find_version_files(card)) is not None:
-            files = registered.files._replace(model=file)
-        elif base is not None:
-            files = files._replace(base=fetch_scored_base(base, card))
-    return PublishedModel(title, None, files, scores)
+    if source.has_scores:
+        try:
+            check_sampled_by_this_code(source.required_scores)
+            files = recipe_of(source, best_settings(source.required_scores)).files
+            return PublishedModel(source.name, None, files, source.scores)
+        except (MlflowError, UsageError) as error:
+            report(f"{source.model} is served without scores: {error}")
+    return PublishedModel(source.name, None, NetworkFiles(source.model), None)

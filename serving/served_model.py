@@ -14,27 +14,21 @@ import torch
 from torch import Tensor
 
 from diffusion.analysis.image_inputs import edit_condition
-from diffusion.choice.selection import (
-    best_settings,
-    budget_settings,
-    scores_of_cells,
-    settings_of,
-    usual_settings,
-)
+from diffusion.choice.selection import scores_of_cells
 from diffusion.engine.engine import Engine
 from diffusion.engine.job import ChunkStep, ForwardPass, Job
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.option_tables import refuse_idle
+from diffusion.protocol.resolution import best_settings, resolve_settings, settings_of
 from diffusion.protocol.scores_document import CellScores
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, base_settings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.guides import Guides, check_served_guide
 from diffusion.sample.sampler import CustomTrajectory
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.section import validate
 from serving.encoded_pictures import decode_base64
 from serving.model_source import PublishedModel
 from serving.schemas import ModelCard, ModelRef, SampleRequest, ServeConfig, SettingsRequest, check_count
@@ -188,28 +182,28 @@ class ServedModel:
 
     def _has_networks(self, cell: CellScores, name: str) -> bool:
         """Return whether the server has loaded what guides this cell: that of the best cell."""
-        settings = settings_of(cell, name, 0)
-        has_guide = not settings.needs_guide or settings.guide == self.guide
-        return has_guide and (self._guides.classifier is not None or not settings.has_classifier)
+        settings = settings_of(cell, name)
+        needed = (settings.needs_guide, settings.has_classifier, settings.base is not None)
+        loaded = (settings.guide == self.guide, self._guides.classifier, self._guides.base)
+        return all(bool(there) or not is_needed for is_needed, there in zip(needed, loaded, strict=True))
 
     def base_nfe(self, settings: SampleSettings) -> int:
         """Return the NFE of the image that a cascade enlarges; 0 without a base model."""
-        base, own = self._guides.base, settings.base_settings
+        base = self._guides.base
+        own = None if base is None else base_settings(settings, base.artefact.process.schedule)
         return 0 if base is None or own is None else count_nfe(own, base.artefact.process)
 
-    def resolve(self, request: SampleRequest) -> SampleSettings:
-        """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""
-        scores, options = self.scores, request.options
-        if request.budget is None:
-            usual = usual_settings(self.artefact.process.schedule, scores, options)
-            settings = validate(SampleSettings, usual | options | {"seed": request.seed}, "the request")
-        elif options:
-            raise UsageError(f"budget takes {min(options)} from the model's sweep: give one of the two")
-        elif scores is None:
-            raise UsageError(f"{self.ref.name} has no scores to choose by: give steps instead of budget")
-        else:
-            settings = budget_settings(scores, request.budget, request.seed, self.ref.name, self.ref.sha256)
-        if request.low_res is not None:  # it is used instead of a base model's images
+    def resolve(self, request: SettingsRequest, *, best_cell: bool = True) -> SampleSettings:
+        """Return the settings of a request, by default with those of the best cell.
+
+        UsageError if they do not fit the model or the limits.
+        """
+        given = {**request.options, "seed": request.seed}
+        schedule, budget = self.artefact.process.schedule, getattr(request, "budget", None)
+        settings = resolve_settings(
+            schedule, given, self.scores, budget=budget, best_cell=best_cell, where="the request"
+        ).settings
+        if getattr(request, "low_res", None) is not None:  # it is used instead of a base model's images
             settings = settings.model_copy(update={"base": None})
         self.check(request, settings)
         return settings
@@ -265,7 +259,7 @@ class ServedModel:
     def card(self, state: Literal["serving", "draining"]) -> ModelCard:
         """Return the description of the model for /v1/models."""
         scores = self.scores
-        usual = SampleSettings(**usual_settings(self.artefact.process.schedule, scores, {}))
+        usual = resolve_settings(self.artefact.process.schedule, {}, scores).settings
         chosen = [(one, scores.cells[one.cell]) for one in scores.front] if scores else []
         return ModelCard(
             model=self.ref,

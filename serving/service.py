@@ -10,9 +10,9 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from diffusion.engine.job import ForwardPass
-from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.model.model_file import LoadedModel
 from diffusion.sample.guides import Guides
-from diffusion.sample.network_files import held_out_images, load_guides
+from diffusion.sample.network_files import held_out_images
 from diffusion.system.errors import reason
 from serving.model_source import ModelSource, PublishedModel
 from serving.schemas import ModelCard, ModelRef, ServeConfig
@@ -151,8 +151,7 @@ class Service:
         published, real = source.fetch(), None
         if self._held_out is not None and published.files.base is None:
             real = held_out_images(published.files.model, self._held_out)
-        guides = load_guides(published.files._replace(real=real), self._device)
-        return published, load_model(published.files.model, self._device), guides
+        return published, *published.files._replace(real=real).load(self._device)
 
     def _serve(self, published: PublishedModel, loaded: LoadedModel, guides: Guides) -> ServedModel:
         model = ServedModel(published, loaded, self._device, self.config, self.metrics.observe, guides)

@@ -68,7 +68,7 @@ def samples(project: Path) -> None:
     """Draw the first images by steps and η, from the same noise, at 3/5 of the size in a report."""
     from diffusion.images.pictures import sheet
     from diffusion.model.model_file import load_model
-    from diffusion.protocol.settings import parse_settings
+    from diffusion.protocol.settings import SampleSettings
     from diffusion.report.figure_base import as_png
     from diffusion.report.figures import montage
     from diffusion.report.sample_pictures import TILE, TILE_COLUMNS
@@ -81,7 +81,7 @@ def samples(project: Path) -> None:
     tiles = {}
     for eta in ETAS:
         for steps in STEPS:
-            settings = parse_settings({}, steps=steps, eta=eta)
+            settings = SampleSettings(steps=steps, eta=eta)
             condition = mixed_condition(loaded.artefact, settings, range(TILE))
             images = generate(loaded, settings, range(TILE), condition, device)
             tiles[steps, f"η = {eta:g}"] = sheet(images.numpy().transpose(0, 2, 3, 1), TILE_COLUMNS)

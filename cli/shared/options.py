@@ -116,8 +116,8 @@ def axis_options() -> Any:
     return option_table({name: _axis(ALL_OPTIONS[name]) for name in AXES} | own)
 
 
-def sample_flags(settings: SampleSettings, files: Mapping[str, Any]) -> str:
-    """Return the options of `diffctl sample` for these settings; `files` replace names of files.
+def sample_flags(settings: SampleSettings, usual: SampleSettings, files: Mapping[str, Any]) -> str:
+    """Return the options of `diffctl sample` for settings other than `usual`; `files` replace names of files.
 
     Those of a sampler, a spacing or a guidance rule are left out where they have their default.
     """
@@ -128,7 +128,7 @@ def sample_flags(settings: SampleSettings, files: Mapping[str, Any]) -> str:
             field = name.removesuffix("_options")
             own = own_options(REGISTRIES_WITH_OPTIONS[field][settings.entry(field)], value, name)
             words += [word for k, v in own.items() for word in (flag_of(name), f"{k}={json.dumps(v)}")]
-        elif value != one.default:
+        elif value != getattr(usual, name):
             words += [off_flag_of(name)] if value is False else [flag_of(name), str(one.text(value))]
     return "".join(f" {shlex.quote(word)}" for word in words)
 

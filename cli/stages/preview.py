@@ -12,7 +12,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.settings import SampleSettings, default_spacing
+from diffusion.protocol.settings import SampleSettings, completed
 from diffusion.report.sample_pictures import real_images
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate
@@ -57,4 +57,4 @@ def _preview_settings(process: ProcessConfig) -> SampleSettings:
         highest = {"sigma_max": min(build_process(process).sigma_max, CONSISTENCY_SIGMA)}
         return SampleSettings(sampler="consistency", steps=2, spacing="karras", spacing_options=highest)
     steps = min(PREVIEW_STEPS, process.max_steps)
-    return SampleSettings(steps=steps, spacing=default_spacing(process.schedule))
+    return completed(SampleSettings(steps=steps), process.schedule)

@@ -1,6 +1,6 @@
-"""Selection of cells: the best one, the front of score against NFE, their bias; settings of a cell."""
+"""Selection of cells: the best one, the front of score against NFE, their bias"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,7 @@ import numpy as np
 from diffusion.choice.confidence import errors_of, gap, share_noise
 from diffusion.choice.ranking import Cells, best_cell, front_metric, is_auxiliary
 from diffusion.protocol.card import Card
-from diffusion.protocol.grid import sampling_version
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES
-from diffusion.protocol.option_tables import MODEL_AXES, SAMPLING_OPTIONS
-from diffusion.protocol.options import split_list
+from diffusion.protocol.option_tables import MODEL_AXES
 from diffusion.protocol.scores_document import (
     CellScores,
     FrontCell,
@@ -20,22 +17,14 @@ from diffusion.protocol.scores_document import (
     ScoresDocument,
     SelectedCell,
 )
-from diffusion.protocol.settings import SampleSettings, default_spacing
-from diffusion.protocol.spacing import LEARNED
-from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json
-from diffusion.system.section import Section, validate
+from diffusion.system.section import Section
 
 DRAWS = 4000
 STEP = 0.5  # how far the scores that choose are moved, in standard deviations of theirs: nearer costs draws
 SEED = 2020
 SELECTED = {"best", "front", "cells"}  # fields of a document that depend on its cells
 SPACE_FIELDS = {"extractor", "reference", "spaces", *SELECTED}  # that differ between extractors
-
-
-def recommended(scores: ScoresDocument, budget: int) -> FrontCell | None:
-    """Return the best cell for at most `budget` NFE per image; None if the cheapest costs more."""
-    return min((one for one in scores.front if one.nfe <= budget), key=lambda one: one.value, default=None)
 
 
 def select(cells: dict[str, CellScores], **shared: Any) -> ScoresDocument:
@@ -174,104 +163,6 @@ def _fields(section: Section, without: set[str]) -> dict[str, Any]:
     return {field: getattr(section, field) for field in section.model_fields_set - without}
 
 
-def budget_settings(
-    scores: ScoresDocument, budget: int, seed: int, model: object, sha256: str
-) -> SampleSettings:
-    """Return the settings of the best cell for an NFE of at most `budget`, with another seed.
-
-    UsageError if no cell is that cheap, if the scores are not those of `model` with the model_sha256
-    `sha256`, or if other code sampled them.
-    """
-    own = scores_for(scores, model, sha256)
-    choice, least = recommended(own, budget), own.front[0]
-    if choice is None:
-        found = f"no cell of the sweep takes {budget} network evaluations or fewer"
-        raise UsageError(f"{found}: the cheapest is {least.cell} with {least.nfe}")
-    return settings_of(own.cells[choice.cell], choice.cell, seed)
-
-
 def best_card(scores: ScoresDocument) -> Card:
     """Return the card of the best cell."""
     return scores.cells[scores.best.cell].card
-
-
-def best_settings(scores: ScoresDocument) -> SampleSettings:
-    """Return the settings of the best cell, with seed 0."""
-    return settings_of(scores.cells[scores.best.cell], scores.best.cell, 0)
-
-
-def usual_settings(schedule: str, scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that options default to: those of the best cell, then of the model's process.
-
-    `schedule` names the process. Settings of the best cell that do not fit chosen ones are left out: steps,
-    times and noise of another sampler, and guidance by a rule that only its own sampler has; the options of
-    another spacing or guidance rule; the number of steps next to timesteps, eta with a single step, and the
-    `clip` of a rule that never clips. Learned times are those of the sweep for these steps.
-    """
-    usual = {"spacing": default_spacing(schedule)}
-    usual |= {} if scores is None else _fitting_settings(best_settings(scores), chosen)
-    own = chosen.get("spacing_options")
-    return usual | learned_times(scores, {**usual, **chosen, "spacing_options": own})
-
-
-def learned_times(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of spacing learned, from the sweep, if chosen settings lack them; else no options.
-
-    UsageError if the sweep has no cell with learned times and these steps.
-    """
-    is_learned = chosen.get("spacing") == LEARNED and chosen.get("timesteps") is None
-    if scores is None or not is_learned or chosen.get("spacing_options"):
-        return {}
-    steps = chosen.get("steps", SAMPLING_OPTIONS["steps"].default)
-    return {"spacing_options": learned_options(scores, steps)}
-
-
-def learned_options(scores: ScoresDocument, steps: int) -> dict[str, Any]:
-    """Return the options of spacing learned in the cell with these steps; UsageError without such a cell."""
-    cells = {cell.steps: (cell, name) for name, cell in scores.cells.items() if has_learned_times(cell)}
-    if steps not in cells:
-        found = ", ".join(map(str, sorted(cells))) or "no number of"
-        raise UsageError(f"the sweep has learned times for {found} steps, not {steps}: use another spacing")
-    return settings_of(*cells[steps], 0).spacing_options
-
-
-def has_learned_times(cell: CellScores) -> bool:
-    """Return whether the images of a cell have learned times."""
-    return cell.card.get("spacing") == LEARNED
-
-
-def _fitting_settings(usual: SampleSettings, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the best cell that fit chosen ones."""
-    other_sampler = chosen.get("sampler", usual.sampler) != usual.sampler
-    timesteps = split_list(chosen.get("timesteps"))
-    of_sampler = other_sampler and GUIDANCE_RULES[usual.rule].keeps_eps
-    other_rule = of_sampler or chosen.get("guidance_rule", usual.guidance_rule) != usual.guidance_rule
-    unguided = other_rule or not chosen.get("guidance", usual.guidance)
-    conflicts = {
-        **dict.fromkeys(("sampler", "sampler_options", "noise", "spacing", "timesteps"), other_sampler),
-        "spacing_options": other_sampler or chosen.get("spacing", usual.spacing) != usual.spacing,
-        **dict.fromkeys(("guidance", "guidance_rule"), of_sampler),  # the weight is of the rule's scale
-        "guidance_rule_options": other_rule,
-        "clip": bool(usual.guidance) and not GUIDANCE_RULES[usual.rule].clips and unguided,
-        "steps": other_sampler or timesteps is not None or (usual.steps == 1 and bool(chosen.get("eta"))),
-        "eta": other_sampler or chosen.get("steps", len(timesteps or ())) == 1,
-    }
-    return usual.model_dump(exclude={name for name, is_so in conflicts.items() if is_so})
-
-
-def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:
-    """Return the settings in a cell's card, with another seed; UsageError if they are invalid."""
-    known = {key: cell.card[key] for key in SampleSettings.model_fields if key in cell.card}
-    return validate(SampleSettings, {**known, "seed": seed}, f"the card of {name} does not fit")
-
-
-def scores_for(scores: ScoresDocument, model: object, sha256: str) -> ScoresDocument:
-    """Return the model's part of the scores; UsageError without any, or if other code sampled the images."""
-    own = model_scores(scores, sha256)
-    if own is None:
-        raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")
-    for cell in own.cells.values():
-        if cell.card.get("sampling_version") != (wanted := sampling_version(cell.card)):
-            found = f"the scores are not of sampling_version {wanted}, as this code samples"
-            raise UsageError(f"{found}: `diffctl run` makes new ones")
-    return own

@@ -21,7 +21,7 @@ import torch
 from diffusion.engine.job import Chunk, ChunkStep, ForwardPass, Job, batched_forward, halved, select_chunks
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, base_settings
 from diffusion.sample.conditions import base_condition
 from diffusion.sample.generate import guide_denoiser, model_denoiser
 from diffusion.sample.guidance import Guidance
@@ -115,10 +115,11 @@ class Engine:
 
     def _add_base(self, job: Job) -> None:
         """Add the job of the images that a cascade's job enlarges."""
-        own = job.settings.base_settings
         assert self._base is not None, "a job checks its networks"
+        artefact = self._base.loaded.artefact
+        own = base_settings(job.settings, artefact.process.schedule)
         assert own is not None, "a job that needs a base has its settings"
-        condition = base_condition(self._base.loaded.artefact, job.condition)
+        condition = base_condition(artefact, job.condition)
         job.base = self._base.add(own, job.indices, condition)
         job.nfe += job.base.nfe
 

@@ -22,7 +22,8 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
-from diffusion.protocol.settings import CommonSettings, SampleSettings, default_spacing
+from diffusion.protocol.resolution import resolve_settings
+from diffusion.protocol.settings import CommonSettings, SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate, should_compile
@@ -31,7 +32,7 @@ from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampling_card import sampling_code
 from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json
-from diffusion.system.section import Section, validate
+from diffusion.system.section import Section
 
 if TYPE_CHECKING:
     from diffusion.config import Config
@@ -180,7 +181,8 @@ def scored_images(config: "Config") -> ValidationImages:
     if GUIDANCE_RULES[shared["guidance_rule"] or implied_rule(shared["guide"])].needs_guide:
         shared["guidance"] = 0.0
     if SPACINGS[shared["spacing"]].has_levels:
-        shared |= {"spacing": default_spacing(config.process.schedule), "spacing_options": {}}
+        del shared["spacing"], shared["spacing_options"]
     values = {**shared, "steps": min(train.eval_steps, config.process.max_steps), "eta": 0.0}
-    settings = validate(SampleSettings, values, "the scores of train.eval_every")
+    where = "the scores of train.eval_every"
+    settings = resolve_settings(config.process.schedule, values, where=where).settings
     return ValidationImages(settings, train.eval_images, sample.batch_size)

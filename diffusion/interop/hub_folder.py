@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from diffusion.choice.confidence import interval_of
@@ -30,7 +31,7 @@ from diffusion.report.theme import render_text
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides
-from diffusion.sample.network_files import NetworkFiles, load_guides
+from diffusion.sample.network_files import Recipe
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import copy_file, write_text
 from diffusion.system.section import fingerprint
@@ -193,13 +194,14 @@ def _short(value: float) -> float:
 
 
 def write_hub_folder(
-    folder: Path, card: CardInputs, loaded: LoadedModel, files: NetworkFiles, notify: OnProgress
+    folder: Path, card: CardInputs, recipe: Recipe, device: torch.device, notify: OnProgress
 ) -> str:
     """Write samples, pipeline, networks, scores and README.md; return why there is no pipeline, or "".
 
     `notify` is called with the number of sampled images and of all.
     """
-    images = _sample(card, loaded, load_guides(files, next(loaded.network.parameters()).device), notify)
+    loaded, guides = recipe.load(device)
+    images = _sample(card, loaded, guides, notify)
     (folder / "samples.png").write_bytes(png_bytes(contact_sheet(images)))
     missing = ""
     try:  # in the root, so that `from_pretrained` finds it by the repository's name
@@ -207,7 +209,7 @@ def write_hub_folder(
         card = replace(card, pipeline_notes=pipeline_notes(loaded.artefact))
     except DiffctlError as error:
         missing = str(error)
-    for kind, file in files.networks().items():
+    for kind, file in recipe.files.networks().items():
         copy_file(file, folder / f"{kind}{MODEL.suffix}")
     if card.scores is not None:
         write_scores_document(folder / SCORES.name, card.scores)

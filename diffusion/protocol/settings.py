@@ -7,7 +7,6 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.base_model import BaseConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule, rules_without_guide
-from diffusion.protocol.learned_grid import with_learned_levels
 from diffusion.protocol.options import NoEffect, Option, Timesteps, split_list
 from diffusion.protocol.samplers import SAMPLERS, without_eta
 from diffusion.protocol.sampling_options import (
@@ -19,7 +18,7 @@ from diffusion.protocol.sampling_options import (
 from diffusion.protocol.spacing import LEARNED
 from diffusion.system.limits import MAX_ETA
 from diffusion.system.registry import is_entry, load_reference
-from diffusion.system.section import NotBool, Steps, explain, validate
+from diffusion.system.section import NotBool, Steps, explain
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -42,9 +41,10 @@ class CommonSettings(SamplingOptions):
                     "sampling.spacing_options.file: a base takes no file of learned times: list the levels"
                 )
             try:
-                SampleSettings(**value.sampling)
+                known = SampleSettings(**value.sampling).model_dump(mode="json")
             except ValidationError as error:
                 raise ValueError(explain(error, "sampling", SampleSettings)) from None
+            value = value.model_copy(update={"sampling": {name: known[name] for name in value.sampling}})
         return value
 
     @model_validator(mode="after")
@@ -65,12 +65,6 @@ class CommonSettings(SamplingOptions):
     def rule(self) -> str:
         """The rule of guidance, a name of GUIDANCE_RULES."""
         return self.guidance_rule or implied_rule(self.guide)
-
-    @property
-    def base_settings(self) -> "SampleSettings | None":
-        """The settings of the base model; None without one."""
-        shared: dict[str, Any] = {"seed": self.seed, "classes": self.classes}
-        return None if self.base is None else SampleSettings(**self.base.sampling, **shared)
 
     def entry(self, field: str) -> str:
         """Return the name of the entry of a field of REGISTRIES_WITH_OPTIONS."""
@@ -199,16 +193,16 @@ class SampleSettings(CommonSettings):
         return self.model_copy(update={"guidance_interval": None})
 
 
-def parse_settings(
-    optional: dict[str, Any], usual: dict[str, Any] | None = None, **values: Any
-) -> SampleSettings:
-    """Return a command's settings, with `usual` values for None; UsageError if they do not fit."""
-    given = {name: value for name, value in optional.items() if value is not None}
-    steps = SampleSettings.model_fields["steps"].default
-    chosen = with_learned_levels({**(usual or {}), **given, **values}, steps)
-    return validate(SampleSettings, chosen, "these options do not fit")
+def completed(settings: SampleSettings, schedule: str) -> SampleSettings:
+    """Return the settings with the default spacing of a process, unless they name one or list times."""
+    if "spacing" in settings.model_fields_set or settings.timesteps is not None:
+        return settings
+    return settings.model_copy(update={"spacing": PROCESSES[schedule].spacing})
 
 
-def default_spacing(schedule: str) -> str:
-    """Return the default spacing for models of a process, by its name."""
-    return PROCESSES[schedule].spacing
+def base_settings(settings: CommonSettings, schedule: str) -> SampleSettings | None:
+    """Return the settings of a cascade's base, a model of this process; None without a base."""
+    if settings.base is None:
+        return None
+    shared: dict[str, Any] = {"seed": settings.seed, "classes": settings.classes}
+    return completed(SampleSettings(**settings.base.sampling, **shared), schedule)

@@ -29,7 +29,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition, mixed_condition
 from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.guides import NO_GUIDES, Guides
-from diffusion.sample.network_files import LOADERS, NetworkArtefacts, NetworkFiles
+from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles, Recipe, load_network
 from diffusion.sample.sampling_card import sampling_card, shards_folder
 from diffusion.system.checksums import Corrupted, name_in_folder, read_checksummed, write_checksummed
 from diffusion.system.devices import OnWait, acquire_device
@@ -43,11 +43,10 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 ShardRunner = Callable[
-    [NetworkFiles, NetworkArtefacts, SampleSettings, Sequence[range]],
+    [Recipe, Sequence[range]],
     Generator[tuple[range, Images], None, None],
 ]
-"""(files of the networks, what they must contain, settings, shards) → each shard with its images, as they are
-sampled; DiffctlError if a file was replaced."""
+"""(recipe, shards) → each shard with its images, as they are sampled; DiffctlError if a file was replaced."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +123,16 @@ def make_cell(
     Without `run` they are sampled in this process. `average_of` is the training's own model if the cell's is
     another average of its weights.
     """
-    networks = files.read()
+    recipe, total = Recipe.read(cell_settings(sample, cell), files), sample.num_images
+    settings, _, networks = recipe
     artefact = networks.model
-    settings, total = cell_settings(sample, cell), sample.num_images
     shape = artefact.network.pixel_shape
     shards = CellShards(shards_folder(settings, networks), total, shape)
     missing = shards.missing(sample.batch_size)
     done = total - sum(map(len, missing))
     show = progress or (lambda done, total: None)
     show(done, total)
-    with LocalRunner() as local, closing((run or local)(files, networks, settings, missing)) as made:
+    with LocalRunner() as local, closing((run or local)(recipe, missing)) as made:
         for shard, images in made:
             shards.save(shard, images)
             done += len(shard)
@@ -182,33 +181,30 @@ class LocalRunner:
         self._held.close()
 
     def __call__(
-        self,
-        files: NetworkFiles,
-        networks: NetworkArtefacts,
-        settings: SampleSettings,
-        shards: Sequence[range],
+        self, recipe: Recipe, shards: Sequence[range]
     ) -> Generator[tuple[range, Images], None, None]:
         """Yield each shard with its images."""
         if not shards:
             return
         if self._device is None:
             self._device = self._held.enter_context(acquire_device(self._waiting))
-        loaded, *others = self._load(files, networks, self._device)
+        loaded, *others = self._load(recipe, self._device)
         assert loaded is not None, "every cell has a model"
         guides = Guides(*others)
-        fast = should_compile(loaded.artefact, settings, len(shards), self._device)
+        fast = should_compile(loaded.artefact, recipe.settings, len(shards), self._device)
         for shard in shards:
-            yield shard, shard_images(loaded, settings, shard, self._device, guides, fast=fast)
+            yield shard, shard_images(loaded, recipe.settings, shard, self._device, guides, fast=fast)
 
-    def _load(self, files: NetworkFiles, wanted: NetworkArtefacts, device: torch.device) -> list[Any]:
-        """Return the networks of the files; those of the last call stay loaded if they are used again."""
-        keys = [(path, one and one.model_sha256) for path, one in zip(files, wanted, strict=True)]
+    def _load(self, recipe: Recipe, device: torch.device) -> list[Any]:
+        """Return the networks of a recipe; those of the last call stay loaded if they are used again."""
+        wanted = recipe.networks
+        keys = [(path, one and one.model_sha256) for path, one in zip(recipe.files, wanted, strict=True)]
         if any(key not in self._loaded for key in keys if key[0] is not None):
             self._loaded = {key: one for key, one in self._loaded.items() if key in keys}
             _free_memory(device)  # before the next one is there
-        for key, load in zip(keys, LOADERS, strict=True):
+        for kind, key in zip(NetworkFiles._fields, keys, strict=True):
             if key[0] is not None and key not in self._loaded:
-                one = load(key[0], device)
+                one = load_network(kind, key[0], device)
                 self._loaded[key[0], one.model_sha256] = one
         loaded = [self._loaded.get(key) for key in keys]
         wanted.check_loaded(loaded)

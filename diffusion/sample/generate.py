@@ -15,7 +15,7 @@ from diffusion.process.noise_process import NetworkDenoiser, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, base_settings, completed
 from diffusion.sample.classifier_guidance import classifier_guidance, without_labels
 from diffusion.sample.conditions import base_condition
 from diffusion.sample.guidance import build_guidance, guided
@@ -94,7 +94,7 @@ def generate(
     guide that is missing or does not fit; NonFiniteError with the image and the step of the first NaN or
     infinity.
     """
-    spec = loaded.artefact.network
+    spec, settings = loaded.artefact.network, completed(settings, loaded.artefact.process.schedule)
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
     build_denoiser = denoiser_builder(loaded, settings, guides, fast=fast)
     condition = with_base_images(loaded, settings, indices, condition, device, guides)
@@ -126,8 +126,11 @@ def with_base_images(
     guides: Guides = NO_GUIDES,
 ) -> Condition:
     """Return the condition with the images of a base model, if there is one and no others are given."""
-    base, own = guides.base, settings.base_settings
-    if loaded.artefact.network.low_res is None or condition.low_res is not None or not base or not own:
+    base = guides.base
+    if loaded.artefact.network.low_res is None or condition.low_res is not None or base is None:
+        return condition
+    own = base_settings(settings, base.artefact.process.schedule)
+    if own is None:
         return condition
     images = generate(base, own, indices, base_condition(base.artefact, condition), device, guides=OF_BASE)
     return replace(condition, low_res=to_model(images))

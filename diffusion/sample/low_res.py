@@ -69,7 +69,7 @@ class RealImages(NamedTuple):
             )
 
 
-def open_real_images(path: Path, device: object = None) -> RealImages:
+def open_real_images(path: Path) -> RealImages:
     """Open a store; DiffctlError if it is damaged. The images stay in the file, whatever the device."""
     return RealImages(open_store(path))
 

@@ -1,6 +1,6 @@
 """The files of the networks that sample a cell: its model, what guides it, and its base."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from diffusion.model.model_file import (
 from diffusion.protocol.card import NETWORKS
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
-from diffusion.protocol.settings import CommonSettings, SampleSettings
+from diffusion.protocol.settings import CommonSettings, SampleSettings, base_settings
 from diffusion.sample.base_file import base_file, base_path
 from diffusion.sample.ema_files import ema_model_file, ema_path, guide_snapshots, matching_snapshots
 from diffusion.sample.generate import check_settings
@@ -28,6 +28,8 @@ from diffusion.sample.guides import Guides, check_base, check_fit, labelled_mode
 from diffusion.sample.low_res import RealImages, open_real_images
 from diffusion.sample.sampling_steps import check_learned_times
 from diffusion.system.errors import DiffctlError, UsageError
+
+CPU = torch.device("cpu")
 
 
 class NetworkArtefacts(NamedTuple):
@@ -101,6 +103,14 @@ class NetworkFiles(NamedTuple):
             None if self.real is None else open_real_images(self.real),
         )
 
+    def load(self, device: torch.device) -> tuple[LoadedModel, Guides]:
+        """Load the model, and what it is sampled with."""
+        loaded: list[Any] = [
+            None if file is None else load_network(kind, file, device)
+            for kind, file in self._asdict().items()
+        ]
+        return loaded[0], Guides(*loaded[1:])
+
     def networks(self) -> dict[str, Path]:
         """Return the files of networks by name."""
         return {name: file for name, file in self._asdict().items() if file is not None and name in NETWORKS}
@@ -111,14 +121,11 @@ class NetworkFiles(NamedTuple):
         return any(name is not None and path is None for name, path in pairs)
 
 
-LOADERS: tuple[Callable[..., Any], ...] = (
-    load_model,
-    load_model,
-    load_classifier,
-    load_model,
-    open_real_images,
-)
-"""Functions (file, device) → what is sampled with, in the order of NetworkFiles."""
+def load_network(kind: str, file: Path, device: torch.device = CPU) -> Any:
+    """Load a file of NetworkFiles, by its field: a LoadedModel, or the images that are enlarged."""
+    if kind == "real":
+        return open_real_images(file)
+    return load_classifier(file, device) if kind == "classifier" else load_model(file, device)
 
 
 def network_files(
@@ -197,18 +204,33 @@ def check_future_model(settings: SampleSettings, planned: Artefact | None) -> No
 
 def check_base_settings(settings: CommonSettings, base: Artefact) -> None:
     """Raise UsageError if the base does not allow its settings."""
-    if (own := settings.base_settings) is not None:
+    if (own := base_settings(settings, base.process.schedule)) is not None:
         try:
             check_settings(base, own)
         except UsageError as error:
             raise UsageError(f"sample.base, {settings.base}: {error}") from None
 
 
-def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
-    """Load what the model is sampled with."""
-    _, *others = zip(files, LOADERS, strict=True)
-    loaded: list[Any] = [None if file is None else load(file, device) for file, load in others]
-    return Guides(*loaded)
+class Recipe(NamedTuple):
+    """What samples images: settings, and the files of a model and further networks with their metadata."""
+
+    settings: SampleSettings
+    files: NetworkFiles
+    networks: NetworkArtefacts
+
+    @classmethod
+    def read(cls, settings: SampleSettings, files: NetworkFiles) -> "Recipe":
+        """Read the networks; UsageError if one does not fit the model, or a setting does not."""
+        networks = files.read()
+        check_settings(networks.model, settings)
+        networks.check(settings)
+        return cls(settings, files, networks)
+
+    def load(self, device: torch.device) -> tuple[LoadedModel, Guides]:
+        """Load the model and what it is sampled with; DiffctlError if a file was replaced meanwhile."""
+        model, guides = self.files.load(device)
+        self.networks.check_loaded([model, guides.model, guides.classifier, guides.base, guides.real])
+        return model, guides
 
 
 def not_of_the_scores(kind: str, path: Path) -> UsageError:

@@ -1,6 +1,5 @@
 """What a cell's images depend on: the sampling part of its protocol card, and the code that samples them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
+from diffusion.protocol.option_tables import SAMPLING_OPTIONS
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, base_settings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampling_steps import count_nfe
@@ -24,23 +24,17 @@ from diffusion.system.section import fingerprint
 def sampling_code(settings: SampleSettings, networks: NetworkArtefacts) -> ModuleDigests:
     """Return the digests of the code that determines a model's images with these settings."""
     models = [one for one in (networks.model, networks.guide, networks.base) if one is not None]
-    return code_of_models(settings, models, networks.classifier)
-
-
-def code_of_models(
-    settings: SampleSettings, models: Sequence[ModelDescription], classifier: ModelDescription | None
-) -> ModuleDigests:
-    """Return the digests of the code that determines images of these models, trained or not."""
-    processes = [one.process for one in (*models, classifier) if one is not None]
+    processes = [one.process for one in (*models, networks.classifier) if one is not None]
     entries: list[Chosen] = [
         *((PROCESSES, process.schedule) for process in processes),
         *((PREDICTIONS, process.prediction) for process in processes),
         *((MODELS, one.network.name) for one in models),
     ]
-    for one in (settings, settings.base_settings):
+    of_base = None if networks.base is None else base_settings(settings, networks.base.process.schedule)
+    for one in (settings, of_base):
         if one is not None:
             entries += [(SAMPLERS, one.sampler), (SPACINGS, one.spacing), (GUIDANCE_RULES, one.rule)]
-    roots = [] if classifier is None else ["diffusion.model.classifier"]
+    roots = [] if networks.classifier is None else ["diffusion.model.classifier"]
     return code_of(["diffusion.sample.generate", *roots], entries)
 
 
@@ -52,10 +46,19 @@ def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[
         "ema": artefact.ema_sigma_rel or True,
         "precision": artefact.precision,
         **settings_card(settings, **networks.digests),
+        **_base_spacing(settings, networks.base),
         **nfe_fields(settings, artefact, networks.base),
         "sampling_torch": torch_version(),
         **plugin_card("sampling_plugins", sampling_code(settings, networks)),
     }
+
+
+def _base_spacing(settings: SampleSettings, base: ModelDescription | None) -> dict[str, str]:
+    """Return the spacing of a base if its process chose it, and not as a discrete process does."""
+    own = None if base is None else base_settings(settings, base.process.schedule)
+    if own is None or settings.base is None or "spacing" in settings.base.sampling:
+        return {}
+    return {} if own.spacing == SAMPLING_OPTIONS["spacing"].default else {"base_spacing": own.spacing}
 
 
 def nfe_fields(
@@ -65,7 +68,8 @@ def nfe_fields(
 
     `weighted_nfe` counts a forward pass of the base by its share of the FLOPs of one of the model.
     """
-    nfe, own = count_nfe(settings, model.process), settings.base_settings
+    nfe = count_nfe(settings, model.process)
+    own = None if base is None else base_settings(settings, base.process.schedule)
     if base is None or own is None:
         return {"nfe": nfe}
     of_base = count_nfe(own, base.process)

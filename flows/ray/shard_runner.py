@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.code_digest import check_worker_version, library_version
 from diffusion.protocol.sample_sections import SampleConfig
-from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.signals import stop_request
@@ -25,7 +24,7 @@ from flows.ray.ray_session import RETRIES, get_result, ray_session, resolve_gpus
 if TYPE_CHECKING:
     from diffusion.images.store import Images
     from diffusion.sample.cell_images import ShardRunner
-    from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
+    from diffusion.sample.network_files import Recipe
 
 Digests = Sequence[str | None]
 """The SHA-256 of the files of NetworkFiles, as far as there are any."""
@@ -46,9 +45,7 @@ def _run(
     gpus: float,
     sweep: str,
     shared: dict[str, Any],
-    files: "NetworkFiles",
-    wanted: "NetworkArtefacts",
-    settings: SampleSettings,
+    recipe: "Recipe",
     shards: Sequence[range],
 ) -> "Generator[tuple[range, Images], None, None]":
     """Yield each shard with its images as they finish; raise DiffctlError if one fails.
@@ -58,6 +55,7 @@ def _run(
     import numpy as np
     import ray
 
+    files = recipe.files
     if files.real is not None:
         raise UsageError(
             "sample.runner ray: its workers have no held-out images to enlarge: use local, or set sample.base"
@@ -69,7 +67,7 @@ def _run(
     make = ray.remote(make_shard).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
     # Ray resolves references among the arguments.
     contents = [None if digest is None else shared[digest] for digest in digests]
-    same = digests, wanted, library_version(), settings, gpus, sweep
+    same = digests, recipe, library_version(), gpus, sweep
     waiting = deque(shards)
     running: dict[Any, range] = {}
     try:
@@ -101,9 +99,8 @@ def _max_running(gpus: float) -> int:
 
 def make_shard(
     digests: Digests,
-    wanted: "NetworkArtefacts",
+    recipe: "Recipe",
     version: str,
-    settings: SampleSettings,
     gpus: float,
     sweep: str,
     shard: range,
@@ -121,14 +118,14 @@ def make_shard(
     own = acquire_device(group=sweep if gpus < 1 else None) if gpus else nullcontext(torch.device("cpu"))
     with own as device:
         networks = _loaded(digests, contents)
-        wanted.check_loaded(networks)
+        recipe.networks.check_loaded(networks)
         if device.type == "cuda":  # copies, which keep no rounded ones alive
             networks = [one and one._replace(network=copy.deepcopy(one.network)) for one in networks]
         model, *guides = networks
         try:
             for one in filter(None, networks):
                 one.network.to(device)
-            return shard_images(model, settings, shard, device, Guides(*guides))
+            return shard_images(model, recipe.settings, shard, device, Guides(*guides))
         finally:  # the worker outlives its shard, and Ray may give the GPU to another worker next
             if device.type == "cuda":
                 for one in filter(None, networks):
@@ -141,14 +138,14 @@ _networks: dict[str, Any] = {}  # those of the worker's last shard, in host memo
 
 def _loaded(digests: Digests, contents: Sequence[Any]) -> list[Any]:
     """Return the networks of these files; of the last ones those stay that are used again."""
-    from diffusion.sample.network_files import LOADERS
+    from diffusion.sample.network_files import NetworkFiles, load_network
 
     for other in _networks.keys() - set(digests):
         del _networks[other]
-    for digest, content, load in zip(digests, contents, LOADERS, strict=True):
+    for digest, content, kind in zip(digests, contents, NetworkFiles._fields, strict=True):
         if digest is not None and digest not in _networks:
             with tempfile.NamedTemporaryFile() as file:
                 file.write(content.data)
                 file.flush()
-                _networks[digest] = load(Path(file.name))
+                _networks[digest] = load_network(kind, Path(file.name))
     return [None if digest is None else _networks[digest] for digest in digests]

@@ -7,11 +7,11 @@ from typing import Any
 
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
-from diffusion.choice.selection import has_learned_times, settings_of
 from diffusion.process.noise_process import build_process
 from diffusion.protocol.edits import METHODS
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import Option
+from diffusion.protocol.resolution import has_learned_times, settings_of
 from diffusion.protocol.sampling_options import REGISTRIES_WITH_OPTIONS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.protocol.settings import SampleSettings
@@ -180,7 +180,7 @@ def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:
                 "low": ends.low if ends else None,
                 "high": ends.high if ends else None,
                 "on_front": name in front,
-                "settings": settings_of(cell, name, 0).model_dump(mode="json", exclude={"seed"}),
+                "settings": settings_of(cell, name).model_dump(mode="json", exclude={"seed"}),
             }
         )
     num_images = next(iter(scores.cells.values())).num_images

@@ -26,13 +26,13 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.encoded_pictures import decode_base64
 from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images
-from serving.model_source import FixedSource, PublishedModel
+from serving.model_source import FixedSource, published_version
 from serving.playground.choices import choices_of, nfe_preview
 from serving.schemas import MAX_EDIT_BODY, MAX_IMAGES, Index, SampleRequest, StrictRequest, check_count
 from serving.served_model import PendingImages, ServedModel
 from serving.service import Service
 from tracking.keys import model_name, title_of
-from tracking.registry.registered_models import fetch_version_files, list_versions
+from tracking.registry.registered_models import list_versions
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
@@ -150,8 +150,7 @@ def _add_versions(router: APIRouter, service: Service) -> None:
         name, source = registered_name(), first
         try:
             if body.version is not None:
-                found = await asyncio.to_thread(fetch_version_files, name, body.version)
-                source = FixedSource(PublishedModel(name, found.version, found.files, found.scores))
+                source = FixedSource(await asyncio.to_thread(published_version, name, body.version))
             await service.refresh(source)
         except UsageError as error:
             raise HTTPException(422, str(error)) from None

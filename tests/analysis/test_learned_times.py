@@ -15,7 +15,6 @@ from diffusion.analysis import learned_times
 from diffusion.analysis.mixture import MixtureDenoiser, ring
 from diffusion.check.dependency_checks import check_dependencies
 from diffusion.check.findings import Project
-from diffusion.choice.selection import usual_settings
 from diffusion.config import load
 from diffusion.layout import GRIDS, MODEL, PARAMS
 from diffusion.model.model_file import load_model, read_artefact
@@ -24,12 +23,12 @@ from diffusion.process.noise_process import build_process
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.learned_grid import LearnedGrids, read_learned_grids
+from diffusion.protocol.resolution import resolve_settings
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError
-from diffusion.system.section import validate
 from tests.conftest import ROOT, write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.networks import small_model
@@ -176,8 +175,8 @@ def test_a_served_model_has_the_learned_times_of_its_sweep():
         {"steps": 2, "spacing": "learned"},
         {"steps": 2, "sampler": "ipndm", "spacing": "learned"},
     ):
-        values = usual_settings("edm", scores, chosen) | chosen
-        assert validate(SampleSettings, values, "it").spacing_options["levels"] == [9.0, 0.4]
-    assert "spacing_options" not in usual_settings("edm", scores, {"steps": 50, "spacing": "uniform"})
+        assert resolve_settings("edm", chosen, scores).settings.spacing_options["levels"] == [9.0, 0.4]
+    even = {"steps": 50, "spacing": "uniform"}
+    assert resolve_settings("edm", even, scores).settings.spacing_options == {}
     with pytest.raises(UsageError, match=r"the sweep has learned times for 2, 3 steps, not 50"):
-        usual_settings("edm", scores, {"steps": 50})
+        resolve_settings("edm", {"steps": 50}, scores)

@@ -18,15 +18,14 @@ from diffusion.choice.selection import (
     describe_selection,
     model_scores,
     optimism,
-    recommended,
     select,
     select_best,
     select_front,
-    usual_settings,
     write_summary,
 )
+from diffusion.protocol.resolution import recommended, resolve_settings
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, SelectedCell, document_values
-from diffusion.protocol.settings import SampleSettings, parse_settings
+from diffusion.protocol.settings import SampleSettings
 from diffusion.report.score_tables import best_cell
 from flows.run_summary import sweep_markdown
 from tests.helpers.scores_document import certain_cell, document, with_errors
@@ -216,8 +215,7 @@ def test_a_chosen_option_drops_settings_of_the_best_cell_that_belong_to_another_
     scores = document({(10, 1.0): 0.1, (50, 0.0): 0.2}, **card)
     best = {"steps": 10, "eta": 1.0, "spacing": "karras", "spacing_options": {"rho": 5.0}}
     wanted = SampleSettings(**({} if "sampler" in chosen else best) | changes)
-    assert parse_settings(chosen, usual_settings("linear", scores, chosen)) == wanted
-    assert usual_settings("linear", None, chosen) == {"spacing": "uniform"}
+    assert resolve_settings("linear", chosen, scores).settings == wanted
 
 
 @pytest.mark.parametrize(
@@ -235,7 +233,7 @@ def test_another_guidance_rule_drops_the_options_and_the_clip_of_that_of_the_bes
     card = rule | {"guidance_rule_options": '{"zero_calls": 2}', "clip": False}
     scores = document({(10, 0.0): 0.1}, **card)
     wanted = SampleSettings(steps=10, **rule | changes)
-    assert parse_settings(chosen, usual_settings("linear", scores, chosen)) == wanted
+    assert resolve_settings("linear", chosen, scores).settings == wanted
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
@@ -243,13 +241,13 @@ def test_settings_that_no_cell_has_are_those_of_the_process(evaluated):
     scores = document({(10, 0.0): 0.1}, spacing="karras") if evaluated else None
     chosen = {"sampler": "unipc"}  # the times of the best cell are of its own sampler
     for schedule, wanted in [("linear", "uniform"), ("flow", "uniform"), ("edm", "karras")]:
-        assert usual_settings(schedule, scores, chosen)["spacing"] == wanted
-    assert parse_settings({"spacing": "uniform"}, usual_settings("edm", scores, {"spacing": "uniform"}))
+        assert resolve_settings(schedule, chosen, scores).settings.spacing == wanted
+    assert resolve_settings("edm", {"spacing": "uniform"}, scores).settings
 
 
 def test_a_chosen_eta_drops_the_single_step_of_the_best_cell():
     chosen = {"eta": 1.0}
-    settings = parse_settings(chosen, usual_settings("linear", document({(1, 0.0): 0.1}), chosen))
+    settings = resolve_settings("linear", chosen, document({(1, 0.0): 0.1})).settings
     assert settings == SampleSettings(eta=1.0)
 
 
@@ -259,7 +257,7 @@ def test_another_sampler_keeps_all_of_the_best_cell_but_steps_times_and_noise(ru
     card = {"guidance": 0.5, "guidance_rule": rule, "classes": "data", "base": base, "clip": False}
     card |= {"spacing": "karras", "spacing_options": '{"rho": 5.0}', "noise": "large"}
     chosen = {"sampler": "unipc"}
-    found = parse_settings(chosen, usual_settings("linear", document({(10, 1.0): 0.1}, **card), chosen))
+    found = resolve_settings("linear", chosen, document({(10, 1.0): 0.1}, **card)).settings
     assert (found.steps, found.eta, found.spacing, found.spacing_options) == (50, 0.0, "uniform", {})
     assert (found.guidance, found.guidance_rule) == kept
     assert (found.classes, found.clip) == ("data", False)

@@ -33,11 +33,12 @@ OUTPUTS = {
     "publish": ("", ["publish", "hub", "me/model", "--dry-run", "PATH"]),
 }
 WORK = (
-    *(f"images.{name}.selected_model" for name in ("sampled_images", "edited_images", "image_analysis")),
-    "images.figures.selected_model",
+    *(f"images.{name}.selected_source" for name in ("sampled_images", "edited_images", "image_analysis")),
+    "images.image_analysis.selected_model",
+    "images.figures.selected_source",
     "models.model_formats.selected_model",
     "models.model_formats.import_openai",
-    "models.publication.selected_model",
+    "models.publication.selected_source",
     "scores.run_comparison.load_scored",
     "scores.run_comparison.read_scores",
 )

@@ -277,7 +277,7 @@ def test_fetched_models_stay_from_their_fetch_on(plan, invoke, monkeypatch) -> N
         remove_leftovers(find_leftovers(load(), [plan], ()))
         raise UsageError("kept" if fetched.exists() else "removed")
 
-    monkeypatch.setattr("cli.actions.scores.model_sweep.selected_model_and_run", fetch)
+    monkeypatch.setattr("cli.actions.scores.model_sweep.selected_source", fetch)
     monkeypatch.setattr("cli.actions.trials.verdict.fix_bases", fetch)
     for command in (["sweep"], ["verdict", "train.batch_size=4"]):
         assert_refused(invoke(*command), "kept")

@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.actions import model_choice
-from cli.actions.images import sampled_images
 from cli.actions.scores import model_sweep
 from cli.actions.scores.model_sweep import _axes
 from cli.actions.scores.score_tables import show_sweep_scores
-from cli.shared.options import ModelSourceOptions
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES, SWEEP_RUN
 from diffusion.model.model_file import read_artefact, save_artefact
@@ -34,6 +31,7 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, small_model, spec_of
 from tests.helpers.scores_document import document, with_space
 from tracking.keys import FILE_SHA256, MODEL_FOLDER
+from tracking.recipes import Source, recipe_of, source_of_file, source_of_version
 from tracking.registry.registered_models import VersionFiles, register
 from tracking.runs.score_logging import log_scores
 from tracking.store import connect, tracking_uri
@@ -94,9 +92,9 @@ def test_steps_without_learned_times_are_refused(sample, monkeypatch):
     scores = document({(2, 0.0): 0.2})
     for cell in scores.cells.values():
         cell.card.update(spacing="learned", spacing_options=json.dumps({"levels": [9.0, 0.4]}))
-    monkeypatch.setattr(sampled_images, "selected_scores", lambda options: scores)
-    monkeypatch.setattr(sampled_images, "selected_model", lambda options: MODEL)
-    assert_refused(sample("--champion", "--steps", "20"), "learned times for 2 steps, not 20")
+        cell.card["model_sha256"] = read_artefact(MODEL).model_sha256
+    write_scores_document(SCORES, scores)
+    assert_refused(sample("--steps", "20"), "learned times for 2 steps, not 20")
 
 
 def test_options_of_a_sampler_and_a_spacing(sample, project, invoke, monkeypatch):
@@ -139,7 +137,7 @@ def test_second_sweep_in_a_folder_is_refused(sample, project, invoke, monkeypatc
 def test_guided_sweep_uses_the_networks_of_the_registered_version(sample, project, invoke, monkeypatch):
     write_params(project)
     known, used = {"early": Path("own-guide")}, []
-    monkeypatch.setattr(model_sweep, "registered_files", lambda *_: known)
+    monkeypatch.setattr(Source, "named_networks", lambda _: known)
     monkeypatch.setattr(model_sweep, "score_grid", lambda *given: used.append(given[-1]) or document(SWEEP))
     for guidance in ("0,1", "0"):
         done = invoke("sweep", "--guidance", guidance, *(("--guide", "early") if guidance != "0" else ()))
@@ -200,18 +198,16 @@ def test_each_guide_is_the_registered_one_only_if_it_is_that_of_the_best_cell(
     registered = NetworkFiles(model, **carried)
     card = sampling_card(best, registered.read())
     scores = document({(best.steps, best.eta): 0.1}, **card)
-    monkeypatch.setattr(model_choice, "project_model", lambda: "digits")
-    version = VersionFiles(1, registered, scores, "run")
-    monkeypatch.setattr(model_choice, "fetch_version_files", lambda _: version)
+    source = source_of_version("digits", VersionFiles(1, registered, scores, "run"))
     settings = SampleSettings(**{**BEST, **changes})
-    files = model_choice.selected_files(ModelSourceOptions(champion=True), settings, model, {})
+    files = recipe_of(source, settings).files
     assert files == NetworkFiles(model, guide and Path(guide), classifier and Path(classifier))
-    known = model_choice.registered_files(ModelSourceOptions(champion=True), model)
+    known = source.named_networks()
     assert known == {BEST[kind]: file for kind, file in carried.items()}
     sample = SampleConfig(num_images=2, **{**BEST, **changes})
     cell = grid(sample, SweepConfig(steps=[2], eta=[0.0]))[0]
     assert CellFiles(model, sample, [cell], known=known).of(cell) == files
-    assert model_choice.registered_files(ModelSourceOptions(), model) == {}
+    assert source_of_file(model).named_networks() == {}
 
 
 @pytest.mark.parametrize("axis", [{}, {"guidance_interval": [None, [0.2, 5], [1e-05, 1e9]]}])

@@ -23,7 +23,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
 from diffusion.sample.conditions import mixed_condition
 from diffusion.sample.generate import MIN_COMPILED_PASSES, generate, should_compile
-from diffusion.sample.network_files import LOADERS, NetworkArtefacts, NetworkFiles
+from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles, Recipe
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -153,11 +153,11 @@ def test_cell_images_use_compiled_network(compilations, monkeypatch, tmp_path) -
     """A runner decides once for all its shards. The images equal those of the eager network."""
     model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
     settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
-    monkeypatch.setattr(cell_images, "LOADERS", (lambda path, device: model, *LOADERS[1:]))
-    files, wanted, counts = NetworkFiles(tmp_path), NetworkArtefacts(model.artefact), []
+    monkeypatch.setattr(cell_images, "load_network", lambda *_: model)
+    recipe, counts = Recipe(settings, NetworkFiles(tmp_path), NetworkArtefacts(model.artefact)), []
     monkeypatch.setattr(cell_images, "should_compile", lambda *arguments: counts.append(arguments[2]) or True)
     with cell_images.LocalRunner() as run:
-        made = [torch.from_numpy(images) for _, images in run(files, wanted, settings, shards)]
+        made = [torch.from_numpy(images) for _, images in run(recipe, shards)]
     generated = torch.cat(made)
     conditions = [mixed_condition(model.artefact, settings, part) for part in shards]
     expected = [generate(model, settings, *one, CPU) for one in zip(shards, conditions, strict=True)]

@@ -26,7 +26,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.protocol.base_model import BaseConfig, base_text
 from diffusion.protocol.grid import SAMPLING_VERSION, Cell, cell_settings, open_cells
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, base_settings
 from diffusion.sample.cell_images import cell_labels, make_cell
 from diffusion.sample.conditions import base_condition, chosen_condition, image_condition, mixed_condition
 from diffusion.sample.generate import generate
@@ -92,7 +92,8 @@ def test_a_cascade_is_its_base_and_then_its_upsampler():
     settings, indices = SampleSettings(**CASCADE), [7, 2, 9]
     condition = mixed_condition(UPSAMPLER.artefact, settings, indices)
     made = generate(UPSAMPLER, settings, indices, condition, CPU, guides=GUIDES)
-    assert settings.base_settings == SampleSettings(steps=3, eta=1.0)
+    assert base_settings(settings, "linear") == SampleSettings(steps=3, eta=1.0)
+    assert base_settings(settings, "edm").spacing == "karras"
     own = base_condition(SMALL.artefact, condition)
     small = generate(SMALL, SampleSettings(steps=3, eta=1.0), indices, own, CPU)
     given = replace(condition, low_res=to_model(small))

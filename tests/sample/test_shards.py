@@ -21,12 +21,12 @@ from diffusion.check.findings import Project
 from diffusion.config import Config
 from diffusion.images.store import Images, ImageStore
 from diffusion.layout import MARK, MODEL, SAMPLES
-from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import CellShards, LocalRunner, make_cell
-from diffusion.sample.network_files import LOADERS, CellFiles, NetworkFiles
+from diffusion.sample.network_files import CellFiles, NetworkFiles, Recipe, load_network
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import is_held
@@ -171,9 +171,9 @@ def shard_files(project: Path) -> list[Path]:
 def make_cells(config: Config, made: list[SampleSettings]) -> list[ImageStore]:
     """Make every cell of the grid. `made` receives the settings once for each shard that is not reused."""
 
-    def runner(files, networks, settings, shards):
-        made.extend([settings] * len(shards))
-        yield from local(files, networks, settings, shards)
+    def runner(recipe, shards):
+        made.extend([recipe.settings] * len(shards))
+        yield from local(recipe, shards)
 
     cells, sample, files = grid(config.sample, config.sweep), config.sample, NetworkFiles(MODEL)
     with LocalRunner() as local:
@@ -195,11 +195,11 @@ def test_model_that_is_replaced_during_a_sweep_makes_its_own_cells_only(project:
     files, (first, second) = NetworkFiles(MODEL), grid(config.sample, config.sweep)
     with LocalRunner() as run:
         make_cell(config.sample, first, files, SAMPLES / first.name, run=run)
-        described = files.read()
+        recipe = Recipe.read(cell_settings(config.sample, second), files)
         small_model(MODEL, seed=1)
         store = make_cell(config.sample, second, files, SAMPLES / second.name, run=run)
         with pytest.raises(DiffctlError, match="the file of the model was replaced"):
-            list(run(files, described, cell_settings(config.sample, second), [range(4)]))
+            list(run(recipe, [range(4)]))
     shutil.rmtree("runs")
     again = make_cell(config.sample, second, files, Path("again"))
     assert np.array_equal(store.images, again.images)
@@ -243,15 +243,15 @@ def test_sweep_holds_its_device_while_weights_are_loaded(project, monkeypatch) -
     config = with_model(project, sample={"num_images": 8, "batch_size": 4}, sweep={"steps": [2, 3]})
     loaded_networks, states = weakref.WeakSet(), []
 
-    def load(*arguments: object) -> LoadedModel:
-        loaded = load_model(*arguments)
+    def load(kind: str, *arguments: object) -> LoadedModel:
+        loaded = load_network(kind, *arguments)
         loaded_networks.add(loaded.network)
         return loaded
 
     def record(done: int, total: int) -> None:
         states.append((len(loaded_networks), is_held(fake_gpu)))
 
-    monkeypatch.setattr("diffusion.sample.cell_images.LOADERS", (load, *LOADERS[1:]))
+    monkeypatch.setattr("diffusion.sample.cell_images.load_network", load)
 
     def sweep() -> None:
         cells = grid(config.sample, config.sweep)

@@ -232,7 +232,7 @@ def test_a_chosen_version_serves(place, tmp_path, monkeypatch):
             raise DiffctlError(f"the file of version {number} is damaged")
         return VersionFiles(number, NetworkFiles(files[number]), published(files[number]).scores, "run")
 
-    monkeypatch.setattr("serving.playground.router.fetch_version_files", fetch)
+    monkeypatch.setattr("serving.model_source.fetch_version_files", fetch)
     with client_of(published(place[0], None), place[1]) as client:
         first = client.get("/v1/models").json()["models"][0]["model"]
 

@@ -1,17 +1,18 @@
 """The base of a cascade: the files of its scores stay the same while MLflow's champions change."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from cli.actions.model_choice import selected_files
+from cli.actions.model_choice import selected_source
 from cli.actions.trials import trial_process
 from cli.shared.options import ModelSourceOptions
-from diffusion.choice.selection import best_settings
 from diffusion.config import parse
 from diffusion.layout import MODEL, MODEL_RUNS, RUN, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.base_model import BaseConfig, base_text
+from diffusion.protocol.resolution import best_settings
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.base_file import base_file
@@ -19,11 +20,12 @@ from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file, write_json
 from diffusion.trials.trial_runs import About, open_about
-from serving.model_source import model_of_file, model_of_run
+from serving.model_source import PublishedModel, published_model
 from tests.conftest import params, write_params
 from tests.helpers.networks import small_model
 from tests.helpers.scores_document import document
 from tracking import keys
+from tracking.recipes import recipe_of, source_of_file, source_of_run
 from tracking.registry.promotion import Override
 from tracking.registry.registered_models import promote, register
 from tracking.runs.base_models import fetch_base, fix_bases, fixed_base, update_base
@@ -73,7 +75,11 @@ def log_model(run: str) -> None:
 def base_file_of(options: ModelSourceOptions, **given: str) -> bytes:
     """Return the base that a command samples with, as in the best cell or as an option names it."""
     settings = SampleSettings(**{**best_settings(read_scores(SCORES)).model_dump(), **given})
-    return selected_files(options, settings, MODEL, given).base.read_bytes()
+    return recipe_of(selected_source(options), settings, given).files.base.read_bytes()
+
+
+def served_run(run: str) -> PublishedModel:
+    return published_model(source_of_run(run), pytest.fail)
 
 
 @pytest.mark.slow
@@ -91,17 +97,20 @@ def test_champion_and_run_sample_with_the_base_of_their_own_scores(make_model):
     assert base_file_of(CHAMPION) == first
     log_model(run)
     of_run = ModelSourceOptions(run_id=run)
-    assert base_file_of(of_run) == model_of_run(run).files.base.read_bytes() == second
+    assert base_file_of(of_run) == served_run(run).files.base.read_bytes() == second
     make_cascade(make_model, named, first, 0.3)
     log_scores(read_scores(SCORES))
-    assert base_file_of(of_run) == model_of_run(run).files.base.read_bytes() == first
+    assert base_file_of(of_run) == served_run(run).files.base.read_bytes() == first
     make_cascade(make_model, named, base_of(3).read_bytes())
     log_scores(read_scores(SCORES))
     assert base_file_of(of_run) == Path("base.safetensors").read_bytes(), "no version has this base"
     Path("base.safetensors").write_bytes(first)
-    for sampled_as in (lambda: base_file_of(of_run), lambda: model_of_run(run)):
-        with pytest.raises(UsageError, match=r"the base base\.safetensors is not the one of the scores"):
-            sampled_as()
+    wrong = "the base base.safetensors is not the one of the scores"
+    with pytest.raises(UsageError, match=re.escape(wrong)):
+        base_file_of(of_run)
+    reported: list[str] = []
+    assert published_model(source_of_run(run), reported.append).scores is None
+    assert wrong in reported[0]
 
 
 def base_of_trial(verdict: Path, monkeypatch) -> bytes:
@@ -140,8 +149,8 @@ def test_the_base_of_scores_and_of_a_verdict_stays_when_its_champion_changes(mak
     cached = MODEL_RUNS / fixed[str(BASE)] / "model.safetensors"
     for find_base in (  # the run has no registered model
         lambda: base_file_of(ModelSourceOptions(run_id=run)),
-        lambda: model_of_run(run).files.base.read_bytes(),
-        lambda: model_of_file(MODEL, pytest.fail).files.base.read_bytes(),
+        lambda: served_run(run).files.base.read_bytes(),
+        lambda: published_model(source_of_file(MODEL), pytest.fail).files.base.read_bytes(),
     ):
         assert find_base() == first
         cached.unlink()
@@ -155,6 +164,6 @@ def test_the_base_of_scores_and_of_a_verdict_stays_when_its_champion_changes(mak
     with monkeypatch.context() as offline:
         offline.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         reported: list[str] = []
-        assert model_of_file(MODEL, reported.append).scores is None
+        assert published_model(source_of_file(MODEL), reported.append).scores is None
         assert "is served without scores: MLflow" in reported[0]
     assert base_file_of(CHAMPION) == first, "a registered cascade carries its base"

@@ -20,23 +20,21 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from diffusion.choice.selection import usual_settings
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
-from diffusion.model.model_file import load_model
 from diffusion.protocol.option_tables import SAMPLING_OPTIONS, refuse_idle
 from diffusion.protocol.options import Option, fields_section
+from diffusion.protocol.resolution import resolve_settings, settings_of
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import check_served_guide
-from diffusion.sample.network_files import NetworkFiles, load_guides
+from diffusion.sample.network_files import NetworkFiles, Recipe
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import load_package
-from diffusion.system.section import validate
 
 if CODE.is_file():
     load_package(CODE)  # the plugins that the model was trained with
@@ -108,12 +106,11 @@ class RegisteredSampler(PythonModel):
         best = self.scores.cells[str(context.model_config["best_cell"])]
         others = {name: context.artifacts.get(name) for name in ("guide", "classifier", "base")}
         files = NetworkFiles(weights, **{name: Path(file) for name, file in others.items() if file})
-        if wrong := files.read().find_difference(best.card):
+        recipe, self.device = Recipe.read(settings_of(best, "the best cell"), files), default_device()
+        if wrong := recipe.networks.find_difference(best.card):
             raise ValueError(f"the {wrong} is not the one that was registered: its SHA-256 differs")
-        known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
-        self.guide = validate(SampleSettings, known, "the best cell's card does not fit").guide
-        self.device = default_device()
-        self.model, self.guides = load_model(weights, self.device), load_guides(files, self.device)
+        self.guide = recipe.settings.guide
+        self.model, self.guides = recipe.load(self.device)
 
     def predict(self, model_input: list[Request]) -> list[Reply]:  # type: ignore[override]
         """Return a reply for each request.
@@ -130,8 +127,8 @@ class RegisteredSampler(PythonModel):
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
-        usual = usual_settings(self.model.artefact.process.schedule, self.scores, chosen)
-        settings = validate(SampleSettings, usual | chosen, "the request")
+        schedule = self.model.artefact.process.schedule
+        settings = resolve_settings(schedule, chosen, self.scores, where="the request").settings
         refuse_idle(chosen, settings)
         check_served_guide(settings, self.guide, "this model")
         condition = image_condition(self.model, settings, indices, self.guides, request.class_name)

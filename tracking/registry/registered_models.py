@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.choice.ranking import outdated_best_cell
-from diffusion.choice.selection import best_card, best_model_scores, settings_of
+from diffusion.choice.selection import best_card, best_model_scores
 from diffusion.data.data_config import default_title
 from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, SCORES
 from diffusion.protocol.card import network_digests
+from diffusion.protocol.resolution import settings_of
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from tracking.keys import MODEL_SHA256, model_name, read_project, title_of
@@ -143,7 +144,7 @@ def _best_model(document: ScoresDocument) -> "tuple[NetworkFiles, str, ScoresDoc
     if width is not None:
         training = artefact.training and Training(**artefact.training)
         scores = scores.model_copy(update={"training": training})
-    files = fetch_scored_files(settings_of(best, document.best.cell, 0), best.card, file, MODEL)
+    files = fetch_scored_files(settings_of(best, document.best.cell), best.card, file, MODEL)
     return files, artefact.model_sha256, scores
 
 

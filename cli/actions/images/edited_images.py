@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cli.actions.model_choice import chosen_settings, selected_files, selected_model
+from cli.actions.model_choice import given_options, selected_source
 from cli.actions.project.params_file import parse_assignments
 from cli.commands.edits import Edit
 from cli.shared.console import progress
@@ -28,13 +28,12 @@ from diffusion.images.image_size import format_pixels, format_size
 from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, Labels, save_npz, write_store
-from diffusion.model.model_file import ModelDescription, load_model, read_artefact
+from diffusion.model.model_file import ModelDescription
 from diffusion.protocol.edits import PRODUCT, EditSettings, chosen_edit, parse_operator
-from diffusion.protocol.settings import default_spacing
-from diffusion.sample.network_files import load_guides
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import write_output
+from tracking.recipes import find_settings, recipe_of
 
 
 class Inputs(NamedTuple):
@@ -46,24 +45,23 @@ class Inputs(NamedTuple):
 
 
 def edit(options: Edit) -> None:
-    path, device = selected_model(options), default_device()
-    usual = {"spacing": default_spacing(read_artefact(path).process.schedule)}
-    settings, edit_settings = chosen_settings(options.sampling, usual), _edit_settings(options)
-    loaded = load_model(path, device)
-    files = selected_files(options, settings, path, options.sampling)
-    guides = load_guides(files, device)
+    source, given, device = selected_source(options), given_options(options.sampling), default_device()
+    settings = find_settings(source, given, best_cell=False).settings
+    edit_settings = _edit_settings(options)
+    recipe = recipe_of(source, settings, given)
+    loaded, guides = recipe.load(device)
     labelled = guides.labelled(loaded)
     inputs = _read_inputs(options, edit_settings, loaded.artefact.network.shape, labelled, settings.seed)
     count, labels = options.num, [one.label for one in inputs.pictures]
     condition = edit_condition(loaded, guides, settings, labels, options.klass)
     repeated = condition.rows(torch.arange(len(labels)).repeat_interleave(count))
-    card = edit_card(edit_settings, settings, inputs.measurement, condition, count, files.read())
+    card = edit_card(edit_settings, settings, inputs.measurement, condition, count, recipe.networks)
     editor = Editor(loaded, settings, edit_settings, device, guides, options.batch_size)
     with progress("edit") as show:
         images = to_nhwc(editor.results(inputs.measurement, condition, count, show))
-    given = None if repeated.labels is None else repeated.labels.numpy()
-    unknown = 0 if given is None else np.count_nonzero(given == labelled.network.num_classes) // count
-    _write(options, inputs, images, None if unknown else given, labelled, card)
+    known = None if repeated.labels is None else repeated.labels.numpy()
+    unknown = 0 if known is None else np.count_nonzero(known == labelled.network.num_classes) // count
+    _write(options, inputs, images, None if unknown else known, labelled, card)
     own = ", ".join(f"{name} {value}" for name, value in edit_settings.options.model_dump().items())
     described = edit_settings.operator or own or "a picture"
     text = [

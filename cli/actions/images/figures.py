@@ -2,22 +2,22 @@
 
 import shutil
 
-from cli.actions.model_choice import chosen_settings, selected_config, selected_files, selected_model
+from cli.actions.model_choice import given_options, selected_config, selected_model, selected_source
 from cli.commands import show as commands
 from cli.commands.show import FigureOptions
 from cli.shared.options import ProfileOptions
 from diffusion.check.findings import Project
-from diffusion.model.model_file import load_model, read_artefact
+from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.settings import default_spacing
+from diffusion.protocol.resolution import resolve_settings
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.conditions import image_condition
-from diffusion.sample.network_files import load_guides
 from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output
 from diffusion.train.plan import plan_training, resolve_process
+from tracking.recipes import find_settings, recipe_of
 
 WIDEST, NARROWEST = 120, 72  # characters of a line
 
@@ -27,11 +27,9 @@ def show_steps(options: commands.StepsFigure) -> None:
 
 
 def show_reverse(options: commands.ReverseFigure) -> None:
-    path, device = selected_model(options), default_device()
-    usual = {"spacing": default_spacing(read_artefact(path).process.schedule)}
-    settings = chosen_settings(options.sampling, usual)
-    loaded, files = load_model(path, device), selected_files(options, settings, path, options.sampling)
-    guides = load_guides(files, device)
+    source, given, device = selected_source(options), given_options(options.sampling), default_device()
+    settings = find_settings(source, given, best_cell=False).settings
+    loaded, guides = recipe_of(source, settings, given).load(device)
     condition = image_condition(loaded, settings, [options.index], guides, options.klass)
     write_figure(reverse.reverse(loaded, settings, options.index, condition, device, guides), options)
 
@@ -47,7 +45,7 @@ def show_model(options: commands.ModelFigure) -> None:
 
 def show_samplers(options: commands.SamplersFigure) -> None:
     process = selected_process(options)
-    spacing = chosen_settings(options.sampling).spacing
+    spacing = resolve_settings(process.schedule, given_options(options.sampling)).settings.spacing
     write_figure(sampler_paths.samplers(process, options.count, spacing, seed=options.seed), options)
 
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cli.actions.model_choice import chosen_settings, selected_model
+from cli.actions.model_choice import given_options, selected_model, selected_source
 from cli.commands.models import CodeOptions, Encode, Interpolate
 from cli.commands.scores import Nll
 from cli.shared.console import Show, progress
@@ -18,11 +18,12 @@ from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.layout import check_output_file
-from diffusion.model.model_file import LoadedModel, load_model, read_artefact
-from diffusion.protocol.settings import SampleSettings, default_spacing
+from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep, check_settings
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output, write_output_text
+from tracking.recipes import find_settings
 
 
 def encode(options: Encode) -> None:
@@ -84,10 +85,9 @@ def interpolate(options: Interpolate) -> None:
 
 
 def _load(options: CodeOptions) -> tuple[LoadedModel, SampleSettings]:
-    model = selected_model(options)
-    usual = {"steps": options.steps, "spacing": default_spacing(read_artefact(model).process.schedule)}
-    settings = chosen_settings(options.sampling, usual)
-    return load_model(model, default_device()), settings
+    source, given = selected_source(options), {"steps": options.steps, **given_options(options.sampling)}
+    settings = find_settings(source, given, best_cell=False).settings
+    return load_model(source.model, default_device()), settings
 
 
 def _counter(show: Show, total: int) -> OnStep:

@@ -1,65 +1,45 @@
 """Images from one model, sampled in batches and written to a file."""
 
 import math
-from contextlib import suppress
 
 import numpy as np
 
 from cli.actions.images.enlarged_images import side_by_side, with_pictures
-from cli.actions.model_choice import (
-    chosen_settings,
-    given_options,
-    selected_files,
-    selected_model,
-    selected_scores,
-)
+from cli.actions.model_choice import given_options, selected_source
 from cli.commands.models import Sample
 from cli.shared.console import progress
-from diffusion.choice.selection import budget_settings, usual_settings
 from diffusion.images.pictures import MAX_PIXELS, contact_sheet, gif_bytes, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
-from diffusion.model.model_file import LoadedModel, load_model, read_artefact
+from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
-from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.conditions import image_condition
 from diffusion.sample.generate import check_settings, generate, should_compile, with_base_images
 from diffusion.sample.guides import Guides
-from diffusion.sample.network_files import load_guides
 from diffusion.sample.sampler import Step
 from diffusion.sample.sampling_card import nfe_fields
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
+from tracking.recipes import find_settings, recipe_of
 
 GIF_FRAMES = 60  # at most
 
 
 def sample_images(options: Sample) -> None:
-    path, device = selected_model(options), default_device()
-    scores: ScoresDocument | None = None
-    if options.budget is None and (options.champion or options.run_id is not None):
-        with suppress(UsageError):  # it was not evaluated
-            scores = selected_scores(options)
-    schedule = read_artefact(path).process.schedule
-    usual = usual_settings(schedule, scores, given_options(options.sampling))
-    settings = chosen_settings(options.sampling, usual)
-    if options.budget is not None:
-        swept, digest = selected_scores(options), read_artefact(path).model_sha256
-        settings = budget_settings(swept, options.budget, settings.seed, path, digest)
+    source, given = selected_source(options), given_options(options.sampling)
+    settings, origins = find_settings(source, given, options.budget)
     if options.low_res is not None:
         settings = settings.model_copy(update={"base": None})
-    loaded = load_model(path, device)
-    check_settings(loaded.artefact, settings)
-    pixels = len(options.indices) * math.prod(loaded.artefact.network.size)
+    check_settings(source.artefact, settings)
+    pixels = len(options.indices) * math.prod(source.artefact.network.size)
     if options.scale and pixels * options.scale**2 > MAX_PIXELS:
         limit = f"{MAX_PIXELS >> 20} million pixels"
         raise UsageError(f"--scale {options.scale}: the picture would have over {limit}: give a smaller one")
-    guides = load_guides(selected_files(options, settings, path, options.sampling), device)
-    if options.low_res is not None:
-        guides = guides._replace(real=None)
+    recipe = recipe_of(source, settings, given, with_images=options.low_res is None)
+    loaded, guides = recipe.load(default_device())
     condition = image_condition(loaded, settings, options.indices, guides, options.klass)
     if options.low_res is not None:
         condition = with_pictures(options.low_res, loaded, condition, options.indices)
@@ -68,13 +48,13 @@ def sample_images(options: Sample) -> None:
     cell = describe_cell(effective_axes(settings))
     if options.budget is not None:
         text = f"{cell}, the best of its sweep for {options.budget} NFE\n{text}"
-    elif scores is not None:
+    elif "sweep" in origins.values():
         text = f"{cell}: settings without an option are those of the best cell\n{text}"
     labels = None if condition.labels is None else condition.labels.tolist()
     made = {"out": options.out, "indices": list(options.indices), "labels": labels}
     artefact, base = loaded.artefact, guides.base and guides.base.artefact
     made |= {"model_sha256": artefact.model_sha256, **nfe_fields(settings, artefact, base)}
-    options.answer({**made, **settings.model_dump(mode="json")}, text)
+    options.answer({**made, **settings.model_dump(mode="json"), "origins": origins}, text)
 
 
 def _sample_frames(

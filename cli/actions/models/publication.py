@@ -5,49 +5,38 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cli.actions.model_choice import (
-    chosen_settings,
-    given_options,
-    selected_files,
-    selected_model,
-    selected_scores,
-)
+from cli.actions.model_choice import given_options, selected_source
 from cli.commands.models import PublishHub
 from cli.shared.console import progress
 from cli.shared.options import sample_flags
-from diffusion.choice.selection import model_scores, usual_settings
 from diffusion.interop.hub_folder import CardInputs, write_hub_folder
 from diffusion.layout import MODEL
-from diffusion.model.model_file import load_model
 from diffusion.protocol.base_model import BaseConfig
-from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.sample.generate import check_settings
+from diffusion.protocol.settings import SampleSettings, completed
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.files import atomic_folder
 from diffusion.system.output_paths import check_output_folder
+from tracking.recipes import Source, find_settings, recipe_of
 
 
 def publish_to_hub(options: PublishHub) -> None:
     if options.dry_run is not None:
         check_output_folder(options.dry_run, "--dry-run")
-    model = selected_model(options)
-    loaded = load_model(model, default_device())
-    scores = _own_scores(options, loaded.artefact.model_sha256)
-    usual = usual_settings(loaded.artefact.process.schedule, scores, given_options(options.sampling))
-    settings = chosen_settings(options.sampling, usual)
-    check_settings(loaded.artefact, settings)
-    files = selected_files(options, settings, model, options.sampling)
+    source, given = selected_source(options), given_options(options.sampling)
+    _warn_without_scores(source)
+    settings = find_settings(source, given).settings
+    recipe = recipe_of(source, settings, given)
     name = options.repo.rpartition("/")[2]
-    guides: dict[str, Any] = {kind: f"{name}/{kind}{MODEL.suffix}" for kind in files.networks()}
+    guides: dict[str, Any] = {kind: f"{name}/{kind}{MODEL.suffix}" for kind in recipe.files.networks()}
     if settings.base is not None:
         guides["base"] = BaseConfig(file=guides["base"], sampling=settings.base.sampling)
     card = CardInputs(
         repo=options.repo,
-        artefact=loaded.artefact,
-        scores=scores,
+        artefact=source.artefact,
+        scores=source.scores,
         settings=settings,
-        options=sample_flags(settings, guides),
+        options=sample_flags(settings, completed(SampleSettings(), source.schedule), guides),
         license=options.license,
         datasets=tuple(options.dataset or ()),
     )
@@ -59,7 +48,7 @@ def publish_to_hub(options: PublishHub) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = options.dry_run or Path(scratch) / "repository"
         with atomic_folder(out.resolve()) as made, progress("sample") as show:
-            without = write_hub_folder(made, card, loaded, files, show)
+            without = write_hub_folder(made, card, recipe, default_device(), show)
         if without:
             warnings.warn(f"published without a diffusers pipeline: {without}", DiffctlWarning, stacklevel=1)
         names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
@@ -72,12 +61,8 @@ def publish_to_hub(options: PublishHub) -> None:
     options.answer({**found, **done._asdict()}, text)
 
 
-def _own_scores(options: PublishHub, sha256: str) -> ScoresDocument | None:
-    """Return the scores of the model; None without any, with a warning."""
+def _warn_without_scores(source: Source) -> None:
     try:
-        own, why = model_scores(selected_scores(options), sha256), "the scores are of another model"
+        _ = source.required_scores
     except UsageError as error:  # it was not evaluated
-        own, why = None, str(error)
-    if own is None:
-        warnings.warn(f"published without scores: {why}", DiffctlWarning, stacklevel=2)
-    return own
+        warnings.warn(f"published without scores: {error}", DiffctlWarning, stacklevel=3)

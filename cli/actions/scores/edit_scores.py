@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import typer
 
-from cli.actions.model_choice import selected_model_and_run
+from cli.actions.model_choice import selected_source
 from cli.commands.scores import WEIGHTS, Evaluate
 from cli.shared.console import print_table, progress
 from cli.shared.process import command_line
@@ -25,11 +25,12 @@ from diffusion.images.pictures import sheet
 from diffusion.images.pixels import to_nchw, to_nhwc
 from diffusion.images.store import Images, ImageStore, content_digest
 from diffusion.layout import PREPARED
-from diffusion.model.model_file import LoadedModel, load_model, read_artefact
+from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.edits import EditSettings
 from diffusion.protocol.extractors import default_extractor, extractor_spec
-from diffusion.protocol.settings import SampleSettings, default_spacing
+from diffusion.protocol.resolution import resolve_settings
+from diffusion.protocol.settings import SampleSettings
 from diffusion.report.edit_report import (
     SCORES,
     interval_scores,
@@ -59,11 +60,10 @@ class Originals(NamedTuple):
 
 
 def score_edits(options: Evaluate) -> None:
-    path, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
-    device = default_device()
-    spacing = options.spacing or default_spacing(read_artefact(path).process.schedule)
-    cells = list(_cells(options, spacing))
-    loaded, networks = load_model(path, device), NetworkFiles(path).read()
+    source, device = selected_source(options), default_device()
+    run_id = source.run_id
+    cells = list(_cells(options, source.schedule))
+    loaded, networks = load_model(source.model, device), NetworkFiles(source.model).read()
     shape = loaded.artefact.network.shape
     operators = {text: build_operator(text, shape) for text in options.edit or ()}
     originals = _originals(options, loaded)
@@ -106,13 +106,13 @@ def _report(
         typer.echo(f"page: {options.html}", err=options.as_json)
 
 
-def _cells(options: Evaluate, spacing: str) -> Iterator[tuple[EditSettings, SampleSettings]]:
+def _cells(options: Evaluate, schedule: str) -> Iterator[tuple[EditSettings, SampleSettings]]:
     """Yield each operator with each method and number of steps."""
     steps = (options.steps or "50").split(",")
     for operator, method, count in product(options.edit or (), options.method or ["ddnm"], steps):
         values = {"method": method, "operator": operator}
-        chosen = {"steps": count.strip(), "spacing": spacing}
-        settings = validate(SampleSettings, chosen, "diffctl evaluate")
+        given = {"steps": count.strip(), **options.given("spacing")}
+        settings = resolve_settings(schedule, given, where="diffctl evaluate").settings
         yield validate(EditSettings, values, "--edit"), settings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from cli.actions.model_choice import given_options, registered_files, selected_model_and_run
+from cli.actions.model_choice import given_options, selected_source
 from cli.actions.scores.score_tables import show_sweep_scores
 from cli.commands.scores import Sweep
 from cli.shared.options import OWN_OPTIONS, flag_of
@@ -49,15 +49,15 @@ def sweep_model(options: Sweep) -> None:
         raise UsageError(str(error)) from None
     busy = f"another sweep uses {SWEEP_RUN}: wait for it or stop it"
     with join_run(), hold_samples():  # before the fetch: `diffctl prune` removes fetched models
-        model, run_id = selected_model_and_run(options)  # before the work: the champion may change meanwhile
+        source = selected_source(options)  # before the work: the champion may change meanwhile
         is_guided = any(cell_settings(sample, cell).is_guided for cell in grid(sample, sweep))
-        known = registered_files(options, model) if is_guided or sample.base else {}
+        known = source.named_networks() if is_guided or sample.base else {}
         base = None if sample.base is None else known.get(str(sample.base)) or fetch_base(sample.base)
         with file_lock(SWEEP_RUN / "lock", timeout=0, busy=busy):
-            document = score_grid(config, model, SWEEP_RUN, base, known)
-    if run_id is not None:
-        log_sweep(run_id, document)
-    options.answer(document_values(document), partial(_show, document, run_id))
+            document = score_grid(config, source.model, SWEEP_RUN, base, known)
+    if source.run_id is not None:
+        log_sweep(source.run_id, document)
+    options.answer(document_values(document), partial(_show, document, source.run_id))
 
 
 def score_grid(

@@ -5,17 +5,18 @@ from typing import Any
 
 import typer
 
+from cli.actions.model_choice import selected_source
 from cli.commands.servers import Playground, Serve
 from cli.shared.options import ModelSourceOptions
 from cli.shared.process import print_message
 from diffusion.code_digest import library_version
-from diffusion.layout import MODEL, PREPARED
+from diffusion.layout import PREPARED
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from flows.ray.ray_session import cluster_address, ray_session, resolve_gpus
 from serving.app import create_app
 from serving.http_server import bind_socket, read_token, require_token, serve
-from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
+from serving.model_source import ChampionSource, FixedSource, ModelSource, published_model
 from serving.playground.router import playground as routes
 from serving.ray_serve import ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
 from serving.schemas import ServeConfig
@@ -82,9 +83,7 @@ def _source(options: ModelSourceOptions) -> ModelSource:
     """Return the source of the model; UsageError if there is none."""
     if options.champion:
         return ChampionSource(champion_model(force=options.force))
-    if options.run_id is not None:
-        return FixedSource(model_of_run(options.run_id))
-    return FixedSource(model_of_file(options.model or MODEL, print_message))
+    return FixedSource(published_model(selected_source(options), print_message))
 
 
 def _print_url(name: str, address: tuple[Any, ...], path: str = "/v1/images") -> None:
