@@ -1,7 +1,7 @@
 """The pictures of README.md and docs/: `python -m tests.pictures [--project FOLDER] NAME…`.
 
 They show a project, by default this checkout: run `make demo` there first. `figures` are those of
-docs/theory.md, `samples` and `terminal` are in the README, and the others are screenshots of pages.
+docs/theory.md, `samples` is in docs/sweep.md, `terminal` in the README; the others are screenshots.
 `notebooks` needs no project: it executes docs/notebooks and stores the outputs in them.
 """
 
@@ -24,7 +24,7 @@ from tests.helpers.server_process import ServerProcess
 
 DOCS = ROOT / "docs"
 FOLDER = DOCS / "figures"
-PICTURE = FOLDER / "samples.png"  # in the README: steps × η
+PICTURE = FOLDER / "samples.png"  # steps × η
 STEPS, ETAS = (2, 5, 10, 50), (0.0, 0.5, 1.0)
 COLUMNS = 100  # of the terminal
 SIZE = {"width": 1120, "height": 700}  # of a page

@@ -17,7 +17,7 @@ from tests.newest import copy_checkout
 pytestmark = pytest.mark.long
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
 TUTORIAL = BLOCK.findall((ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))
-NOT_RUN = {  # lines of the README's section Use, by how they begin
+NOT_RUN = {  # lines of the commands of README and tutorial, by how they begin
     "diffctl use": "data that is fetched",
     "diffctl run  ": "the tutorial does",
     "diffctl set": "the tutorial does",
@@ -70,10 +70,11 @@ def test_the_tutorial_ends_with_two_models_and_their_images(folder: Path, output
     assert "train 600/600" in output
 
 
-def test_the_readmes_commands_run(folder: Path, output: str) -> None:
-    use = re.search(r"^## Use\n(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert use
-    lines = [line.strip() for line in re.findall(r"^    (\S.*)$", use[1], re.M)]
+def test_the_listed_commands_run(folder: Path, output: str) -> None:
+    pages = (ROOT / "README.md", "## Use"), (ROOT / "docs/tutorial.md", "## Other commands")
+    texts = [page.read_text(encoding="utf-8").split(f"\n{heading}\n")[1] for page, heading in pages]
+    sections = [text.split("\n## ")[0] for text in texts]
+    lines = [line.strip() for line in re.findall(r"^    (\S.*)$", "\n".join(sections), re.M)]
     assert all(any(line.startswith(begin) for line in lines) for begin in NOT_RUN)
     wanted = [line for line in lines if not any(line.startswith(begin) for begin in NOT_RUN)]
     assert len(wanted) > 8
