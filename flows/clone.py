@@ -16,6 +16,7 @@ import flows
 from diffusion.project import version_problem
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holding_group
+from flows.dvc_pull import update_tracked_files
 from flows.run_lock import FLOW_RUN, LOCK, hold_run_lock
 
 VARIABLE = "DIFFCTL_CLONE"
@@ -44,6 +45,7 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
                     f"`git reset --hard {UPSTREAM}`, also if the upstream was rewritten"
                 )
             _git(clone, "reset", "--quiet", "--hard", UPSTREAM)  # over untracked files of the new commit too
+        update_tracked_files(clone)
         if problem := version_problem(clone):
             raise UsageError(f"{problem[0]} for the worker: {problem[1]}")
     except DiffctlError as error:

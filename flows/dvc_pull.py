@@ -1,7 +1,10 @@
 """Pull the weights that a training and its sampling name and that DVC tracks by files of their own."""
 
+import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusion.config import Config
 from diffusion.layout import RUNS
@@ -37,6 +40,35 @@ def fetch_networks(config: Config) -> None:
             _pull(Path(file), "sample")
 
 
+def update_tracked_files(clone: Path) -> None:
+    """Replace files that differ from the .dvc files of a clone; missing ones are pulled by what needs them.
+
+    Raise DiffctlError if DVC fails.
+    """
+    if not (clone / ".dvc").is_dir():
+        return
+    done = _dvc("status", "--json", cwd=clone)
+    if done.returncode:
+        raise DiffctlError(f"`dvc status` failed in {clone} ({_reason(done)})")
+    status: dict[str, Any] = json.loads(done.stdout)
+    changed = [
+        name
+        for name, problems in status.items()
+        if name.endswith(".dvc") and any(_is_changed(clone, one.get("changed outs", {})) for one in problems)
+    ]
+    if changed and _dvc("checkout", "--force", *changed, cwd=clone).returncode:
+        done = _dvc("pull", "--force", *changed, cwd=clone)
+        if done.returncode:
+            raise DiffctlError(f"`dvc pull {' '.join(changed)}` failed in {clone} ({_reason(done)})")
+
+
+def _is_changed(clone: Path, outputs: Mapping[str, str]) -> bool:
+    """Return whether an output exists with other content; "not in cache" may be the same content."""
+    return any(
+        state in ("modified", "not in cache") and (clone / name).exists() for name, state in outputs.items()
+    )
+
+
 def _pull(path: Path, subject: str) -> None:
     """Pull a file that is missing, which DVC tracks itself or in a folder."""
     from diffusion.train.pretrained import dvc_file
@@ -48,9 +80,17 @@ def _pull(path: Path, subject: str) -> None:
     with file_lock(PULL_LOCK):
         if path.exists():
             return
-        command = [*DVC, "pull", str(tracked)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = _dvc("pull", str(tracked))
     if done.returncode or not path.exists():
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        why = " ".join(errors).removeprefix("ERROR: ") or "no reason given"
-        raise DiffctlError(f"{subject}: {path} is missing, and `dvc pull {tracked}` failed ({why})")
+        raise DiffctlError(f"{subject}: {path} is missing, and `dvc pull {tracked}` failed ({_reason(done)})")
+
+
+def _dvc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DVC, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=cwd
+    )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    return " ".join(errors).removeprefix("ERROR: ") or "no reason given"

@@ -22,6 +22,7 @@ from diffusion.train.distributed.process_group import RankFailed
 from diffusion.train.loop import Diverged
 from diffusion.train.observers import observer_guard
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
+from diffusion.train.train_config import TrainSections
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import ValidationLoss
 from tracking import keys
@@ -72,7 +73,7 @@ def tracked_training(
     """Track a training in MLflow; the end of the block decides the status of its run."""
     end_discarded(run.folder)
     spool = Spool(run.folder, run.key, training_name(config), keys.experiment_name(title_of(plan.data.name)))
-    values, made_by = config.model_dump(mode="json"), plan.code[-1]
+    values, made_by = config.model_dump(mode="json", include={*TrainSections.model_fields}), plan.code[-1]
     spool.params(values)
     tags = {keys.FINGERPRINT: run.folder.name, keys.DATA_DIGEST: plan.data.digest}
     tags |= {"diffctl.precision": plan.precision, keys.CODE: made_by.digest, "diffctl.torch": made_by.torch}

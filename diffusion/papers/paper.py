@@ -13,7 +13,15 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from diffusion.images.store_meta import CardValue
-from diffusion.protocol.card import NETWORK_DIGESTS, SHARES, Card, Limits, protocol_card, statistics_card
+from diffusion.protocol.card import (
+    NETWORK_DIGESTS,
+    SHARES,
+    Card,
+    Limits,
+    protocol_card,
+    short_text,
+    statistics_card,
+)
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import CellScores
@@ -82,8 +90,11 @@ class Paper(Section):
         return self
 
     def protocol_of(self, figure: Figure) -> dict[str, Any]:
-        """Return the full protocol of a figure, by fields of a card."""
-        return {**self.protocol, **figure.protocol}
+        """Return the full protocol of a figure, by fields of a card, with the weights of its extractor."""
+        stated = {**self.protocol, **figure.protocol}
+        extractor = EXTRACTORS.get(str(stated.get("extractor")))
+        weights = "" if extractor is None else extractor.weights.sha256
+        return {"weights_sha256": weights, **stated} if weights else stated
 
     def datasets_of(self, figure: Figure) -> list[str]:
         """Return the data sets that have this figure in their reports."""
@@ -239,4 +250,4 @@ def shared_differences(found: Iterable[Sequence[PublishedDifference]]) -> list[P
 
 
 def _text(value: Any) -> str:
-    return "not stated" if value is None else f"{value:,}" if type(value) is int else str(value)
+    return "not stated" if value is None else f"{value:,}" if type(value) is int else short_text(value)

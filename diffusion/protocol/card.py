@@ -109,12 +109,13 @@ def differing_fields(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[
 
 def describe_difference(fields: Mapping[str, Sequence[Any]]) -> str:
     """Return differing fields of two cards as text: each with both values, digests abbreviated."""
-    return ", ".join(f"{name} ({_short(a)} against {_short(b)})" for name, (a, b) in fields.items())
+    return ", ".join(f"{name} ({short_text(a)} against {short_text(b)})" for name, (a, b) in fields.items())
 
 
-def _short(value: Any) -> str:
+def short_text(value: Any) -> str:
+    """Return a field's value as text, a SHA-256 abbreviated."""
     text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text  # a SHA-256
+    return f"{text[:12]}…" if len(text) == 64 else text
 
 
 def subset_size(count: int, reference_count: int, most: int = SUBSET_SIZE) -> int:

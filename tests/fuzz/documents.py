@@ -7,10 +7,11 @@ from pathlib import Path
 import yaml
 
 from diffusion.choice.ranking import best_cell, decide
-from diffusion.choice.selection import all_spaces, recommended
+from diffusion.choice.selection import all_spaces
 from diffusion.config import load
 from diffusion.papers.paper import compare_cells, open_paper, shared_differences
 from diffusion.protocol.grid import cell_settings, grid, settings_card
+from diffusion.protocol.resolution import recommended
 from diffusion.protocol.scores_document import document_values, pack, read_scores
 from diffusion.report import score_tables
 from diffusion.report.score_tables import headline

@@ -18,6 +18,7 @@ from diffusion.papers.paper import (
     differences,
     open_paper,
 )
+from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
@@ -55,6 +56,16 @@ def test_file_of_the_docs_compares_real_images():
     assert [figure.value for figure in paper.figures] == [3.2, 3.1]
 
 
+def test_figures_are_of_the_published_weights_of_their_extractor():
+    paper = open_paper("ddim")
+    figure, spec = paper.figures[0], EXTRACTORS["inception-v3-compat"]
+    stated = paper.protocol_of(figure)
+    assert stated["weights_sha256"] == spec.weights.sha256
+    assert str(differences(paper, figure, {**stated, "weights_sha256": "a" * 64})[0]) == (
+        "weights_sha256 6726825d0af5… (here aaaaaaaaaaaa…)"
+    )
+
+
 def test_table_1_of_ddim_is_complete():
     """2010.02502, table 1, CIFAR-10: rows by η and σ̂, columns by S."""
     paper = open_paper("ddim")
@@ -88,7 +99,9 @@ def ddim_card(**changes):
     """The card of a run by DDIM's protocol with S = 10 and η = 0."""
     card = settings_card(SampleSettings(steps=10, spacing="ddim-quadratic", clip=False))
     real = {"data": "cifar10", "image_size": 32, "reference_split": "train", "reference_count": 50_000}
-    return {**card, **real, "num_images": 50_000, "extractor": "inception-v3-compat", **changes}
+    spec = EXTRACTORS["inception-v3-compat"]
+    extractor = {"extractor": spec.name, "weights_sha256": spec.weights.sha256}
+    return {**card, **real, "num_images": 50_000, **extractor, **changes}
 
 
 def test_run_by_the_protocol_is_comparable_with_one_figure():
@@ -119,8 +132,9 @@ def test_figure_uses_the_extractor_with_its_score():
     paper = Paper(
         **{**PAPER, "figures": [{**FIGURE, "protocol": {"extractor": "inception-v3-compat"}}, other]}
     )
+    weights = {"weights_sha256": EXTRACTORS["inception-v3-compat"].weights.sha256}
     seen = [
-        SpaceScores({"num_images": 500, "extractor": f"inception-v3-{name}"}, scores)
+        SpaceScores({"num_images": 500, "extractor": f"inception-v3-{name}", **weights}, scores)
         for name, scores in (("compat", {"fid": 1.0}), ("spatial", {"sfid": 2.0}))
     ]
     found = compare_spaces(paper, {None: seen})

@@ -175,7 +175,8 @@ def test_only_steps_and_eta_may_differ(monkeypatch):
 
 
 def test_all_figures_are_listed_and_those_of_the_curve_drawn(monkeypatch):
-    further = {**figure("b", 500.0, extractor="effnet-lite0-96", steps=5), "metric": "fd_effnet_lite0_96"}
+    protocol = {"extractor": "effnet-lite0-96", "weights_sha256": "v" * 64, "steps": 5}
+    further = {**figure("b", 500.0, **protocol), "metric": "fd_effnet_lite0_96"}
     kernel = {**figure("c", 0.2, steps=5), "metric": KD}
     shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), further, kernel))
     found = published_content(with_space(document()))
