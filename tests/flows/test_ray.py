@@ -13,7 +13,7 @@ from diffusion.layout import MODEL
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import LocalRunner
-from diffusion.sample.network_files import NetworkFiles
+from diffusion.sample.network_files import NetworkFiles, Recipe
 from diffusion.system.errors import DiffctlError
 from flows.ray.shard_runner import ray_runner
 from tests.conftest import diffctl, start_diffctl
@@ -114,14 +114,14 @@ def test_the_model_is_put_into_the_object_store_once(project, address, wanted, m
     with ray_runner(config.sample) as run:
         for cell in grid(config.sample, config.sweep):
             settings = cell_settings(config.sample, cell)
-            for shard, images in run(files, files.read(), settings, shards):
+            for shard, images in run(Recipe.read(settings, files), shards):
                 assert_equal_but_for_rounding(images, wanted[cell.name][shard.start : shard.stop])
             if hidden.exists():  # the driver looks at it once a cell
                 hidden.rename(MODEL)
         assert len(stored) == 1
         monkeypatch.setattr("flows.ray.shard_runner.library_version", lambda: "0123 with torch 1.0")
         with pytest.raises(DiffctlError, match=r"than the driver .*, not 0123 with torch 1\.0"):
-            list(run(files, files.read(), settings, [range(4)]))
+            list(run(Recipe.read(settings, files), [range(4)]))
 
 
 def test_a_guide_is_on_the_workers_too(project: Path, address: str) -> None:
@@ -130,9 +130,9 @@ def test_a_guide_is_on_the_workers_too(project: Path, address: str) -> None:
     settings = SampleSettings(steps=2, guidance=1.0, guide="early.safetensors")
     files, shards = NetworkFiles(MODEL, Path("early.safetensors")), [range(0, 2), range(2, 4)]
     with LocalRunner() as run:
-        wanted = dict(run(files, files.read(), settings, shards))
+        wanted = dict(run(Recipe.read(settings, files), shards))
     with ray_runner(load().sample) as run:
-        for shard, images in run(files, files.read(), settings, shards):
+        for shard, images in run(Recipe.read(settings, files), shards):
             assert_equal_but_for_rounding(images, wanted[shard])
 
 
