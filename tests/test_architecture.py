@@ -43,11 +43,6 @@ MAY_SERVE = {
     "cli": {"typer"},
 }
 FILES = sorted(file for package in MAY_USE for file in (ROOT / package).rglob("*.py"))
-LAZY = {  # packages whose modules load when they are used, see cli/shared/lazy.py
-    ".".join(file.parent.relative_to(ROOT).parts)
-    for file in FILES
-    if file.name == "__init__.py" and "lazy_submodules" in file.read_text(encoding="utf-8")
-}
 
 
 @cache
@@ -79,7 +74,7 @@ def test_imports_have_no_cycle() -> None:
 def loaded(file: Path) -> Iterator[Path]:
     """Yield the project's files that importing this one loads: its imports outside functions."""
     for node in parse(file).body:
-        if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") not in LAZY:
+        if isinstance(node, ast.Import | ast.ImportFrom):
             names = list(imported_modules(ast.Module(body=[node], type_ignores=[])))
             found = [module_file(name) for name in names if name.split(".")[0] in MAY_USE]
             # `from package import module` loads the module; the package is its parent, not a cycle.

@@ -5,7 +5,6 @@ from typing import Any
 
 import typer
 
-from cli.actions.images import edited_images
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import JsonOptions, ModelSourceOptions, sampling_options
 from diffusion.protocol.edits import MAX_SIGMA_Y, METHODS, OPERATORS
@@ -18,7 +17,7 @@ app = typer.Typer()
 KINDS = ("--mask", "--upscale", "--colorize", "--deblur", "--operator", "--strength")
 
 
-@command(app, lambda: edited_images.edit, "loading the model")
+@command(app, "cli.actions.images.edited_images:edit", "loading the model")
 class Edit(JsonOptions, ModelSourceOptions):
     """Fill, enlarge, colour or sharpen pictures, or sample them again, by a model of such pictures.
 

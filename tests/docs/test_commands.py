@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from cli.actions.project import documentation
+from cli.commands.project import pages
 from cli.main import app
 from tests.conftest import ROOT
 from tests.helpers.invoke import assert_refused
@@ -72,7 +72,7 @@ def test_pages_of_the_documentation_are_printed_and_those_that_messages_name_exi
     files = [file for name in packages for file in (ROOT / name).rglob("*.py")]
     files += [*(ROOT / "profiles").glob("*.yaml"), *(ROOT / "diffctl/project").iterdir(), ROOT / "README.md"]
     named = {name for file in files for name in re.findall(r"`diffctl docs ([a-z/.]+)`", file.read_text())}
-    assert {"data", "extending", "operations"} <= named <= documentation.pages().keys()
+    assert {"data", "extending", "operations"} <= named <= pages().keys()
     assert invoke("docs", "data").out == (ROOT / "docs/data.md").read_text()
     assert invoke("docs", "deploy/nginx.conf").out == (ROOT / "deploy/nginx.conf").read_text()
     assert "sweep" in invoke("docs").out

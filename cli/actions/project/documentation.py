@@ -5,19 +5,11 @@ from pathlib import Path
 
 import typer
 
-from cli.commands.project import Docs
+from cli.commands.project import Docs, pages
 from cli.shared.console import print_table
-from diffusion.layout import PACKAGE_DATA
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import nearest
 from diffusion.system.section import brief
-
-
-def pages() -> dict[str, Path]:
-    """Return the pages by topic, and the files of deploy/ by their paths."""
-    topics = {path.stem: path for path in sorted((PACKAGE_DATA / "docs").glob("*.md"))}
-    files = sorted(path for path in (PACKAGE_DATA / "deploy").rglob("*") if path.is_file())
-    return topics | {path.relative_to(PACKAGE_DATA).as_posix(): path for path in files}
 
 
 def show_page(options: Docs) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from cli.actions.project import params_edits
 from cli.commands.pipeline import Set, Use
 from cli.project.generated_files import record_profile
 from cli.shared.command import begin
@@ -30,6 +29,8 @@ def use(options: Use) -> None:
         lines.append(f"{PARAMS} is now the profile {options.profile}; `diffctl run` trains it")
     if options.protocol is not None or options.init_from is not None:
         begin("loading the model or the protocol")
+        from cli.actions.project import params_edits  # torch
+
     if options.protocol is not None:
         text, further = params_edits.with_protocol(text, options.protocol)
         lines += further
