@@ -12,9 +12,12 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import edits, models, pipeline, project, registry, scores, servers, show, verdict
+from cli.commands import pipeline, project, registry, scores, servers
+from cli.images import image_commands
+from cli.models import model_commands
 from cli.shared.command import CommandGroup
 from cli.shared.process import outcome_of, print_message, run_app, set_up_process
+from cli.trials import trial_commands
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
 from diffusion.version import VERSION
 from flows import stage_outcome
@@ -29,11 +32,12 @@ app = typer.Typer(
 PANELS = (
     ("Pipeline", pipeline.app),
     ("Project", project.app),
-    ("Models", models.app),
-    ("Models", edits.app),
-    ("Models", show.app),
+    ("Models", image_commands.app),
+    ("Models", model_commands.app),
+    ("Models", trial_commands.search_app),
     ("Scores", scores.app),
-    ("Scores", verdict.app),
+    ("Scores", model_commands.score_app),
+    ("Scores", trial_commands.verdict_app),
     ("Servers", servers.app),
     ("Registry", registry.app),
 )

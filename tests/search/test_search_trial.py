@@ -14,9 +14,9 @@ import pytest
 import typer
 
 from cli.actions.trials import trial_process
-from cli.commands.models import SearchTrial
 from cli.stages import training
 from cli.stages.observers import TrackedTraining
+from cli.trials.trial_commands import SearchTrial
 from diffusion.layout import HELD_OUT, TRAIN_RUNS, VERDICT_RUNS
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, TemporaryError, UsageError

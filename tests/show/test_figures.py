@@ -18,7 +18,7 @@ from PIL import Image
 from rich.cells import cell_len
 from torch import nn
 
-from cli.commands.show import NOTEBOOKS
+from cli.images.image_commands import NOTEBOOKS
 from diffusion.layout import MODEL
 from diffusion.model.blocks import Attention
 from diffusion.model.model_file import LoadedModel

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.actions.model_choice import selected_source
 from cli.actions.trials import trial_process
+from cli.models.model_choice import selected_source
 from cli.shared.options import ModelSourceOptions
 from diffusion.config import parse
 from diffusion.layout import MODEL, MODEL_RUNS, RUN, SCORES

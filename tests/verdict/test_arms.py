@@ -10,7 +10,7 @@ import yaml
 from cli.actions.trials import trial_process
 from cli.actions.trials.verdict_arms import check_options, identify, read_arms
 from cli.actions.trials.verdict_trials import Job, VerdictTrials
-from cli.commands.verdict import Verdict
+from cli.trials.trial_commands import Verdict
 from diffusion.code_digest import module_digests
 from diffusion.config import load
 from diffusion.layout import GRIDS, MODEL, PARAMS

@@ -9,9 +9,9 @@ import pytest
 from cli.actions.trials import trial_process
 from cli.actions.trials.verdict_judge import Judge
 from cli.actions.trials.verdict_trials import VerdictTrials
-from cli.commands.models import SearchTrial
 from cli.stages import training
 from cli.stages.observers import TrackedTraining
+from cli.trials.trial_commands import SearchTrial
 from diffusion.choice.paired_test import PairedTest
 from diffusion.layout import VERDICT_RUNS
 from diffusion.system.params import with_fields

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import typer
 
-from cli.actions.model_choice import selected_source
 from cli.commands.scores import WEIGHTS, Evaluate
+from cli.models.model_choice import selected_source
 from cli.shared.console import print_table, progress
 from cli.shared.process import command_line
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store

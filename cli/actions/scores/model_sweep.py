@@ -7,9 +7,9 @@ from typing import Any
 
 import typer
 
-from cli.actions.model_choice import given_options, selected_source
 from cli.actions.scores.score_tables import show_sweep_scores
 from cli.commands.scores import Sweep
+from cli.models.model_choice import given_options, selected_source
 from cli.shared.options import OWN_OPTIONS, flag_of
 from cli.stages.evaluate_stage import score_cells
 from cli.stages.sample_stage import sample_cells

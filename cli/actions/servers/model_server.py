@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
-from cli.actions.model_choice import selected_source
 from cli.commands.servers import Playground, Serve
+from cli.models.model_choice import selected_source
 from cli.shared.options import ModelSourceOptions
 from cli.shared.process import print_message
 from diffusion.code_digest import library_version

@@ -18,11 +18,11 @@ from pathlib import Path
 import typer
 
 from cli.actions.scores.model_sweep import check_scoring, score_grid
-from cli.commands.models import SearchTrial
 from cli.shared.console import print_line
 from cli.shared.options import RayOptions
 from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
+from cli.trials.trial_commands import SearchTrial
 from diffusion.choice.selection import describe_selection
 from diffusion.config import Config, load
 from diffusion.images.store import open_store

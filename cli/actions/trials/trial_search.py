@@ -12,8 +12,8 @@ import typer
 
 from cli.actions.scores.model_sweep import check_scoring
 from cli.actions.trials.trial_process import trial_runner
-from cli.commands.models import Search
 from cli.shared.console import print_table
+from cli.trials.trial_commands import Search
 from diffusion.check import preflight
 from diffusion.config import Config, load, parse
 from diffusion.images.store import open_store

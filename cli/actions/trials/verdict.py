@@ -22,7 +22,7 @@ from cli.actions.trials.verdict_arms import (
 )
 from cli.actions.trials.verdict_judge import Judge
 from cli.actions.trials.verdict_trials import PROGRESS, VerdictTrials
-from cli.commands.verdict import Verdict
+from cli.trials.trial_commands import Verdict
 from diffusion.check import preflight
 from diffusion.check.cost_estimate import format_duration
 from diffusion.check.findings import Project

@@ -10,8 +10,8 @@ import torch
 import typer
 
 from cli.actions.project.params_file import find_profile, parse_assignments
-from cli.commands.verdict import Verdict
 from cli.shared.process import command_line
+from cli.trials.trial_commands import Verdict
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL
 from diffusion.layout import PARAMS, VERDICT_RUNS
 from diffusion.system.devices import acquire_device, default_device, device_name

@@ -9,9 +9,15 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from cli.actions.model_choice import selected_model
-from cli.commands.models import Ema, ExportDiffusers, ImportDiffusers, ImportOpenai, ImportOptions
-from cli.commands.scores import WeightsInception
+from cli.models.model_choice import selected_model
+from cli.models.model_commands import (
+    Ema,
+    ExportDiffusers,
+    ImportDiffusers,
+    ImportOpenai,
+    ImportOptions,
+    WeightsInception,
+)
 from cli.shared.console import progress
 from diffusion.check.params_changes import format_sections, sections_of
 from diffusion.downloads.fetch import cache_root

@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cli.actions.model_choice import given_options, selected_source
-from cli.commands.models import PublishHub
+from cli.models.model_choice import given_options, selected_source
+from cli.models.model_commands import PublishHub
 from cli.shared.console import progress
 from cli.shared.options import sample_flags
 from diffusion.interop.hub_folder import CardInputs, write_hub_folder
@@ -42,7 +42,7 @@ def publish_to_hub(options: PublishHub) -> None:
     )
     repository = None
     if options.dry_run is None:
-        from cli.actions.models.hub_upload import HubRepository  # of an extra
+        from cli.models.hub_upload import HubRepository  # of an extra
 
         repository = HubRepository(options.repo, private=options.private)
     with tempfile.TemporaryDirectory() as scratch:

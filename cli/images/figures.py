@@ -2,9 +2,8 @@
 
 import shutil
 
-from cli.actions.model_choice import given_options, selected_config, selected_model, selected_source
-from cli.commands import show as commands
-from cli.commands.show import FigureOptions
+from cli.images.image_commands import FigureOptions, ModelFigure, ReverseFigure, SamplersFigure, StepsFigure
+from cli.models.model_choice import given_options, selected_config, selected_model, selected_source
 from cli.shared.options import ProfileOptions
 from diffusion.check.findings import Project
 from diffusion.model.model_file import read_artefact
@@ -22,11 +21,11 @@ from tracking.recipes import find_settings, recipe_of
 WIDEST, NARROWEST = 120, 72  # characters of a line
 
 
-def show_steps(options: commands.StepsFigure) -> None:
+def show_steps(options: StepsFigure) -> None:
     write_figure(step_spacing.steps(selected_process(options), options.count), options)
 
 
-def show_reverse(options: commands.ReverseFigure) -> None:
+def show_reverse(options: ReverseFigure) -> None:
     source, given, device = selected_source(options), given_options(options.sampling), default_device()
     settings = find_settings(source, given, best_cell=False).settings
     loaded, guides = recipe_of(source, settings, given).load(device)
@@ -34,7 +33,7 @@ def show_reverse(options: commands.ReverseFigure) -> None:
     write_figure(reverse.reverse(loaded, settings, options.index, condition, device, guides), options)
 
 
-def show_model(options: commands.ModelFigure) -> None:
+def show_model(options: ModelFigure) -> None:
     if options.names_model:
         network = read_artefact(selected_model(options)).network
     else:
@@ -43,7 +42,7 @@ def show_model(options: commands.ModelFigure) -> None:
     write_figure(network_table.model(network), options)
 
 
-def show_samplers(options: commands.SamplersFigure) -> None:
+def show_samplers(options: SamplersFigure) -> None:
     process = selected_process(options)
     spacing = resolve_settings(process.schedule, given_options(options.sampling)).settings.spacing
     write_figure(sampler_paths.samplers(process, options.count, spacing, seed=options.seed), options)

@@ -1,23 +1,53 @@
-"""A judgement of changes: `diffctl verdict`."""
+"""Trials of settings: `diffctl search` and `verdict`."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import typer
 
-from cli.shared.command import argument, command, option, out_option
+from cli.shared.command import CommandOptions, argument, command, option, out_option
 from cli.shared.options import JsonOptions, RayOptions
 from diffusion.system.errors import UsageError, printable
 
-app = typer.Typer()
+search_app, verdict_app = typer.Typer(), typer.Typer()
 
 MAX_PAIRS = 50
 PAIRS = 3, 12  # by default
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-@command(app, "cli.actions.trials.verdict:judge_changes", "checking the changes")
+@command(search_app, "cli.actions.trials.trial_search:search_settings", "checking the points of the search")
+class Search(JsonOptions, RayOptions):
+    """Search hyperparameters: train and score every point of `search` in params.yaml.
+
+    The models, samples and metrics of the project do not change. The same command resumes an interrupted
+    search.
+    """
+
+    address: str | None = argument(
+        "With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]"
+    )
+    name: str = option("The name of the search, stored in runs/search/NAME.", default="search")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.address and not self.ray:
+            raise UsageError("ADDRESS needs --ray: add it, or leave it out")
+        if find_spec("optuna") is None:
+            raise UsageError("a search needs Optuna: pip install 'diffctl[search]'")
+
+
+@command(search_app, "cli.actions.trials.trial_process:run_trial", name="search-trial", hidden=True)
+class SearchTrial(CommandOptions):
+    """Run one trial; `diffctl search` and `diffctl verdict` start these processes."""
+
+    folder: Path = argument()
+    local: bool = option("Sample in this process, whatever sample.runner is.")
+
+
+@command(verdict_app, "cli.actions.trials.verdict:judge_changes", "checking the changes")
 class Verdict(JsonOptions, RayOptions):
     """Judge whether a change of params.yaml makes the model better.
 

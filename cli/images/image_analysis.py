@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cli.actions.model_choice import given_options, selected_model, selected_source
-from cli.commands.models import CodeOptions, Encode, Interpolate
 from cli.commands.scores import Nll
+from cli.images.image_commands import CodeOptions, Encode, Interpolate
+from cli.models.model_choice import given_options, selected_model, selected_source
 from cli.shared.console import Show, progress
 from diffusion.analysis import image_inputs, inversion
 from diffusion.analysis.likelihood import Bits, bits_per_dimension

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cli.actions.model_choice import given_options, selected_source
 from cli.actions.project.params_file import parse_assignments
-from cli.commands.edits import Edit
+from cli.images.image_commands import Edit
+from cli.models.model_choice import given_options, selected_source
 from cli.shared.console import progress
 from diffusion.analysis.image_inputs import edit_condition
 from diffusion.edit.editor import Editor, edit_card
